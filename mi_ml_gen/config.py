@@ -1,0 +1,353 @@
+"""Typed settings: a dataclass whose fields are options, read from defaults, then a YAML file, then flags.
+
+    @dataclass
+    class NavigatorConfig:
+        num_samples: int = option(1_024_000, help="anchors to train on", positive=True)
+        lr_walk: float = option(8e-5, help="learning rate of the walker", positive=True)
+        precision: Literal["fp32", "bf16"] = option("fp32", help="of the networks")
+
+    config.add_arguments(parser, NavigatorConfig)              # --num_samples N --lr_walk X --precision ...
+    settings = config.from_arguments(NavigatorConfig, parser.parse_args(argv))
+
+Types of fields: int, float, str, bool, Path, Literal, any of these `| None`, and list or tuple of them. Whatever is
+wrong with a value is a UsageError that says where the value came from: `--num_samples -5: must be at least 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from mi_ml_gen.errors import UsageError
+
+C = TypeVar("C")
+
+REQUIRED: Any = dataclasses.MISSING
+BUNDLED = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value of one option must satisfy, beside its type; bounds apply to each item of a list."""
+
+    help: str = ""
+    choices: tuple[Any, ...] | None = None
+    flag: str | None = None  # where it is not the field's name
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+def option(
+    default: Any = REQUIRED,
+    *,
+    help: str = "",
+    choices: Collection[Any] | None = None,
+    flag: str | None = None,
+    positive: bool = False,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field that is also a flag and a YAML key; without a default it must be given.
+
+    `positive` is short for above=0. `flag` names the flag where it differs from the field ("--lr_MI" or "lr_MI").
+    """
+    rule = Rule(
+        help=help,
+        choices=None if choices is None else tuple(choices),
+        flag=None if flag is None else flag.lstrip("-"),
+        at_least=at_least,
+        at_most=at_most,
+        above=0 if positive else above,
+        below=below,
+    )
+    metadata = {"rule": rule}
+    if isinstance(default, (list, dict, set)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=True)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=True)
+
+
+# --- from the command line, a file, and overrides ---------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Declare one flag per field, named as the field, and --config FILE.yaml. A dash may stand for each underscore.
+
+    A bool is a bare flag, and --no_NAME turns off what a file has turned on. A list takes several values.
+    """
+    group = parser.add_argument_group("settings (defaults, then --config, then flags)")
+    group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings from a file, or a bundled one by name")
+    for spec in _specs(config_class):
+        description = _description(spec)
+        if spec.kind is bool:
+            shown = spec.default is True  # the flag worth showing is the one that changes something
+            _add_flag(group, spec, f"no_{spec.flag}", description if shown else None, action="store_const", const=False)
+            _add_flag(group, spec, spec.flag, None if shown else description, action="store_const", const=True)
+        else:
+            several = {"nargs": "+"} if spec.many else {}
+            _add_flag(group, spec, spec.flag, description, metavar=_metavar(spec), **several)
+
+
+def from_arguments(config_class: type[C], namespace: argparse.Namespace) -> C:
+    """The configuration that a parsed command line means: defaults < the file of --config < flags actually given."""
+    values = _read_file(config_class, getattr(namespace, "config", None))
+    for spec in _specs(config_class):
+        given = getattr(namespace, _dest(spec), None)
+        if given is not None:
+            text = " ".join(map(str, given)) if isinstance(given, list) else given
+            values[spec.name] = _convert(spec, given, f"--{spec.flag} {text}")
+    return _build(config_class, values)
+
+
+def load(
+    config_class: type[C],
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> C:
+    """The configuration of a YAML file (or bundled name) with overrides: a mapping, or a list of "key=value"."""
+    values = _read_file(config_class, path)
+    known = {spec.name: spec for spec in _specs(config_class)}
+    for key, value in _pairs(overrides):
+        if key not in known:
+            raise UsageError(f"unknown key {key}{_nearest(key, known)}")
+        values[key] = _convert(known[key], value, f"{key}={value}")
+    return _build(config_class, values)
+
+
+def validate(config: Any) -> None:
+    """Check the values of a configuration made in Python. Raises UsageError as the readers above do."""
+    for spec in _specs(type(config)):
+        value = getattr(config, spec.name)
+        if value != spec.default:
+            _convert(spec, value, f"{spec.name}={value}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """All settings by name, in values that YAML and JSON know: paths as text, tuples as lists."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def to_yaml(config: Any) -> str:
+    """All settings as the text of a YAML file that `load` reads back to an equal configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    path = _find(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: must hold lines of the form key: value")
+    known = {spec.name: spec for spec in _specs(config_class)}
+    for key in content:
+        if key not in known:
+            raise UsageError(f"unknown key {key} in {path}{_nearest(str(key), known)}")
+    return {key: _convert(known[key], value, f"{key}: {value} in {path}") for key, value in content.items()}
+
+
+def _find(path: str | Path) -> Path:
+    """The file itself, or the bundled configuration of that name."""
+    bundled = BUNDLED / f"{path}.yaml"
+    return bundled if not Path(path).exists() and bundled.is_file() else Path(path)
+
+
+def _build(config_class: type[C], values: dict[str, Any]) -> C:
+    for spec in _specs(config_class):
+        if spec.default is REQUIRED and spec.name not in values:
+            raise UsageError(f"--{spec.flag} must be given{': ' + spec.rule.help if spec.rule.help else ''}")
+    return config_class(**values)
+
+
+def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    for text in overrides:
+        if "=" not in text:
+            raise UsageError(f"override {text!r}: must have the form key=value")
+    return [(key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in overrides)]
+
+
+def _nearest(key: str, known: Collection[str]) -> str:
+    matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"; nearest known key: {matches[0]}" if matches else f"; known keys: {', '.join(known)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+# --- one field and its value ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """One field, its type taken apart: `list[int] | None` is kind int, many list, optional."""
+
+    name: str
+    flag: str
+    rule: Rule
+    kind: Any  # int, float, str, bool, Path or Any
+    default: Any
+    many: type | None  # list or tuple
+    length: int | None  # of a tuple of fixed length
+    optional: bool
+    choices: tuple[Any, ...] | None
+
+
+def _specs(config_class: type) -> list[_Spec]:
+    hints = typing.get_type_hints(config_class)
+    return [_spec(field, hints[field.name]) for field in dataclasses.fields(config_class)]
+
+
+def _spec(field: dataclasses.Field, hint: Any) -> _Spec:
+    rule = field.metadata.get("rule", Rule())
+    optional, many, length, choices = False, None, None, rule.choices
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        members = [member for member in typing.get_args(hint) if member is not type(None)]
+        optional = len(members) < len(typing.get_args(hint))
+        hint = members[0] if len(members) == 1 else Any
+    if typing.get_origin(hint) in (list, tuple):
+        many, items = typing.get_origin(hint), typing.get_args(hint)
+        length = len(items) if many is tuple and Ellipsis not in items else None
+        hint = items[0]
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        hint = type(choices[0])
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return _Spec(field.name, rule.flag or field.name, rule, hint, default, many, length, optional, choices)
+
+
+def _convert(spec: _Spec, value: Any, where: str) -> Any:
+    """`value`, text from a flag or a value from YAML, as the field's type. Raises UsageError beginning with `where`."""
+    try:
+        if spec.optional and (value is None or value in ("none", "null", ["none"], ["null"])):
+            return None
+        if spec.many is None:
+            return _checked(spec, _scalar(spec.kind, value))
+        items = [_checked(spec, _scalar(spec.kind, item)) for item in _split(value)]
+        if spec.length is not None and len(items) != spec.length:
+            raise ValueError(f"must be {spec.length} values, not {len(items)}")
+        return spec.many(items)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _split(value: Any) -> list[Any]:
+    """The items of a list that came as YAML, as several words of a flag, or with commas between."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, (list, tuple)):
+        return [part for item in value for part in (_split(item) if isinstance(item, str) else [item])]
+    return [value]
+
+
+def _scalar(kind: Any, value: Any) -> Any:
+    """One value as `kind`. YAML reads 8e-5 as text, so text is accepted for every kind wherever it comes from."""
+    if kind is Any:
+        return value
+    if kind is bool:
+        return _truth(value)
+    if kind is int:
+        return _whole(value)
+    if kind is float:
+        return _real(value)
+    if isinstance(value, (bool, list, dict)) or value is None or (kind is Path and not isinstance(value, (str, Path))):
+        raise ValueError("must be text")
+    return kind(value)
+
+
+def _truth(value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in words:
+        raise ValueError("must be true or false")
+    return words[str(value).lower()]
+
+
+def _whole(value: Any) -> int:
+    try:
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            return int(value)
+    except ValueError:
+        pass
+    raise ValueError("must be a whole number")
+
+
+def _real(value: Any) -> float:
+    try:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and math.isfinite(float(value)):
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be a finite number")
+
+
+def _checked(spec: _Spec, value: Any) -> Any:
+    rule = spec.rule
+    if spec.choices is not None and value not in spec.choices:
+        raise ValueError(f"must be one of {', '.join(map(str, spec.choices))}")
+    if spec.kind is int and rule.above is not None and value <= rule.above:
+        raise ValueError(f"must be at least {math.floor(rule.above) + 1}")
+    if rule.above is not None and value <= rule.above:
+        raise ValueError(f"must be above {rule.above:g}")
+    if rule.at_least is not None and value < rule.at_least:
+        raise ValueError(f"must be at least {rule.at_least:g}")
+    if rule.at_most is not None and value > rule.at_most:
+        raise ValueError(f"must be at most {rule.at_most:g}")
+    if rule.below is not None and value >= rule.below:
+        raise ValueError(f"must be below {rule.below:g}")
+    return value
+
+
+def _add_flag(group: Any, spec: _Spec, name: str, description: str | None, **settings: Any) -> None:
+    """Declare --name, shown with `description` or hidden without one, and its hidden twin with dashes."""
+    settings |= {"dest": _dest(spec), "default": None}
+    group.add_argument(f"--{name}", help=description or argparse.SUPPRESS, **settings)
+    if "_" in name:
+        group.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **settings)
+
+
+def _dest(spec: _Spec) -> str:
+    return f"option_{spec.name}"  # apart from what a script's own flags store
+
+
+def _metavar(spec: _Spec) -> str:
+    if spec.choices is not None and not spec.many:
+        return "{" + ",".join(map(str, spec.choices)) + "}"
+    return {int: "N", float: "X", Path: "PATH"}.get(spec.kind, "TEXT")
+
+
+def _description(spec: _Spec) -> str:
+    default = _plain(spec.default)
+    if spec.kind is bool or default in (None, ""):
+        note = ""
+    elif spec.default is REQUIRED:
+        note = " (must be given)"
+    else:
+        note = f" (default {default})"
+    return (spec.rule.help + note).strip().replace("%", "%%") or spec.name
