@@ -333,7 +333,7 @@ def _add_flag(group: Any, spec: _Spec, name: str, description: str | None, **set
 
 
 def _dest(spec: _Spec) -> str:
-    return f"option_{spec.name}"  # apart from what a script's own flags store
+    return spec.name
 
 
 def _metavar(spec: _Spec) -> str:
