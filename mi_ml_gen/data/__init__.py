@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .idx import LabelledImages, fashion_mnist, read_idx
+from mi_ml_gen.data.idx import LabelledImages, fashion_mnist, read_idx
 
 __all__ = ["LabelledImages", "fashion_mnist", "read_idx"]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import EnvironmentFault, UsageError
+from mi_ml_gen.errors import EnvironmentFault, UsageError
 
 DATA_VARIABLE = "MI_ML_GEN_DATA"
 SEARCH_PLACES = (
@@ -173,7 +173,8 @@ def _find_folder(split: str, root: str | os.PathLike[str] | None) -> Path:
     raise UsageError(
         f"Fashion-MNIST: {names} not found in {', '.join(map(str, places))}; on Debian or Ubuntu install "
         "the package dataset-fashion-mnist, elsewhere fetch the four files from "
-        f"https://github.com/zalandoresearch/fashion-mnist (data/fashion) and name their folder in {DATA_VARIABLE}"
+        "https://github.com/zalandoresearch/fashion-mnist (data/fashion) "
+        f"and name their folder in {DATA_VARIABLE}"
     )
 
 
