@@ -161,8 +161,8 @@ class Augment(nn.Module):
                 f"images of shape {tuple(images.shape)}: expected (n, {', '.join(map(str, size))})"
             )
         if not (self.policy.crop or self.policy.flip or self.policy.color):
-            return self.apply(images, None)
-        return self.apply(images, self.draw(len(images), rng, images.device))
+            return self.view(images, None)
+        return self.view(images, self.draw(len(images), rng, images.device))
 
     def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters:
         """Parameters for n samples: one call of the generator, then tensor operations only."""
@@ -171,7 +171,7 @@ class Augment(nn.Module):
             raise UsageError(f"random generator on {rng.device}: must be on the images' device, {device}")
         return draw_parameters(n, self.image_size, rng, device)
 
-    def apply(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
+    def view(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
         """Views for given parameters (None only where the policy draws nothing), without randomness.
 
         This is what may be compiled or captured in a graph, with `draw` outside.
@@ -180,13 +180,13 @@ class Augment(nn.Module):
             if images.dtype in (torch.float16, torch.bfloat16):
                 images = images.float()
             if images.device.type != "cpu" or parameters is None:
-                return self._apply(images, parameters)
+                return self._view_group(images, parameters)
             n_rows = max(1, _CPU_GROUP_VALUES // images.shape[1:].numel())
             starts = range(0, len(images), n_rows)
-            views = [self._apply(images[i : i + n_rows], parameters.rows(i, i + n_rows)) for i in starts]
-            return torch.cat(views) if views else self._apply(images, parameters)
+            views = [self._view_group(images[i : i + n_rows], parameters.rows(i, i + n_rows)) for i in starts]
+            return torch.cat(views) if views else self._view_group(images, parameters)
 
-    def _apply(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
+    def _view_group(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
         if parameters is None or not self.policy.flip:
             views = center_crop(images, self.crop_size)
         elif self.policy.crop:

@@ -56,7 +56,7 @@ def torchvision_jitter(image: Tensor, parameters: ViewParameters, i: int) -> Ten
 
 
 def torchvision_view(image: Tensor, parameters: ViewParameters, i: int, augment: Augment) -> Tensor:
-    """The slow twin of Augment.apply for sample i."""
+    """The slow twin of Augment.view for sample i."""
     size = [augment.crop_size, augment.crop_size]
     if augment.policy.crop:
         box = [int(getattr(parameters, side)[i]) for side in ("top", "left", "height", "width")]
@@ -159,7 +159,7 @@ def test_views_equal_torchvision_sample_by_sample(policy: str, antialias: bool) 
     augment = Augment(policy, image_size=32, antialias=antialias)
     images = random_images(40, 32)
     parameters = augment.draw(40, stream(5), "cpu")
-    result = augment.apply(images, parameters)
+    result = augment.view(images, parameters)
     expected = torch.stack([torchvision_view(images[i], parameters, i, augment) for i in range(40)])
     torch.testing.assert_close(
         result, expected, atol=2e-4, rtol=0
@@ -261,7 +261,7 @@ def test_gradients_reach_the_images(policy: str) -> None:
     augment = Augment(policy, image_size=8)
     images = (0.3 + 0.4 * torch.rand(3, 3, 8, 8, generator=stream(2), dtype=torch.float64)).requires_grad_()
     parameters = augment.draw(3, stream(4), "cpu")
-    assert torch.autograd.gradcheck(lambda x: augment.apply(x, parameters), (images,), eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda x: augment.view(x, parameters), (images,), eps=1e-7, atol=1e-5)
 
 
 def test_gradients_are_finite_where_hue_is_not() -> None:
@@ -270,7 +270,7 @@ def test_gradients_are_finite_where_hue_is_not() -> None:
     images = values.T.reshape(1, 3, 1, 5).expand(4, 3, 5, 5).clone().requires_grad_()
     augment = Augment("simclr", image_size=5)
     parameters = dataclasses.replace(augment.draw(4, stream(), "cpu"), jitter=torch.ones(4, dtype=torch.bool))
-    augment.apply(images, parameters).square().sum().backward()
+    augment.view(images, parameters).square().sum().backward()
     assert images.grad is not None and images.grad.isfinite().all() and images.grad.abs().sum() > 0
 
 
@@ -320,3 +320,10 @@ def test_the_references_flags() -> None:
     assert policy_from_flags(remove_crop=True) == "no_crop"
     assert policy_from_flags(remove_color=True) == "no_color"
     assert policy_from_flags(True, True, True) == "simclr"
+
+
+def test_the_module_moves_as_others_do() -> None:
+    augment = torch.nn.Sequential(Augment("none", 32)).to("meta")
+    assert augment[0].mean.device.type == "meta"
+    assert augment(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 3, 28, 28)
+    assert not augment.state_dict()
