@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import logging
 import os
@@ -15,10 +14,10 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from mi_ml_gen.errors import EnvironmentFault, MiMlGenError, Preempted, UsageError
+from mi_ml_gen.errors import EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
@@ -26,8 +25,8 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but what is wrong with a command line is raised as UsageError, in one line, and an unknown flag is
-    answered with the nearest known one. Flags are never guessed from their beginnings."""
+    """argparse, but what is wrong with a command line is raised as UsageError, in one line, and an unknown
+    flag is answered with the nearest known one. Flags are never guessed from their beginnings."""
 
     def __init__(self, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -45,25 +44,22 @@ class Parser(argparse.ArgumentParser):
             flag = unknown[0].partition("=")[0]
             if not flag.startswith("--"):
                 self.error(f"unexpected argument {flag!r}")
-            self.error(f"unknown flag {flag}{nearest(flag, self._option_string_actions, 'flag')}")
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            self.error(f"unknown flag {flag}{nearest(flag, known, 'flag')}")
         return namespace
 
 
-def nearest(word: str, known: Iterable[str], what: str) -> str:
-    """The end of a sentence about an unknown word: "; nearest known key: lr_walk", or nothing where none is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; nearest known {what}: {matches[0]}" if matches else ""
-
-
 def run(main: Main) -> NoReturn:
-    """Run a script's `main(argv)` on the command line and exit; `--debug` anywhere on it asks for tracebacks."""
+    """Run a script's `main(argv)` on the command line and exit. `--debug` anywhere on it asks for
+    tracebacks."""
     argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(argv) < len(sys.argv) - 1
     logging.basicConfig(handlers=[_OneLineHandler()], force=True)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise_terminated)
+    code: Any = 0
     try:
-        code = main(argv) or 0
+        code = main(argv)
         sys.stdout.flush()
     except SystemExit as request:  # argparse's --help, or a main that exits itself
         code = request.code
@@ -92,7 +88,8 @@ def _raise_terminated(signum, frame) -> NoReturn:
 def _report(error: BaseException) -> int:
     """Print the one line that `error` deserves; returns the exit code."""
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+        # The interpreter flushes stdout once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
@@ -102,30 +99,27 @@ def _report(error: BaseException) -> int:
         return _say(f"stopped: {error}", error.exit_code)
     known = as_known(error)
     if known is None:
-        return _say(f"error: {type(error).__name__}: {error} (unforeseen: --debug shows where)", MiMlGenError.exit_code)
+        return _say(f"error: {type(error).__name__}: {error} (unforeseen; --debug shows where)", 1)
     return _say(f"error: {known}", known.exit_code)
 
 
 def as_known(error: BaseException) -> MiMlGenError | None:
-    """The error of ours that says what an exception of Python or torch means to a user; None where none does."""
+    """The error of ours that says what an exception of Python or torch means to a user, or None."""
     if isinstance(error, MiMlGenError):
         return error
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mi_ml_gen"):
         return EnvironmentFault(f"the package {error.name} is not installed")
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         wrong_path = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-        return (UsageError if wrong_path else EnvironmentFault)(f"{where}{error.strerror}")
-    if _is_out_of_memory(error):
-        return EnvironmentFault(f"out of memory: {error or 'the machine has no more'}")
-    return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
+        return (UsageError if wrong_path else EnvironmentFault)(f"{where}{error.strerror or error}")
     # By name: a script that never needed torch should not import it in order to fail.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    classes = {base.__name__ for base in type(error).__mro__}
+    if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
+        return EnvironmentFault(f"out of memory: {str(error) or 'this machine has no more'}")
+    if "DistError" in classes or ("RuntimeError" in classes and "gloo" in str(error)):
+        return EnvironmentFault(f"lost touch with the other processes: {error}")
+    return None
 
 
 def _say(line: str, code: int) -> int:

@@ -9,15 +9,16 @@
     config.add_arguments(parser, NavigatorConfig)              # --num_samples N --lr_walk X --precision ...
     settings = config.from_arguments(NavigatorConfig, parser.parse_args(argv))
 
-Types of fields: int, float, str, bool, Path, Literal, any of these `| None`, and list or tuple of them. Whatever is
-wrong with a value is a UsageError that says where the value came from: `--num_samples -5: must be at least 1`.
+Types of fields: int, float, str, bool, Path, Literal, any of these `| None`, and list or tuple of them.
+Whatever is wrong with a value is a UsageError that says where the value came from: `--num_samples -5: must be
+at least 1`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -28,7 +29,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.errors import UsageError, nearest
 
 C = TypeVar("C")
 
@@ -63,7 +64,8 @@ def option(
 ) -> Any:
     """A dataclass field that is also a flag and a YAML key; without a default it must be given.
 
-    `positive` is short for above=0. `flag` names the flag where it differs from the field ("--lr_MI" or "lr_MI").
+    `positive` is short for above=0. `flag` names the flag where it differs from the field ("--lr_MI" or
+    "lr_MI").
     """
     rule = Rule(
         help=help,
@@ -76,36 +78,38 @@ def option(
     )
     metadata = {"rule": rule}
     if isinstance(default, (list, dict, set)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=True)
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata, kw_only=True)
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
-# --- from the command line, a file, and overrides ---------------------------------------------------------------
+# --- from the command line, a file, and overrides -----------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """Declare one flag per field, named as the field, and --config FILE.yaml. A dash may stand for each underscore.
+    """Declare one flag per field, named as the field, and --config FILE.yaml. A dash may stand for each
+    underscore.
 
     A bool is a bare flag, and --no_NAME turns off what a file has turned on. A list takes several values.
     """
     group = parser.add_argument_group("settings (defaults, then --config, then flags)")
-    group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings from a file, or a bundled one by name")
+    group.add_argument("--config", metavar="FILE.yaml", help="settings from a file, or a bundled one by name")
     for spec in _specs(config_class):
         description = _description(spec)
         if spec.kind is bool:
-            shown = spec.default is True  # the flag worth showing is the one that changes something
-            _add_flag(group, spec, f"no_{spec.flag}", description if shown else None, action="store_const", const=False)
-            _add_flag(group, spec, spec.flag, None if shown else description, action="store_const", const=True)
+            for value, name in ((True, spec.flag), (False, f"no_{spec.flag}")):
+                shown = value is not (spec.default is True)  # the one that changes something
+                _add_flag(group, spec, name, shown and description, action="store_const", const=value)
         else:
             several = {"nargs": "+"} if spec.many else {}
             _add_flag(group, spec, spec.flag, description, metavar=_metavar(spec), **several)
 
 
 def from_arguments(config_class: type[C], namespace: argparse.Namespace) -> C:
-    """The configuration that a parsed command line means: defaults < the file of --config < flags actually given."""
+    """The configuration that a parsed command line means: defaults < the file of --config < flags actually
+    given."""
     values = _read_file(config_class, getattr(namespace, "config", None))
     for spec in _specs(config_class):
-        given = getattr(namespace, _dest(spec), None)
+        given = getattr(namespace, spec.name, None)
         if given is not None:
             text = " ".join(map(str, given)) if isinstance(given, list) else given
             values[spec.name] = _convert(spec, given, f"--{spec.flag} {text}")
@@ -117,13 +121,12 @@ def load(
     path: str | Path | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> C:
-    """The configuration of a YAML file (or bundled name) with overrides: a mapping, or a list of "key=value"."""
+    """The configuration of a YAML file (or bundled name) with overrides: a mapping, or a list of
+    "key=value"."""
     values = _read_file(config_class, path)
-    known = {spec.name: spec for spec in _specs(config_class)}
     for key, value in _pairs(overrides):
-        if key not in known:
-            raise UsageError(f"unknown key {key}{_nearest(key, known)}")
-        values[key] = _convert(known[key], value, f"{key}={value}")
+        spec = _known(config_class, key, "")
+        values[spec.name] = _convert(spec, value, f"{key}={value}")
     return _build(config_class, values)
 
 
@@ -158,11 +161,20 @@ def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"{path}: must hold lines of the form key: value")
-    known = {spec.name: spec for spec in _specs(config_class)}
-    for key in content:
-        if key not in known:
-            raise UsageError(f"unknown key {key} in {path}{_nearest(str(key), known)}")
-    return {key: _convert(known[key], value, f"{key}: {value} in {path}") for key, value in content.items()}
+    values = {}
+    for key, value in content.items():
+        spec = _known(config_class, str(key), f" in {path}")
+        values[spec.name] = _convert(spec, value, f"{key}: {value} in {path}")
+    return values
+
+
+def _known(config_class: type, key: str, where: str) -> _Spec:
+    """The field that `key` means, by its own name or its flag's."""
+    specs = _specs(config_class)
+    for spec in specs:
+        if key in (spec.name, spec.flag):
+            return spec
+    raise UsageError(f"unknown key {key}{where}{nearest(key, [spec.flag for spec in specs], 'key')}")
 
 
 def _find(path: str | Path) -> Path:
@@ -187,11 +199,6 @@ def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]
     return [(key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in overrides)]
 
 
-def _nearest(key: str, known: Collection[str]) -> str:
-    matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"; nearest known key: {matches[0]}" if matches else f"; known keys: {', '.join(known)}"
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
@@ -200,7 +207,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# --- one field and its value ------------------------------------------------------------------------------------
+# --- one field and its value --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,7 +249,8 @@ def _spec(field: dataclasses.Field, hint: Any) -> _Spec:
 
 
 def _convert(spec: _Spec, value: Any, where: str) -> Any:
-    """`value`, text from a flag or a value from YAML, as the field's type. Raises UsageError beginning with `where`."""
+    """`value`, text of a flag or a value of YAML, as the field's type. Raises UsageError that begins with
+    `where`."""
     try:
         if spec.optional and (value is None or value in ("none", "null", ["none"], ["null"])):
             return None
@@ -266,7 +274,8 @@ def _split(value: Any) -> list[Any]:
 
 
 def _scalar(kind: Any, value: Any) -> Any:
-    """One value as `kind`. YAML reads 8e-5 as text, so text is accepted for every kind wherever it comes from."""
+    """One value as `kind`. YAML reads 8e-5 as text, so text is accepted for every kind wherever it comes
+    from."""
     if kind is Any:
         return value
     if kind is bool:
@@ -275,18 +284,18 @@ def _scalar(kind: Any, value: Any) -> Any:
         return _whole(value)
     if kind is float:
         return _real(value)
-    if isinstance(value, (bool, list, dict)) or value is None or (kind is Path and not isinstance(value, (str, Path))):
-        raise ValueError("must be text")
-    return kind(value)
+    if isinstance(value, (str, Path)):
+        return kind(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and kind is str:
+        return str(value)
+    raise ValueError("must be text")
 
 
 def _truth(value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in words:
+    text = str(value).lower()
+    if text not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
         raise ValueError("must be true or false")
-    return words[str(value).lower()]
+    return text in ("true", "yes", "on", "1")
 
 
 def _whole(value: Any) -> int:
@@ -300,8 +309,9 @@ def _whole(value: Any) -> int:
 
 def _real(value: Any) -> float:
     try:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and math.isfinite(float(value)):
-            return float(value)
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            if math.isfinite(number := float(value)):
+                return number
     except (ValueError, OverflowError):
         pass
     raise ValueError("must be a finite number")
@@ -314,26 +324,22 @@ def _checked(spec: _Spec, value: Any) -> Any:
     if spec.kind is int and rule.above is not None and value <= rule.above:
         raise ValueError(f"must be at least {math.floor(rule.above) + 1}")
     if rule.above is not None and value <= rule.above:
-        raise ValueError(f"must be above {rule.above:g}")
+        raise ValueError(f"must be above {rule.above}")
     if rule.at_least is not None and value < rule.at_least:
-        raise ValueError(f"must be at least {rule.at_least:g}")
+        raise ValueError(f"must be at least {rule.at_least}")
     if rule.at_most is not None and value > rule.at_most:
-        raise ValueError(f"must be at most {rule.at_most:g}")
+        raise ValueError(f"must be at most {rule.at_most}")
     if rule.below is not None and value >= rule.below:
-        raise ValueError(f"must be below {rule.below:g}")
+        raise ValueError(f"must be below {rule.below}")
     return value
 
 
-def _add_flag(group: Any, spec: _Spec, name: str, description: str | None, **settings: Any) -> None:
+def _add_flag(group: Any, spec: _Spec, name: str, description: str | bool, **settings: Any) -> None:
     """Declare --name, shown with `description` or hidden without one, and its hidden twin with dashes."""
-    settings |= {"dest": _dest(spec), "default": None}
+    settings |= {"dest": spec.name, "default": None}
     group.add_argument(f"--{name}", help=description or argparse.SUPPRESS, **settings)
     if "_" in name:
         group.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **settings)
-
-
-def _dest(spec: _Spec) -> str:
-    return spec.name
 
 
 def _metavar(spec: _Spec) -> str:

@@ -1,9 +1,13 @@
-"""What this package raises when something outside it is wrong, each class with the exit code that a script ends with.
+"""What this package raises when something outside it is wrong; each class has the exit code of a script it
+ends.
 
 A message is one line: what is wrong, where, and what would be right. `cli.run` prints it and exits.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class MiMlGenError(Exception):
@@ -48,3 +52,13 @@ class Preempted(MiMlGenError):
     """A signal asked the run to stop; it was saved, and the same command goes on with it."""
 
     exit_code = 75
+
+
+def nearest(word: str, known: Iterable[str], what: str) -> str:
+    """How a message about an unknown `word` ends: "; nearest known key: lr_walk". Where none is near, all are
+    named if they are few. `what` is the noun."""
+    known = list(known)
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if matches:
+        return f"; nearest known {what}: {matches[0]}"
+    return f"; known {what}s: {', '.join(known)}" if len(known) <= 12 else ""

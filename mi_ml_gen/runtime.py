@@ -1,18 +1,20 @@
 """Device, precision, random streams and torch.distributed, in one place.
 
-Everything distributed is a no-op in a single process, so no other module asks how many there are. Under torchrun
-each process calls `setup_distributed(device)` once, early, and `teardown()` at the end.
+Everything distributed is a no-op in a single process, so no other module asks how many there are. Under
+torchrun each process calls `setup_distributed(device)` once, early, and `teardown()` at the end.
 
 The convention for gradients: every rank has its own loss, the objective is the mean of these losses, and
-`average_gradients` after backward gives the gradient of that objective on every rank. `gather` fits it: ranks that
-compute one and the same loss from gathered features get, after averaging, exactly the gradient that one process
-with the whole batch gets.
+`average_gradients` after backward gives every rank the gradient of that objective. `gather` fits it: ranks
+that compute one and the same loss from gathered features get, after averaging, exactly the gradient that one
+process with the whole batch gets (and a loss that is the mean over a rank's own samples needs no more than
+averaging).
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mi_ml_gen.errors import EnvironmentFault, MiMlGenError, NonFiniteError, UsageError
 
@@ -30,15 +33,15 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 T = TypeVar("T")
 
 
-# --- device and precision ---------------------------------------------------------------------------------------
+# --- device and precision -----------------------------------------------------------------------------------
 
 
 def resolve_device(name: str | torch.device | None) -> torch.device:
     """The device that a user means by "auto", "cpu", "cuda", "cuda:1" or "mps".
 
-    None and "auto" mean CUDA where it is there, else the CPU; Apple's mps is used only when asked for. "cuda" means
-    this process's own card, which torchrun numbers by LOCAL_RANK.
-    Raises UsageError for a name of another form, EnvironmentFault for a device that this machine lacks.
+    None and "auto" mean CUDA where it is there, else the CPU; Apple's mps is used only when asked for. "cuda"
+    is this process's own card, which torchrun numbers by LOCAL_RANK. Raises UsageError for a name of another
+    form, EnvironmentFault for a device that this machine lacks.
     """
     text = "auto" if name is None else str(name)
     if text == "auto":
@@ -58,14 +61,14 @@ def _cuda_device(text: str, index: int) -> torch.device:
     if count == 0:
         raise EnvironmentFault(f"--device {text}: no CUDA device is visible; try --device cpu")
     if index >= count:
-        raise EnvironmentFault(f"--device {text}: CUDA device {index} does not exist, {count} visible, numbered from 0")
+        raise EnvironmentFault(f"--device {text}: no such CUDA device, {count} visible, numbered from 0")
     return torch.device("cuda", index)
 
 
 def set_precision(precision: str) -> None:
     """Allow TF32 in float32 matrix products and convolutions, or forbid it; once, before training.
 
-    It is forbidden for bf16 too: what `autocast` leaves in float32 (losses, statistics) is left there on purpose.
+    It is forbidden for bf16 too: what `autocast` leaves in float32 (losses, statistics) is there on purpose.
     """
     _check_precision(precision)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -85,17 +88,19 @@ def _check_precision(precision: str) -> None:
         raise UsageError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
 
 
-# --- random streams ---------------------------------------------------------------------------------------------
+# --- random streams -----------------------------------------------------------------------------------------
 
 
 def stream(
     seed: int, name: str, step: int, rank: int, device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """The generator of stream `name` at `step` on `rank`: a pure function of its arguments (all numbers >= 0).
+    """The generator of stream `name` at `step` on `rank`: a pure function of its arguments, numbers from 0
+    on.
 
-    So a run resumed at a step draws what the uninterrupted run drew, and ranks, steps and names share nothing.
-    The arguments go through NumPy's SeedSequence; the name enters as its CRC-32.
+    So a run resumed at a step draws what the uninterrupted run drew, and ranks, steps and names share
+    nothing. The arguments go through NumPy's SeedSequence; the name enters as its CRC-32.
     """
+    assert min(seed, step, rank) >= 0, f"stream {name}: seed {seed}, step {step}, rank {rank}"
     sequence = np.random.SeedSequence((seed, zlib.crc32(name.encode()), step, rank))
     seed_64 = int(sequence.generate_state(1, np.uint64)[0])
     generator = torch.Generator(device).manual_seed(seed_64)
@@ -105,22 +110,24 @@ def stream(
 
 
 def _fill_mersenne_twister(generator: torch.Generator, sequence: np.random.SeedSequence) -> None:
-    """Set all 624 words of torch's CPU generator, whose `manual_seed` keeps only the lower 32 bits of its seed: a run
-    of a million streams would meet the same noise again about a hundred times."""
-    state = generator.get_state()  # bytes: seed 8, counters 16, words 624 x 8, normal cache 40
+    """Set all 624 words of torch's CPU generator. Its `manual_seed` keeps only the lower 32 bits of a seed: a
+    run of a million streams would meet the same noise again about a hundred times."""
+    state = generator.get_state()  # bytes: seed 8, counters 16, words 624 x 8, cached normals 40
+    assert len(state) == 24 + 624 * 8 + 40, "torch changed the layout of its CPU generator's state"
     words = sequence.generate_state(624, np.uint32).astype(np.uint64)
     words[0] = 0x80000000  # as NumPy does: a state that cannot be all zeros
     state[24 : 24 + 624 * 8] = torch.from_numpy(words.view(np.uint8))
     generator.set_state(state)
 
 
-# --- processes --------------------------------------------------------------------------------------------------
+# --- processes ----------------------------------------------------------------------------------------------
 
 
 def setup_distributed(device: torch.device, timeout_s: float = 1800.0) -> None:
     """Join the process group that torchrun's environment describes (gloo on the CPU, nccl besides on CUDA).
 
-    Does nothing without that environment or for one process. Raises EnvironmentFault where the others are not met.
+    Does nothing without that environment or for one process. Raises EnvironmentFault if the others do not
+    come.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
         return
@@ -194,8 +201,8 @@ def all_reduce_mean(values: Tensor | Sequence[Tensor]) -> Any:
 
 
 def average_gradients(parameters: nn.Module | Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over ranks, in place. A parameter without gradient is passed over: it must be
-    without one on every rank, as it is where all ranks run the same step."""
+    """Replace each gradient by its mean over ranks, in place. A parameter without a gradient is passed over;
+    it must be without one on every rank, as it is where all ranks run the same step."""
     if not is_distributed():
         return
     if isinstance(parameters, nn.Module):
@@ -218,8 +225,9 @@ def broadcast_module(module: nn.Module) -> None:
 def gather(features: Tensor) -> Tensor:
     """Features of all ranks, in rank order: (n, ...) on each -> (world_size * n, ...), with gradients.
 
-    `n` must be the same on all ranks. Backward sums over ranks what their losses say about this rank's features (so
-    all ranks must run it); `average_gradients` then divides by the number of ranks, as the module's header says.
+    `n` must be the same on all ranks. Backward, which all ranks must run, sums over ranks what their losses
+    say about this rank's features; `average_gradients` then divides by the number of ranks. See the module's
+    header.
     """
     return _Gather.apply(features) if is_distributed() else features
 
@@ -228,8 +236,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor) -> Tensor:
         ctx.n = len(features)
-        parts = [torch.empty_like(features, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, features.contiguous())
+        features = features.contiguous()
+        parts = [torch.empty_like(features) for _ in range(world_size())]
+        dist.all_gather(parts, features)
         return torch.cat(parts)
 
     @staticmethod
@@ -244,8 +253,7 @@ def _mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
     if not is_distributed():
         return [tensor.detach() for tensor in tensors]
     means: dict[int, Tensor] = {}
-    kinds = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)  # ordered, so equal on all ranks
-    for kind in kinds:
+    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors):  # a set has no order
         members = [i for i, tensor in enumerate(tensors) if (tensor.dtype, tensor.device) == kind]
         flat = torch.cat([tensors[i].detach().reshape(-1) for i in members])
         dist.all_reduce(flat)
@@ -255,33 +263,37 @@ def _mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
     return [means[i] for i in range(len(tensors))]
 
 
-# --- non-finite values ------------------------------------------------------------------------------------------
+# --- non-finite values --------------------------------------------------------------------------------------
 
 
 class FiniteGuard:
     """Notices nan and infinity in named quantities without a host sync per step.
 
-        guard.watch("critic loss", loss)              # every step; stays on the device
-        guard.check(step, last_good=checkpoint)       # every K steps and before each checkpoint; reads it
+    guard.watch("critic loss", loss)            every step; stays on the device guard.check(step,
+    last_good=checkpoint)     every K steps and before each checkpoint; reads the device once
     """
 
     def __init__(self) -> None:
         self._bad: dict[str, Tensor] = {}
 
     def watch(self, name: str, *tensors: Tensor) -> None:
-        """Remember whether any of `tensors` holds a nan or an infinity; any shapes, one device per name."""
-        bad = torch.stack([~torch.isfinite(tensor.detach()).all() for tensor in tensors]).any()
+        """Remember whether any of `tensors` (floating point, none empty, any shapes) holds a nan or an
+        infinity."""
+        # The largest magnitude is finite exactly when all are, and a list of gradients costs a few kernels.
+        bad = ~get_total_norm([tensor.detach() for tensor in tensors], norm_type=math.inf).isfinite()
         self._bad[name] = bad if name not in self._bad else self._bad[name] | bad
 
     def check(self, step: int, last_good: object = None) -> None:
-        """Raise NonFiniteError, on all ranks together, if a watched quantity of any rank was ever non-finite. It names
-        the first such quantity in the order of watching. All ranks must call it at the same steps."""
+        """Raise NonFiniteError, on all ranks together, if a watched quantity was ever non-finite on any rank.
+
+        It names the first such quantity in the order of watching. All ranks must call this at the same steps.
+        """
         if not self._bad:
             return
-        bad = torch.stack([flag.cpu() for flag in self._bad.values()]).to(torch.int32)
+        bad = torch.stack(list(self._bad.values())).to("cpu", torch.int32)
         if is_distributed():
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         if bad.any():
             name = list(self._bad)[int(bad.argmax())]
-            where = f"; the last good checkpoint is {last_good}" if last_good else "; no checkpoint was written yet"
-            raise NonFiniteError(f"{name} became nan or infinite at or before step {step}{where}")
+            where = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
+            raise NonFiniteError(f"{name} became nan or infinite at or before step {step}; {where}")
