@@ -1,0 +1,362 @@
+"""The generator of BigBiGAN (Donahue and Simonyan, 2019), a BigGAN whose latent chunks enter at successive blocks.
+
+Chunk 0 feeds the first linear layer; chunk i >= 1 modulates both normalisations of residual block i - 1. The
+published 128 px network has six chunks of 20. Every width, resolution and number of chunks follows from
+`BigBiGANConfig`, so that the small bundled generator is the same class.
+
+What a trained network keeps constant is folded when a file is read: the spectral norm of each layer into its
+weight, the embedding of the one class that is ever used into the modulations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mi_ml_gen import checkpoints
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.latents import Chunks, LatentLayout
+
+# Output channels of each block in units of `width`, first block first (BigGAN, Table 4; the first entry also sets
+# the channels of the first feature map).
+_MULTIPLIERS = {32: (4, 4, 4), 64: (16, 8, 4, 2), 128: (16, 8, 4, 2, 1), 256: (16, 8, 8, 4, 2, 1)}
+
+
+@dataclass(frozen=True)
+class BigBiGANConfig:
+    """Sizes of a BigBiGAN generator; the defaults are the published network's."""
+
+    resolution: int = 128
+    """Output height and width: bottom_width doubled once per block."""
+    width: int = 96
+    """Channels of the last block, "ch" in BigGAN."""
+    multipliers: tuple[int, ...] | None = None
+    """Output channels of each block in units of `width`; None: BigGAN's for the resolution."""
+    stem_multiplier: int | None = None
+    """Channels of the first feature map in units of `width`; None: those of the first block."""
+    chunk_dim: int = 20
+    """Length of each latent chunk; there is one chunk more than there are blocks."""
+    attention_resolution: int | None = 64
+    """Resolution after whose block self-attention sits; None: no attention."""
+    bottom_width: int = 4
+    norm_eps: float = 1e-4
+    output_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        multipliers = self.multipliers or _MULTIPLIERS.get(self.resolution)
+        if multipliers is None:
+            raise UsageError(f"resolution {self.resolution}: give multipliers, or one of {sorted(_MULTIPLIERS)}")
+        object.__setattr__(self, "multipliers", tuple(multipliers))
+        object.__setattr__(self, "stem_multiplier", self.stem_multiplier or multipliers[0])
+        if self.bottom_width * 2 ** len(multipliers) != self.resolution:
+            raise UsageError(
+                f"resolution {self.resolution}: {len(multipliers)} blocks starting at {self.bottom_width} px "
+                f"give {self.bottom_width * 2 ** len(multipliers)} px"
+            )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the first feature map and after each block."""
+        assert self.multipliers is not None and self.stem_multiplier is not None
+        return tuple(self.width * m for m in (self.stem_multiplier, *self.multipliers))
+
+
+class ModulatedNorm(nn.Module):
+    """Batch normalisation whose gain and bias are affine in a latent chunk.
+
+    In training mode statistics are the batch's, and the stored ones follow with momentum 0.1.
+    """
+
+    def __init__(self, channels: int, chunk_dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Linear(chunk_dim, channels)
+        self.bias = nn.Linear(chunk_dim, channels)
+        nn.init.ones_(self.gain.bias)
+        nn.init.zeros_(self.bias.bias)
+        self.register_buffer("stored_mean", torch.zeros(channels))
+        self.register_buffer("stored_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        gain, bias = self.gain(chunk)[:, :, None, None], self.bias(chunk)[:, :, None, None]
+        if self.training:
+            x = F.batch_norm(x, self.stored_mean, self.stored_var, training=True, momentum=0.1, eps=self.eps)
+            return torch.addcmul(bias, x, gain)
+        scale = gain * torch.rsqrt(self.stored_var + self.eps)[:, None, None]
+        return torch.addcmul(bias - self.stored_mean[:, None, None] * scale, x, scale)
+
+
+class UpsampledConv(nn.Conv2d):
+    """A 3x3 convolution of the input doubled by nearest neighbour.
+
+    Frozen, the doubling is folded into the kernel: each output parity sees only 2x2 distinct inputs, so a 4x4
+    transposed convolution of stride 2 with summed taps gives the same result with 16 / 36 of the products.
+    """
+
+    folded: torch.Tensor | None
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.register_buffer("folded", None, persistent=False)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        w = self.weight.flip(2, 3).transpose(0, 1)  # (in, out, 3, 3), as a transposed convolution reads it
+        padded = F.pad(w, (1, 1, 1, 1))  # convolve with the 2x2 ones of the doubling: 3 + 2 - 1 = 4 taps
+        folded = padded[..., :-1, :-1] + padded[..., 1:, :-1] + padded[..., :-1, 1:] + padded[..., 1:, 1:]
+        self.folded = folded.contiguous()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.folded is not None:
+            return F.conv_transpose2d(x, self.folded, self.bias, stride=2, padding=1)
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Block(nn.Module):
+    """Residual block that doubles the resolution (BigGAN, appendix B)."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: BigBiGANConfig):
+        super().__init__()
+        self.norm1 = ModulatedNorm(in_channels, config.chunk_dim, config.norm_eps)
+        self.conv1 = UpsampledConv(in_channels, out_channels)
+        self.norm2 = ModulatedNorm(out_channels, config.chunk_dim, config.norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(torch.relu(self.norm1(x, chunk)))
+        h = self.conv2(torch.relu(self.norm2(h, chunk)))
+        # A 1x1 convolution commutes with the doubling and is four times cheaper before it.
+        return h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over positions (SAGAN, section 3), keys and values pooled 2x2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.theta = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.phi = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.g = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.o = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = self.theta(x).flatten(2).transpose(1, 2)  # (n, positions, c / 8)
+        key = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)  # (n, positions / 4, c / 8)
+        value = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)  # (n, positions / 4, c / 2)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.gamma * self.o(attended)
+
+
+class BigBiGAN(MultiLatentGenerator):
+    """BigBiGAN's generator; latents are the noise itself."""
+
+    def __init__(self, config: BigBiGANConfig | None = None, name: str = "bigbigan"):
+        super().__init__()
+        self.settings = config = config or BigBiGANConfig()
+        self.name = name
+        self.resolution = config.resolution
+        channels = config.channels
+        self.layout = LatentLayout((config.chunk_dim,) * len(channels))
+        self.noise_dim = self.layout.dim
+
+        self.stem = nn.Linear(config.chunk_dim, channels[0] * config.bottom_width**2)
+        self.blocks = nn.ModuleList()
+        self.attention = nn.ModuleDict()  # keyed by the index of the block that it follows
+        for i, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            self.blocks.append(Block(c_in, c_out, config))
+            if config.bottom_width * 2 ** (i + 1) == config.attention_resolution:
+                self.attention[str(i)] = SelfAttention(c_out)
+        self.out_norm = nn.BatchNorm2d(channels[-1], eps=config.output_norm_eps)
+        self.out_conv = nn.Conv2d(channels[-1], 3, 3, padding=1)
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self.settings)
+
+    def freeze(self) -> BigBiGAN:
+        super().freeze()
+        for module in self.modules():
+            if isinstance(module, UpsampledConv):
+                module.fold()
+        return self
+
+    # The network in stages: stage 0 is the linear map of chunk 0, stage i the block that chunk i modulates. A
+    # perturbation of chunks from k on leaves the first k stages as they are.
+
+    def _stage(self, i: int, h: torch.Tensor | None, chunk: torch.Tensor) -> torch.Tensor:
+        if h is None:
+            width = self.settings.bottom_width
+            return self.stem(chunk).view(-1, self.settings.channels[0], width, width)
+        h = self.blocks[i - 1](h, chunk)
+        return self.attention[str(i - 1)](h) if str(i - 1) in self.attention else h
+
+    def _stages(self, latents: torch.Tensor, h: torch.Tensor | None, start: int, stop: int) -> torch.Tensor | None:
+        for i, chunk in enumerate(latents.split(list(self.layout.sizes), dim=1)):
+            if start <= i < stop:
+                h = self._stage(i, h, chunk)
+        return h
+
+    def _head(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.out_conv(torch.relu(self.out_norm(h))))
+
+    def synthesize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (n, layout.dim) -> (n, 3, resolution, resolution) in (-1, 1)."""
+        h = self._stages(latents, None, 0, self.layout.n_chunks)
+        assert h is not None
+        return self._head(h)
+
+    def decode(self, latents: torch.Tensor, rng: torch.Generator | None = None) -> torch.Tensor:
+        return _to_unit_range(self.synthesize(latents))
+
+    def decode_pair(
+        self, anchor: torch.Tensor, positive: torch.Tensor, chunks: Chunks, rng: torch.Generator | None = None
+    ) -> ImagePair:
+        """As decoding both, but the stages below the first perturbed chunk run once."""
+        n_chunks = self.layout.n_chunks
+        with torch.no_grad():
+            shared = self._stages(anchor, None, 0, chunks.start)
+            h = self._stages(anchor, shared, chunks.start, n_chunks)
+            assert h is not None
+            anchor_image = _to_unit_range(self._head(h))
+        h = self._stages(positive, shared, chunks.start, n_chunks)
+        assert h is not None
+        return ImagePair(anchor_image, _to_unit_range(self._head(h)))
+
+
+def _to_unit_range(output: torch.Tensor) -> torch.Tensor:
+    return ((output + 1) / 2).clamp(0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The published file
+
+
+def from_published(
+    state: Mapping[str, torch.Tensor], config: BigBiGANConfig | None = None, name: str = "bigbigan"
+) -> BigBiGAN:
+    """Build the generator from the flat state dict of `BigBiGAN_x1.pth`, or of the same network at other sizes.
+
+    `config` may leave the sizes to the file (None); they are then read off the tensors' shapes. Raises
+    CorruptCheckpointError when keys or shapes are not exactly those of the network.
+    """
+    config = config or _config_of(state)
+    generator = BigBiGAN(config, name)
+    remaining = dict(state)
+
+    def take(key: str) -> torch.Tensor:
+        if key not in remaining:
+            raise CorruptCheckpointError(f"BigBiGAN state dict: {key} is missing")
+        return remaining.pop(key)
+
+    def normalised(key: str) -> torch.Tensor:
+        """A layer's weight over its spectral norm: one power step from the stored left singular vector."""
+        weight = take(f"{key}.weight")
+        take(f"{key}.sv0")  # a log of the last singular value, which plays no part
+        matrix, u = weight.flatten(1).double(), take(f"{key}.u0").double()
+        if u.shape != (1, matrix.shape[0]):
+            raise CorruptCheckpointError(f"BigBiGAN state dict: {key}.u0 has shape {tuple(u.shape)}")
+        v = F.normalize(u @ matrix, dim=1, eps=1e-4)
+        sigma = (v @ matrix.T).norm()
+        return (weight.double() / sigma).to(weight.dtype)
+
+    def layer(ours: str, theirs: str, bias: bool = True) -> None:
+        folded[f"{ours}.weight"] = normalised(theirs)
+        if bias:
+            folded[f"{ours}.bias"] = take(f"{theirs}.bias")
+
+    def modulation(ours: str, theirs: str, offset: float) -> None:
+        """The class embedding's columns act as a constant: they become the bias."""
+        matrix = normalised(theirs)
+        folded[f"{ours}.weight"] = matrix[:, len(embedding) :].clone()
+        folded[f"{ours}.bias"] = offset + (matrix[:, : len(embedding)].double() @ embedding).to(matrix.dtype)
+
+    folded: dict[str, torch.Tensor] = {}
+    embedding = take("shared.weight")[0].double()  # the class index is always 0
+    layer("stem", "linear")
+    for i in range(len(generator.blocks)):
+        ours, theirs = f"blocks.{i}", f"blocks.{i}.0"
+        for norm in ("1", "2"):
+            modulation(f"{ours}.norm{norm}.gain", f"{theirs}.bn{norm}.gain", offset=1.0)
+            modulation(f"{ours}.norm{norm}.bias", f"{theirs}.bn{norm}.bias", offset=0.0)
+            for statistic in ("stored_mean", "stored_var"):
+                folded[f"{ours}.norm{norm}.{statistic}"] = take(f"{theirs}.bn{norm}.{statistic}")
+        layer(f"{ours}.conv1", f"{theirs}.conv1")
+        layer(f"{ours}.conv2", f"{theirs}.conv2")
+        layer(f"{ours}.shortcut", f"{theirs}.conv_sc")
+        if str(i) in generator.attention:
+            for part in ("theta", "phi", "g", "o"):
+                layer(f"attention.{i}.{part}", f"blocks.{i}.1.{part}", bias=False)
+            folded[f"attention.{i}.gamma"] = take(f"blocks.{i}.1.gamma")
+    folded["out_norm.weight"] = take("output_layer.0.gain")
+    folded["out_norm.bias"] = take("output_layer.0.bias")
+    folded["out_norm.running_mean"] = take("output_layer.0.stored_mean")
+    folded["out_norm.running_var"] = take("output_layer.0.stored_var")
+    folded["out_norm.num_batches_tracked"] = torch.tensor(0)
+    layer("out_conv", "output_layer.2")
+    if remaining:
+        raise CorruptCheckpointError(f"BigBiGAN state dict: unknown keys {', '.join(sorted(remaining)[:5])}")
+    load_exactly(generator, folded)
+    return generator
+
+
+def read_published(path: Path) -> BigBiGAN:
+    """The generator in a published file such as `BigBiGAN_x1.pth`, whatever its sizes."""
+    try:
+        return from_published(checkpoints.read_state_dict(path))
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(error if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str) -> BigBiGAN:
+    """The generator of a configuration and a state dict in our own layout."""
+    try:
+        generator = BigBiGAN(BigBiGANConfig(**config), name)
+    except (TypeError, UsageError) as error:
+        raise CorruptCheckpointError(f"BigBiGAN configuration: {error}") from None
+    load_exactly(generator, state)
+    return generator
+
+
+def load_exactly(generator: BigBiGAN, state: Mapping[str, torch.Tensor]) -> None:
+    """Load a state dict in our own layout, in its own floating dtype; keys and shapes must match exactly."""
+    expected = generator.state_dict()
+    for key, value in expected.items():
+        if key not in state:
+            raise CorruptCheckpointError(f"BigBiGAN state dict: {key} is missing")
+        if state[key].shape != value.shape:
+            found, wanted = tuple(state[key].shape), tuple(value.shape)
+            raise CorruptCheckpointError(f"BigBiGAN state dict: {key} has shape {found}, the network's is {wanted}")
+    if unknown := sorted(set(state) - set(expected)):
+        raise CorruptCheckpointError(f"BigBiGAN state dict: unknown keys {', '.join(unknown[:5])}")
+    if state["stem.weight"].dtype == torch.float64:
+        generator.double()
+    generator.load_state_dict(state)
+
+
+def _config_of(state: Mapping[str, torch.Tensor]) -> BigBiGANConfig:
+    """Sizes of a published state dict, read off its shapes."""
+    try:
+        n_blocks = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        last = state["output_layer.2.weight"].shape[1]
+        width = math.gcd(*(state[f"blocks.{i}.0.conv1.weight"].shape[0] for i in range(n_blocks)), last)
+        attention = [i for i in range(n_blocks) if f"blocks.{i}.1.gamma" in state]
+        return BigBiGANConfig(
+            resolution=4 * 2**n_blocks,
+            width=width,
+            multipliers=tuple(state[f"blocks.{i}.0.conv1.weight"].shape[0] // width for i in range(n_blocks)),
+            stem_multiplier=state["blocks.0.0.conv1.weight"].shape[1] // width,
+            chunk_dim=state["linear.weight"].shape[1],
+            attention_resolution=4 * 2 ** (attention[0] + 1) if attention else None,
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise CorruptCheckpointError(f"not a BigBiGAN state dict: {error}") from None

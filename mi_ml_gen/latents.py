@@ -1,0 +1,144 @@
+"""Latent variables as chunks of one flat vector, and the law that they are drawn from.
+
+Every generator maps a flat latent vector, cut into chunks, to an image. `LatentLayout` says where each chunk
+lies, `Chunks` names a run of them the way the command line does ("1_6": first included, last excluded), and
+`TruncatedNormal` draws the noise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from scipy import special
+
+from mi_ml_gen.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The half-open range of chunks start, start + 1, ..., stop - 1."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise UsageError(f"chunks {self}: 0 <= start < stop must hold")
+
+    @classmethod
+    def parse(cls, text: str, n_chunks: int, name: str = "the generator", flag: str = "--chunks") -> Chunks:
+        """Read "start_stop", for example "1_6" for the last five of six chunks.
+
+        `name` is the generator that error messages speak of, `flag` the option that the text came from.
+        Raises UsageError for anything but two whole numbers with 0 <= start < stop <= n_chunks.
+        """
+        has = f"{name} has chunks 0_{n_chunks}"
+        match = re.fullmatch(r"\s*(-?\d+)_(-?\d+)\s*", str(text), re.ASCII)
+        if match is None:
+            raise UsageError(f"{flag} {text}: write START_STOP, the first chunk included, the last excluded; {has}")
+        start, stop = int(match[1]), int(match[2])
+        if start < 0:
+            raise UsageError(f"{flag} {text}: start must be at least 0; {has}")
+        if start >= stop:
+            raise UsageError(f"{flag} {text}: start must be below stop; {has}")
+        if stop > n_chunks:
+            raise UsageError(f"{flag} {text}: stop must be at most {n_chunks}; {has}")
+        return cls(start, stop)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}_{self.stop}"
+
+    def overlaps(self, other: Chunks) -> bool:
+        return self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """Sizes of the chunks of a flat latent vector, in order."""
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
+        if not self.sizes or min(self.sizes) < 1:
+            raise UsageError(f"chunk sizes {list(self.sizes)}: at least one chunk, each of at least one number")
+
+    @property
+    def dim(self) -> int:
+        """Length of the flat vector."""
+        return sum(self.sizes)
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def all(self) -> Chunks:
+        """Every chunk, as one range."""
+        return Chunks(0, self.n_chunks)
+
+    def slice(self, chunks: Chunks) -> slice:
+        """Where `chunks` lie in the flat vector. Raises UsageError beyond the last chunk."""
+        if chunks.stop > self.n_chunks:
+            raise UsageError(f"chunks {chunks}: stop must be at most {self.n_chunks}")
+        edges = [0, *accumulate(self.sizes)]
+        return slice(edges[chunks.start], edges[chunks.stop])
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal(mean, std) conditioned on lying within mean +- truncation * std (truncation may be infinite)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    truncation: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.mean):
+            raise UsageError(f"mean {self.mean}: must be a finite number")
+        if not (math.isfinite(self.std) and self.std >= 0):
+            raise UsageError(f"std {self.std}: must be a finite number of at least 0")
+        if not self.truncation > 0:
+            raise UsageError(f"truncation {self.truncation}: must be above 0 (in units of std)")
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """Draw float32 values of the given shape on the device, by inverse CDF; nothing leaves the device.
+
+        With V uniform on (-erf(t / sqrt 2), erf(t / sqrt 2)), sqrt(2) * erfinv(V) is a standard normal truncated
+        at +-t. In float32 the tails of an untruncated law end near +-5.4 std.
+        """
+        if device is None and generator is not None:
+            device = generator.device
+        edge = min(math.erf(self.truncation / math.sqrt(2)), 1 - 2.0**-24)  # erfinv(1) is infinite
+        draw = torch.empty(*shape, device=device).uniform_(-edge, edge, generator=generator)
+        draw = draw.erfinv_().mul_(self.std * math.sqrt(2)).add_(self.mean)
+        if math.isinf(self.truncation):
+            return draw
+        bound = self.truncation * self.std  # rounding of erf and erfinv could step over it by one float
+        return draw.clamp_(self.mean - bound, self.mean + bound)
+
+    def sample_reference(self, shape: Sequence[int], seed: int) -> torch.Tensor:
+        """Draw on the CPU exactly what SciPy (>= 1.10) gives for this law and seed, as float32:
+
+            truncnorm.rvs(-truncation, truncation, loc=mean, scale=std, size=shape, random_state=RandomState(seed))
+
+        Published images come back from their seeds through it; everything else uses `sample`.
+        """
+        uniform = np.random.RandomState(seed).uniform(size=tuple(shape))
+        low, high = special.ndtr(-self.truncation), special.ndtr(self.truncation)
+        draw = self.mean + self.std * special.ndtri(low + uniform * (high - low))
+        return torch.from_numpy(np.asarray(draw, dtype=np.float32))
