@@ -323,7 +323,6 @@ def test_the_references_flags() -> None:
 
 
 def test_the_module_moves_as_others_do() -> None:
-    augment = torch.nn.Sequential(Augment("none", 32)).to("meta")
-    assert augment[0].mean.device.type == "meta"
-    assert augment(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 3, 28, 28)
-    assert not augment.state_dict()
+    parent = torch.nn.Sequential(Augment("none", 32)).to("meta")
+    assert {buffer.device.type for buffer in parent.buffers()} == {"meta"}
+    assert not parent.state_dict()
