@@ -1,0 +1,98 @@
+"""The generators, behind one interface: `load_generator(name)` gives any of them, frozen and ready to decode.
+
+A family adds one line to `FAMILIES`; weights that the package ships lie in pretrained/, each file with a card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mi_ml_gen import runs
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.generators import bigbigan, linear_gaussian
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+
+__all__ = ["FAMILIES", "ImagePair", "MultiLatentGenerator", "bundled", "load_generator", "names", "save_generator"]
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+class Family(NamedTuple):
+    """How one family of generators is built."""
+
+    build: Callable[[dict[str, Any], dict[str, torch.Tensor], str], MultiLatentGenerator]
+    """From the configuration and state dict of a file that `save_generator` wrote, and a name."""
+    read_published: Callable[[Path], MultiLatentGenerator] | None = None
+    """From the file that the authors of the network published."""
+    make: Callable[[], MultiLatentGenerator] | None = None
+    """Without any file, where the network has no weights to learn."""
+    published_as: str = ""
+    """What the published file is called, for messages."""
+
+
+FAMILIES: dict[str, Family] = {
+    "bigbigan": Family(bigbigan.build, bigbigan.read_published, published_as="BigBiGAN_x1.pth"),
+    "linear-gaussian": Family(linear_gaussian.build, make=linear_gaussian.LinearGaussian),
+}
+
+
+def bundled() -> list[str]:
+    """Names of the generators whose weights come with the package."""
+    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+
+
+def names() -> list[str]:
+    """Every name that `load_generator` takes."""
+    return sorted({*FAMILIES, *bundled()})
+
+
+def load_generator(
+    name: str, path: str | Path | None = None, device: torch.device | str | None = None
+) -> MultiLatentGenerator:
+    """A frozen generator in evaluation mode; gradients flow to its latents, not to its weights.
+
+    name: a family, or a generator that comes with the package ("tiny-bigbigan").
+    path: its weights, a file as published or one that `save_generator` wrote; needed only where none are bundled.
+    Raises UsageError for an unknown name or a missing path, UnsafeCheckpointError or CorruptCheckpointError for a
+    file that is refused.
+    """
+    if name not in names():
+        raise UsageError(f"--generator {name}: must be one of {', '.join(names())}")
+    if path is None and name in bundled():
+        path = PRETRAINED / f"{name}.safetensors"
+    if path is not None:
+        generator = _read(name, Path(path))
+    elif (make := FAMILIES[name].make) is not None:
+        generator = make()
+    else:
+        published = FAMILIES[name].published_as
+        raise UsageError(f"--generator {name}: its weights are not bundled; give --g_path, for example {published}")
+    return generator.freeze().to(device=device, memory_format=torch.channels_last)
+
+
+def save_generator(path: str | Path, generator: MultiLatentGenerator, family: str, **metadata: str) -> None:
+    """Write a generator as safetensors, with what `load_generator` needs to build it again in the header."""
+    assert family in FAMILIES
+    header = {"family": family, "name": generator.name, "config": json.dumps(generator.config()), **metadata}
+    runs.save_tensors(path, generator.state_dict(), header)
+
+
+def _read(name: str, path: Path) -> MultiLatentGenerator:
+    if path.suffix != ".safetensors":
+        read_published = FAMILIES[name].read_published if name in FAMILIES else None
+        if read_published is None:
+            raise UsageError(f"--g_path {path}: {name} reads .safetensors files only")
+        return read_published(path)
+    tensors, metadata = runs.load_tensors(path)
+    try:
+        family, config = FAMILIES[metadata["family"]], json.loads(metadata["config"])
+    except (KeyError, ValueError):
+        raise CorruptCheckpointError(f"{path}: its header names no generator of this package") from None
+    if name in FAMILIES and metadata["family"] != name:
+        raise UsageError(f"--g_path {path}: holds a {metadata['family']}, not a {name}")
+    return family.build(config, tensors, metadata.get("name", name))

@@ -1,0 +1,88 @@
+"""Train one of the small generators that the package ships, on Fashion-MNIST; measure it and write its card.
+
+    python scripts/train_generator.py --family bigbigan --run_name tiny-bigbigan
+
+The same command resumes an interrupted run. The run folder then holds generator.safetensors (load it with
+--g_path), card.md, samples.png, quality.json, and the course of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from mi_ml_gen import cli, config, report, runs, runtime
+from mi_ml_gen.data import fashion_mnist
+from mi_ml_gen.generators import load_generator
+from mi_ml_gen.generators.card import generator_card
+from mi_ml_gen.generators.quality import measure_quality, train_classifier
+from mi_ml_gen.generators.training import GanConfig, train_generator
+from mi_ml_gen.latents import TruncatedNormal
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    config.add_arguments(parser, GanConfig)
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: all)")
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(GanConfig, arguments)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    train = fashion_mnist("train", settings.data_path)
+    held_out = fashion_mnist("test", settings.data_path)
+    path = train_generator(settings, train.images)
+
+    device = runtime.resolve_device(settings.device)
+    generator = load_generator(settings.family, path / "generator.safetensors", device)
+    real, test = (F.pad(split.images, (2, 2, 2, 2))[:, None].float() / 255 for split in (train, held_out))
+    classifier = train_classifier(real, train.labels, settings.seed, device)
+    quality = measure_quality(generator, classifier, real, test, held_out.labels, settings.seed)
+
+    z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
+    samples = report.image_grid(generator.decode(generator.latents(z)), n_cols=16)
+    report.save_png(path / "samples.png", samples)
+    last = runs.read_metrics(path)[-1]
+    card = generator_card(
+        generator,
+        family=settings.family,
+        data=f"Fashion-MNIST, {len(train.images):,} training images, grey, padded to {generator.resolution} px",
+        command=shlex.join(["python", "scripts/train_generator.py", *_command(settings)]),
+        facts={
+            "steps": f"{settings.steps:,} of {settings.batch_size} images, Adam",
+            "seed": str(settings.seed),
+            "time": f"{last['elapsed_s'] / 60:.0f} minutes",
+            "machine": f"{_machine(device)}, torch {torch.__version__.split('+')[0]}",
+            "licence": "MIT, as the package; the data's licence is MIT too",
+        },
+        quality=quality,
+        classes=train.classes,
+        picture=f"{settings.run_name}.png",
+    )
+    runs.atomic_write(path / "card.md", card.encode())
+    runs.atomic_write(path / "quality.json", (config.to_json(quality.as_dict())).encode())
+    print(card)
+    print(f"weights, card and samples: {path}")
+
+
+def _command(settings: GanConfig) -> list[str]:
+    """The flags that differ from the defaults."""
+    defaults = config.to_dict(GanConfig())
+    changed = {key: value for key, value in config.to_dict(settings).items() if value != defaults[key]}
+    return ["--family", settings.family] + [
+        part for key, value in changed.items() if key != "family" for part in (f"--{key}", str(value))
+    ]
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU"
+
+
+if __name__ == "__main__":
+    cli.run(main)
