@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mi_ml_gen import checkpoints, runs
+from mi_ml_gen import checkpoints, files
 from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
@@ -280,8 +280,8 @@ def save_walker(path: str | Path, walker: Walker, **about: Any) -> Path:
     number of training samples, seed ...). The suffix may be given or left out. Gives the safetensors path."""
     path = _with_suffix(Path(path), ".safetensors")
     description = {"format": "mi_ml_gen walker", **walker.config(), "about": about}
-    runs.atomic_write(_with_suffix(path, ".json"), (json.dumps(description, indent=2) + "\n").encode())
-    runs.save_tensors(path, walker.state_dict(), {"format": "mi_ml_gen walker"})
+    files.atomic_write(_with_suffix(path, ".json"), (json.dumps(description, indent=2) + "\n").encode())
+    files.save_tensors(path, walker.state_dict(), {"format": "mi_ml_gen walker"})
     return path
 
 
@@ -310,7 +310,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 def _load_saved(path: Path) -> Walker:
     description = _description(path)
-    tensors, _ = runs.load_tensors(_with_suffix(path, ".safetensors"))
+    tensors, _ = files.load_tensors(_with_suffix(path, ".safetensors"))
     try:
         walker = build_walker(description)
         walker.load_state_dict(tensors)

@@ -8,7 +8,6 @@ The same command resumes an interrupted run. The run folder then holds generator
 
 from __future__ import annotations
 
-import argparse
 import platform
 import shlex
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from mi_ml_gen import cli, config, report, runs, runtime
+from mi_ml_gen import cli, config, files, report, runs, runtime
 from mi_ml_gen.data import fashion_mnist
 from mi_ml_gen.generators import load_generator
 from mi_ml_gen.generators.card import generator_card
@@ -26,7 +25,7 @@ from mi_ml_gen.latents import TruncatedNormal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, GanConfig)
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: all)")
     arguments = parser.parse_args(argv)
@@ -63,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes=train.classes,
         picture=f"{settings.run_name}.png",
     )
-    runs.atomic_write(path / "card.md", card.encode())
-    runs.atomic_write(path / "quality.json", (config.to_json(quality.as_dict())).encode())
+    files.atomic_write(path / "card.md", card.encode())
+    files.atomic_write(path / "quality.json", (config.to_json(quality.as_dict())).encode())
     print(card)
     print(f"weights, card and samples: {path}")
 

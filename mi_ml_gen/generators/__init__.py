@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen import runs
+from mi_ml_gen import files
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators import bigbigan, linear_gaussian
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
@@ -79,7 +79,7 @@ def save_generator(path: str | Path, generator: MultiLatentGenerator, family: st
     """Write a generator as safetensors, with what `load_generator` needs to build it again in the header."""
     assert family in FAMILIES
     header = {"family": family, "name": generator.name, "config": json.dumps(generator.config()), **metadata}
-    runs.save_tensors(path, generator.state_dict(), header)
+    files.save_tensors(path, generator.state_dict(), header)
 
 
 def _read(name: str, path: Path) -> MultiLatentGenerator:
@@ -88,7 +88,7 @@ def _read(name: str, path: Path) -> MultiLatentGenerator:
         if read_published is None:
             raise UsageError(f"--g_path {path}: {name} reads .safetensors files only")
         return read_published(path)
-    tensors, metadata = runs.load_tensors(path)
+    tensors, metadata = files.load_tensors(path)
     try:
         family, config = FAMILIES[metadata["family"]], json.loads(metadata["config"])
     except (KeyError, ValueError):

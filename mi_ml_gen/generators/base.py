@@ -58,6 +58,11 @@ class MultiLatentGenerator(nn.Module):
         """Noise (n, noise_dim) -> latents (n, layout.dim); here the same."""
         return z
 
+    def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
+        """Euclidean length (n,) between the latents of two noises (n, noise_dim) on `chunks`."""
+        at = self.layout.slice(chunks)
+        return torch.linalg.vector_norm(self.latents(moved)[:, at] - self.latents(z)[:, at], dim=1)
+
     def synthesize(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (n, layout.dim) -> the network's own output, before any crop, resize or change of range."""
         raise NotImplementedError

@@ -72,12 +72,13 @@ class BigBiGANConfig:
 class ModulatedNorm(nn.Module):
     """Batch normalisation whose gain and bias are affine in a latent chunk.
 
-    In training mode statistics are the batch's, and the stored ones follow with momentum 0.1.
+    In training mode statistics are the batch's, and the stored ones follow with `momentum`.
     """
 
     def __init__(self, channels: int, chunk_dim: int, eps: float):
         super().__init__()
         self.eps = eps
+        self.momentum = 0.1
         self.gain = nn.Linear(chunk_dim, channels)
         self.bias = nn.Linear(chunk_dim, channels)
         nn.init.ones_(self.gain.bias)
@@ -88,7 +89,9 @@ class ModulatedNorm(nn.Module):
     def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
         gain, bias = self.gain(chunk)[:, :, None, None], self.bias(chunk)[:, :, None, None]
         if self.training:
-            x = F.batch_norm(x, self.stored_mean, self.stored_var, training=True, momentum=0.1, eps=self.eps)
+            x = F.batch_norm(
+                x, self.stored_mean, self.stored_var, training=True, momentum=self.momentum, eps=self.eps
+            )
             return torch.addcmul(bias, x, gain)
         scale = gain * torch.rsqrt(self.stored_var + self.eps)[:, None, None]
         return torch.addcmul(bias - self.stored_mean[:, None, None] * scale, x, scale)

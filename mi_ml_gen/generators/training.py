@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
-from mi_ml_gen import config, report, runs, runtime
+from mi_ml_gen import config, files, report, runs, runtime
 from mi_ml_gen.config import option
 from mi_ml_gen.errors import Preempted
 from mi_ml_gen.generators.base import MultiLatentGenerator
@@ -74,8 +74,8 @@ class Recipe(Protocol):
 
     def generator_loss(self, fake: torch.Tensor) -> torch.Tensor: ...
 
-    def finish(self, generator: Any, seed: int) -> None:
-        """Make the averaged generator ready to be frozen."""
+    def finish(self, generator: Any, seed: int, n_batches: int = 100) -> None:
+        """Make the averaged generator ready to be frozen; n_batches of noise for what has to be estimated."""
         ...
 
 
@@ -283,7 +283,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
         # --- The result
         recipe.finish(average, settings.seed)
         header = {"family": settings.family, "name": generator.name, "config": json.dumps(generator.config())}
-        runs.save_tensors(run.path / "generator.safetensors", average.state_dict(), header)
+        files.save_tensors(run.path / "generator.safetensors", average.state_dict(), header)
     return path
 
 
@@ -303,6 +303,6 @@ def _update_average(average: nn.Module, generator: nn.Module, decay: float) -> N
 def _save_samples(recipe: Recipe, average: nn.Module, z: torch.Tensor, seed: int, path: Path) -> None:
     """An 8 x 10 grid of the averaged generator, without touching it."""
     network = copy.deepcopy(average)
-    recipe.finish(network, seed)
+    recipe.finish(network, seed, n_batches=4)
     network.freeze()
     report.save_png(path, report.image_grid(network.decode(network.latents(z)), n_cols=10))
