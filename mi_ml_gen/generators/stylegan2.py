@@ -165,8 +165,8 @@ class StyleGAN2Config:
         """From the keyword arguments in a published PyTorch file, in their nesting and with their defaults.
 
         `kwargs` has z_dim, c_dim, w_dim, img_resolution, img_channels and the mappings mapping_kwargs and
-        synthesis_kwargs, which hold only what differs from the defaults. `use` may set fields of this
-        record's second half. Raises UsageError for an option that is unknown or has a value not supported here.
+        synthesis_kwargs, which hold only what differs from the defaults. `use` may set fields of
+        this record's second half. Raises UsageError for an option that is unknown or not supported here.
         """
         flat: dict[str, Any] = {"img_resolution": None, **use}
         for key, value in kwargs.items():

@@ -1,0 +1,147 @@
+"""Synthesis of StyleGAN2 at 512 px: one shared convolution a layer against per-sample grouped kernels.
+
+    python bench/stylegan2.py --batch 8 --threads 2
+
+Both ways compute the same images from the same weights, in a process of their own each. Prints for each the
+median time of a forward pass and the peak of resident memory, and how far the images are apart. `decode` is
+timed too: it computes only what reaches the centre crop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+
+from mi_ml_gen.generators.stylegan2 import (
+    Features,
+    NoiseSource,
+    StyleGAN2,
+    StyleGAN2Config,
+    SynthesisLayer,
+    Window,
+)
+
+WAYS = ("shared", "grouped", "decode")
+
+
+def grouped_forward(
+    layer: SynthesisLayer,
+    features: Features,
+    w: torch.Tensor,
+    wanted: Window,
+    noise: NoiseSource,
+    gain: float = 1.0,
+) -> Features:
+    """`SynthesisLayer.forward` as the paper writes it: modulate, normalise and apply one kernel per sample.
+
+    Whole planes only. The slow twin of the layer; the tests compare them.
+    """
+    assert wanted == Window(0, layer.resolution)
+    n = len(w)
+    kernels = layer.weight * layer.affine(w)[:, None, :, None, None]  # (n, out, in, 3, 3)
+    kernels = kernels * torch.rsqrt(kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+    x = features.x.reshape(1, -1, *features.x.shape[2:])  # samples side by side, a group each
+    if layer.up:
+        x = F.conv_transpose2d(x, kernels.transpose(1, 2).flatten(0, 1), stride=2, groups=n)
+        x = x.reshape(n, -1, *x.shape[2:])
+        low_pass = 4 * layer.resample_filter.flip(0, 1).expand(x.shape[1], 1, -1, -1)
+        before, after = (len(layer.resample_filter) + 1) // 2 - 1, (len(layer.resample_filter) - 2) // 2
+        x = F.conv2d(F.pad(x, (before, after, before, after)), low_pass, groups=x.shape[1])
+    else:
+        x = F.conv2d(x, kernels.flatten(0, 1), padding=1, groups=n).reshape(n, -1, *x.shape[2:])
+    drawn = noise.map(layer, n, wanted) if layer.use_noise else None
+    if drawn is not None:
+        x = x + drawn * layer.noise_strength
+    x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * (math.sqrt(2) * gain)
+    if layer.conv_clamp is not None:
+        x = x.clamp(-layer.conv_clamp * gain, layer.conv_clamp * gain)
+    return Features(x, wanted)
+
+
+def with_grouped_kernels(generator: StyleGAN2) -> StyleGAN2:
+    """The same generator, changed in place, with a kernel per sample in every 3x3 layer."""
+    for module in generator.modules():
+        if isinstance(module, SynthesisLayer):
+            module.forward = MethodType(grouped_forward, module)  # type: ignore[method-assign]
+    return generator
+
+
+@torch.no_grad()
+def measure(
+    way: str, batch: int, resolution: int, threads: int, repeats: int
+) -> dict[str, float | list[float]]:
+    """Time and peak memory of one way, in this process."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    generator = StyleGAN2(StyleGAN2Config(img_resolution=resolution)).freeze()
+    assert isinstance(generator, StyleGAN2)
+    if way == "grouped":
+        with_grouped_kernels(generator)
+    run: Callable[[torch.Tensor], torch.Tensor] = (
+        generator.decode if way == "decode" else generator.synthesize
+    )
+    latents = generator.latents(torch.randn(batch, generator.noise_dim))
+    before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = []
+    for _ in range(repeats + 1):  # the first pass warms up
+        start = time.perf_counter()
+        images = run(latents)
+        seconds.append(time.perf_counter() - start)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    probe = images[:, :, ::37, ::41].flatten().tolist()
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "peak_mib": peak_mib,
+        "before_mib": before_mib,
+        "probe": probe,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--way", choices=WAYS, help="measure this one here and print JSON")
+    args = parser.parse_args()
+    if args.way:
+        print(json.dumps(measure(args.way, args.batch, args.resolution, args.threads, args.repeats)))
+        return
+    machine = platform.processor() or platform.machine()
+    print(f"torch {torch.__version__}, {machine}, {args.threads} threads, float32")
+    print(f"{args.resolution} px, batch {args.batch}, median of {args.repeats} after one warm-up")
+    results = {}
+    for way in WAYS:
+        command = [sys.executable, str(Path(__file__).resolve()), "--way", way]
+        for flag in ("batch", "resolution", "threads", "repeats"):
+            command += [f"--{flag}", str(getattr(args, flag))]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results[way] = json.loads(output)
+        seconds, peak = results[way]["seconds"], results[way]["peak_mib"]
+        above = peak - results[way]["before_mib"]
+        print(f"{way:>8}: {seconds:8.2f} s, peak {peak:7.0f} MiB ({above:.0f} above the network at rest)")
+    shared, grouped = results["shared"], results["grouped"]
+    apart = max(abs(a - b) for a, b in zip(shared["probe"], grouped["probe"], strict=True))
+    print(f"grouped / shared: time {grouped['seconds'] / shared['seconds']:.2f}, "
+          f"peak {grouped['peak_mib'] / shared['peak_mib']:.2f}; images differ by {apart:.1e}")  # fmt: skip
+    print(f"shared / decode: time {shared['seconds'] / results['decode']['seconds']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
