@@ -34,6 +34,7 @@ from mi_ml_gen.errors import UsageError, nearest
 C = TypeVar("C")
 
 REQUIRED: Any = dataclasses.MISSING
+NOTHING = ("none", "null", "~", "")  # the ways to write None where a field allows it
 BUNDLED = Path(__file__).parent / "configs"
 
 
@@ -153,7 +154,8 @@ def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
         return {}
     path = _find(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Every scalar as text: YAML's own guesses take the chunks 1_6 for the number 16, and 8e-5 for text.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -252,7 +254,7 @@ def _convert(spec: _Spec, value: Any, where: str) -> Any:
     """`value`, text of a flag or a value of YAML, as the field's type. Raises UsageError that begins with
     `where`."""
     try:
-        if spec.optional and (value is None or value in ("none", "null", ["none"], ["null"])):
+        if spec.optional and (value is None or value in NOTHING or value in [[word] for word in NOTHING]):
             return None
         if spec.many is None:
             return _checked(spec, _scalar(spec.kind, value))
@@ -274,8 +276,7 @@ def _split(value: Any) -> list[Any]:
 
 
 def _scalar(kind: Any, value: Any) -> Any:
-    """One value as `kind`. YAML reads 8e-5 as text, so text is accepted for every kind wherever it comes
-    from."""
+    """One value as `kind`: from text, or from a value of that kind already."""
     if kind is Any:
         return value
     if kind is bool:

@@ -1,0 +1,691 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from mi_ml_gen import runs, runtime
+from mi_ml_gen.errors import CorruptCheckpointError, EnvironmentFault, UsageError
+from mi_ml_gen.runs import Preemption, RunFolder, atomic_write, load_tensors, save_tensors
+from tests.distributed import run_processes
+
+CONFIG = {"chunks": "1_6", "lr_walk": 8e-5, "widths": (1, 2), "out": Path("x"), "seed": None, "save_freq": 10}
+
+
+def run_python(code: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """A process of its own for what must not happen to this one: kills, forks, locks."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        **options,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_atomic_write(tmp_path):
+    path = tmp_path / "a" / "b.bin"
+    atomic_write(path, b"old")
+    atomic_write(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["b.bin"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "b.bin"
+    atomic_write(path, b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise KeyError("mid write")
+
+    with pytest.raises(KeyError):
+        atomic_write(path, fail)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["b.bin"]
+
+
+@pytest.fixture
+def small_disk():
+    """No file of this process may grow beyond 100,000 bytes, as on a disk with that much left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk(tmp_path, small_disk):
+    path = tmp_path / "b.bin"
+    atomic_write(path, b"old")
+    with pytest.raises(EnvironmentFault, match=f"^cannot write {re.escape(str(path))}: "):
+        atomic_write(path, bytes(200_000))
+    assert path.read_bytes() == b"old"
+    with pytest.raises(EnvironmentFault, match="new.safetensors"):
+        save_tensors(tmp_path / "new.safetensors", {"a": torch.zeros(50_000)})
+    assert names(tmp_path) == ["b.bin"]
+
+
+def test_full_disk_keeps_the_previous_state(tmp_path, small_disk):
+    with RunFolder.open(tmp_path / "run", CONFIG) as folder:
+        folder.log(1, loss=1.0)
+        folder.save_state(1, {"a": torch.ones(3)})
+        before = names(folder.checkpoints)
+        with pytest.raises(EnvironmentFault, match="state_000000000002.pt"):
+            folder.save_state(2, {"a": torch.ones(50_000)})
+        assert names(folder.checkpoints) == before
+        with pytest.raises(EnvironmentFault, match="metrics.jsonl"):
+            folder.log(2, text="x" * 200_000)
+        assert folder.metrics() == [{"step": 1, "loss": 1.0}]
+        folder.log(2, loss=2.0)
+        assert [row["step"] for row in folder.metrics()] == [1, 2]
+        step, state = folder.load_latest()
+        assert step == 1 and torch.equal(state["a"], torch.ones(3))
+
+
+def test_paths_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "x", tmp_path / "folder"):
+        with pytest.raises(UsageError, match=f"^cannot write {re.escape(str(path))}: "):
+            atomic_write(path, b"")
+    with pytest.raises(EnvironmentFault, match="File name too long"):
+        atomic_write(tmp_path / ("x" * 300), b"")
+
+
+def test_tensors_round_trip(tmp_path):
+    path = tmp_path / "walker.safetensors"
+    shared = torch.arange(6.0)
+    tensors = {"a": shared.view(2, 3).T, "b": shared[2:], "c": torch.ones(2, dtype=torch.bfloat16, requires_grad=True)}
+    save_tensors(path, tensors, {"kind": "nonlinear"})
+    loaded = load_tensors(path)
+    assert loaded.metadata == {"kind": "nonlinear"}
+    assert loaded.tensors.keys() == tensors.keys()
+    assert all(torch.equal(loaded.tensors[name], tensors[name]) for name in tensors)
+    assert names(tmp_path) == ["walker.safetensors", "walker.safetensors.sha256"]
+    if sys.platform == "linux":
+        subprocess.run(["sha256sum", "--check", "--quiet", "walker.safetensors.sha256"], cwd=tmp_path, check=True)
+
+
+def test_tensors_that_are_replaced(tmp_path):
+    path = tmp_path / "my walker.safetensors"
+    for value in (1.0, 2.0):
+        save_tensors(path, {"a": torch.tensor(value)})
+        assert float(load_tensors(path).tensors["a"]) == value
+    assert len(Path(f"{path}.sha256").read_text().splitlines()) == 1
+
+
+def test_bit_rot_in_tensors(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"a": torch.randn(10), "b": torch.zeros(3, 3)}, {"k": "v"})
+    good = path.read_bytes()
+    random = np.random.default_rng(0)
+    damaged = [good[:n] for n in range(0, len(good), 7)]
+    for _ in range(50):
+        copy = bytearray(good)
+        copy[random.integers(len(good))] ^= 1 << random.integers(8)
+        damaged.append(bytes(copy))
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(CorruptCheckpointError, match=re.escape(str(path))):
+            load_tensors(path)
+
+
+def test_foreign_tensors_need_no_hash(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"a": torch.ones(2)})
+    Path(f"{path}.sha256").unlink()
+    assert load_tensors(path).metadata == {}
+    for data in (b"", b"PK\3\4" + bytes(100), path.read_bytes()[:-1], b"\xff" * 64):
+        path.write_bytes(data)
+        with pytest.raises(CorruptCheckpointError, match="not a whole safetensors file"):
+            load_tensors(path)
+    for missing in (tmp_path / "none", tmp_path, path / "below"):
+        with pytest.raises(UsageError, match=re.escape(str(missing))):
+            load_tensors(missing)
+
+
+# --- opening ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_folder(tmp_path):
+    with RunFolder.open(tmp_path / "a" / "run", CONFIG) as folder:
+        assert (folder.path, folder.checkpoints, folder.images) == (
+            tmp_path / "a" / "run",
+            tmp_path / "a" / "run" / "checkpoints",
+            tmp_path / "a" / "run" / "images",
+        )
+        assert folder.load_latest() is None and folder.last_state is None and folder.metrics() == []
+        written = yaml.safe_load((folder.path / "config.yaml").read_text())
+    assert written == CONFIG | {"widths": [1, 2], "out": "x"} == runs.read_config(tmp_path / "a" / "run")
+
+
+def test_reopening_needs_the_same_settings(tmp_path):
+    RunFolder.open(tmp_path, CONFIG).close()
+    RunFolder.open(tmp_path, CONFIG).close()
+    before = (tmp_path / "config.yaml").read_bytes()
+    for change, message in (
+        ({"lr_walk": 1e-3}, "was made with lr_walk 8e-05, not 0.001; .*choose another --run_name"),
+        ({"new": 3}, r"was made with new \(not set\), not 3"),
+        ({"save_freq": 20}, "was made with save_freq 10, not 20"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            RunFolder.open(tmp_path, CONFIG | change)
+        assert (tmp_path / "config.yaml").read_bytes() == before
+    without = {key: value for key, value in CONFIG.items() if key != "seed"}
+    with pytest.raises(UsageError, match=r"was made with seed None, not \(not set\)"):
+        RunFolder.open(tmp_path, without)
+
+
+def test_free_settings_may_change(tmp_path):
+    RunFolder.open(tmp_path, CONFIG, free={"save_freq"}).close()
+    RunFolder.open(tmp_path, CONFIG | {"save_freq": 20}, free={"save_freq"}).close()
+    assert runs.read_config(tmp_path)["save_freq"] == 20
+
+
+def test_a_damaged_or_missing_config(tmp_path):
+    with pytest.raises(UsageError, match="not a run folder"):
+        runs.read_config(tmp_path / "none")
+    for data in (b"\xff\xfe\x00", b"a: [", b"", b"- 1"):
+        (tmp_path / "config.yaml").write_bytes(data)
+        with pytest.raises(CorruptCheckpointError, match="config.yaml: damaged"):
+            RunFolder.open(tmp_path, CONFIG)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match="is a file, not a folder"):
+            RunFolder.open(path, CONFIG)
+
+
+def test_an_unwritable_folder(tmp_path):
+    path = tmp_path / "closed"
+    path.mkdir(mode=0o500)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # the superuser may write anywhere
+    try:
+        with pytest.raises(EnvironmentFault, match="closed.*: Permission denied"):
+            RunFolder.open(path / "run", CONFIG)
+    finally:
+        os.seteuid(user)
+
+
+def test_left_overs_are_swept(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.save_state(1, {})
+    kept = {"checkpoints/mine.partial", "checkpoints/state_000000000001.pt.sha256", "other/.x.0123456789ab.partial"}
+    swept = {".config.yaml.0123456789ab.partial", "checkpoints/.s.pt.0123456789ab.partial"}
+    swept |= {"images/.a.png.0123456789ab.partial", "checkpoints/state_000000000009.pt.sha256"}
+    (tmp_path / "other").mkdir()
+    for name in swept | kept - {"checkpoints/state_000000000001.pt.sha256"}:
+        (tmp_path / name).write_text("")
+    RunFolder.open(tmp_path, CONFIG).close()
+    assert {name for name in swept | kept if (tmp_path / name).exists()} == kept
+
+
+# --- metrics ------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_plain_json(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.log(1, loss=torch.tensor(0.5), per_chunk=torch.tensor([1.0, float("nan")]), n=np.int64(3))
+        folder.log(np.int64(2), loss=float("inf"), note="text", flag=True, nothing=None)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        {"step": 1, "loss": 0.5, "per_chunk": [1.0, None], "n": 3},
+        {"step": 2, "loss": None, "note": "text", "flag": True, "nothing": None},
+    ]
+
+
+def test_a_torn_last_line_goes(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.log(1, loss=1.0)
+        folder.save_state(1, {})
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 2, "lo')
+    assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.load_latest()
+        folder.log(2, loss=2.0)
+        assert folder.metrics() == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+
+
+def test_a_damaged_line_is_reported(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"st\xffep": 2}\n[3]\n{"step": 4}\n')
+    assert [row["step"] for row in runs.read_metrics(tmp_path)] == [1, 4]
+    assert [record.message.split(": ")[1] for record in caplog.records] == [
+        "line 2 is damaged and left out",
+        "line 3 is damaged and left out",
+    ]
+
+
+def test_rows_after_the_state_are_removed(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        for step in range(6):
+            folder.log(step)
+        folder.save_state(3, {})
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        assert folder.load_latest() == (3, {})
+        assert [row["step"] for row in folder.metrics()] == [0, 1, 2, 3]
+
+
+def test_without_a_state_all_rows_are_removed(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.log(0)
+        assert folder.load_latest() is None
+        assert folder.metrics() == []
+
+
+# --- states -------------------------------------------------------------------------------------------------
+
+
+def test_states_hold_all_that_training_needs(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": None, "name": "x", "l": [1, 2.5]}
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.save_state(7, state)
+        step, loaded = folder.load_latest()
+    assert step == 7 and loaded.keys() == state.keys() and loaded["l"] == [1, 2.5]
+    assert torch.equal(loaded["model"]["weight"], model.weight)
+    torch.optim.Adam(nn.Linear(2, 2).parameters()).load_state_dict(loaded["optimizer"])
+
+
+def test_a_state_that_could_not_be_read_back_is_refused(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        with pytest.raises(Exception, match="[Ww]eights"):
+            folder.save_state(1, {"model": nn.Linear(2, 2)})
+        assert names(folder.checkpoints) == []
+
+
+def test_the_newest_states_are_kept(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG, keep=2) as folder:
+        for step in (5, 50, 10**11, 200):  # not in order of text, time or step
+            folder.save_state(step, {"step was": step})
+        assert [step for step, _ in folder._states()] == [200, 10**11]
+        assert len(names(folder.checkpoints)) == 4
+        assert folder.last_state.name == "state_100000000000.pt"
+        assert folder.load_latest() == (10**11, {"step was": 10**11})
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_rotten_state_is_passed_over(tmp_path, caplog):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        for step in (1, 2):
+            folder.log(step)
+            folder.save_state(step, {"a": torch.full((100,), float(step))})
+        damage(folder.last_state)
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        step, state = folder.load_latest()
+        assert step == 1 and torch.equal(state["a"], torch.ones(100))
+        assert [row["step"] for row in folder.metrics()] == [1]
+        (warning,) = caplog.records
+        assert warning.levelno == logging.WARNING
+        assert "state_000000000002.pt: damaged" in warning.message
+        folder.save_state(2, {})
+        folder.save_state(3, {})  # a rotten file does not count among those that are kept
+        assert [step for step, _ in folder._states()] == [2, 3]
+        assert "state_000000000002.pt.corrupt" in names(folder.checkpoints)
+
+
+def test_any_damage_to_a_state_is_noticed(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        path = folder.save_state(1, {"a": torch.randn(100), "b": [1, 2, 3]})
+        good, random = path.read_bytes(), np.random.default_rng(0)
+        for i in range(60):
+            copy = bytearray(good)
+            place = int(random.integers(len(good)))
+            if i % 3 == 0:
+                copy[place] ^= 1 << int(random.integers(8))
+            elif i % 3 == 1:
+                del copy[place:]
+            else:
+                copy[place : place + 64] = bytes(len(copy[place : place + 64]))
+            path.write_bytes(copy)
+            if bytes(copy) != good:
+                with pytest.raises(CorruptCheckpointError, match="no saved state is whole"):
+                    folder.load_latest()
+        path.write_bytes(good)
+        assert folder.load_latest()[0] == 1
+
+
+def test_no_good_state_is_an_error_that_changes_nothing(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        for step in (1, 2):
+            folder.log(step)
+            damage(folder.save_state(step, {}))
+        before = names(folder.checkpoints), folder.metrics()
+        for _ in range(2):
+            with pytest.raises(CorruptCheckpointError, match="no saved state is whole; .* choose another --run_name"):
+                folder.load_latest()
+        assert (names(folder.checkpoints), folder.metrics()) == before
+
+
+def test_a_state_without_its_hash_is_not_trusted(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        path = folder.save_state(1, {})
+        Path(f"{path}.sha256").unlink()
+        with pytest.raises(CorruptCheckpointError):
+            folder.load_latest()
+
+
+def test_other_files(tmp_path):
+    from matplotlib.figure import Figure
+
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        assert folder.write_text("notes/a.txt", "a").read_text() == "a"
+        assert json.loads(folder.write_json("table.json", {"rows": [1]}).read_text()) == {"rows": [1]}
+        assert folder.save_figure("curve.png", Figure()).read_bytes().startswith(b"\x89PNG")
+        assert names(folder.images) == ["curve.png"]
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------------
+
+# Forks a child that trains for six steps and is killed at its n-th touch of the file system, for n = 1, 2, ... until
+# one lives. After each kill, says what the run folder holds.
+KILLED_RUNS = """
+import json, os, signal, sys
+import torch
+from mi_ml_gen.runs import RunFolder, save_tensors
+
+def train(path, acknowledge):
+    with RunFolder.open(path, {"seed": 0}) as folder:
+        step, state = folder.load_latest() or (0, {"value": torch.zeros(2)})
+        while step < 6:
+            step += 1
+            state["value"] += step
+            folder.log(step, value=state["value"].tolist())
+            if step % 2 == 0:
+                folder.save_state(step, state)
+                save_tensors(folder.checkpoints / "walker.safetensors", state)
+                acknowledge(step)
+
+def killed_at(n, path):
+    touches = 0
+    def hook(event, arguments):
+        nonlocal touches
+        if event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "fcntl.lockf") and any(
+            str(path) in str(argument) for argument in arguments if isinstance(argument, (str, bytes, os.PathLike))
+        ):
+            touches += 1
+            if touches == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+torch.set_num_threads(1)
+alive, n = False, 0
+while not alive:
+    n += 1
+    path = f"{sys.argv[1]}/run_{n}"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        killed_at(n, path)
+        train(path, lambda step: os.write(writer, bytes([step])))
+        os._exit(0)
+    os.close(writer)
+    alive = os.waitpid(child, 0)[1] == 0
+    acknowledged = max(os.read(reader, 100), default=0)
+    os.close(reader)
+    with RunFolder.open(path, {"seed": 0}) as folder:
+        resumed = folder.load_latest()
+        rows = [row["step"] for row in folder.metrics()]
+        found = sorted(name for _, _, names in os.walk(path) for name in names)
+    train(path, lambda step: None)
+    with RunFolder.open(path, {"seed": 0}) as folder:
+        final = folder.load_latest()
+        print(json.dumps({
+            "acknowledged": acknowledged, "resumed": resumed[0] if resumed else 0, "rows": rows, "found": found,
+            "final": [final[0], *final[1]["value"].tolist()], "all rows": folder.metrics(),
+        }))
+"""
+
+
+def test_kill_at_every_touch_of_the_file_system(tmp_path):
+    from mi_ml_gen.runs import load_tensors
+
+    done = run_python(KILLED_RUNS, tmp_path)
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) > 40
+    assert {report["acknowledged"] for report in reports} == {0, 2, 4, 6}
+    values = np.cumsum([1, 2, 3, 4, 5, 6]).tolist()
+    for n, report in enumerate(reports, start=1):
+        assert report["resumed"] >= report["acknowledged"], n
+        assert report["rows"] == list(range(1, report["resumed"] + 1)), n
+        assert not any("partial" in name for name in report["found"]), n
+        assert report["final"] == [6, 21.0, 21.0], n
+        assert report["all rows"] == [{"step": i + 1, "value": [v, v]} for i, v in enumerate(values)], n
+        walker = load_tensors(tmp_path / f"run_{n}" / "checkpoints" / "walker.safetensors")
+        assert walker.tensors["value"].tolist() == [21.0, 21.0] or report["resumed"] == 6
+
+
+REPLACED_TENSORS = """
+import os, signal, sys
+import torch
+from mi_ml_gen.runs import load_tensors, save_tensors
+path = sys.argv[1]
+save_tensors(path, {"a": torch.tensor(0)})
+for n in range(1, 100):
+    child = os.fork()
+    if child == 0:
+        touches = 0
+        def hook(event, arguments):
+            global touches
+            touches += event in ("open", "os.rename", "os.remove")
+            if touches == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        save_tensors(path, {"a": torch.tensor(n)})
+        os._exit(0)
+    alive = os.waitpid(child, 0)[1] == 0
+    print(int(load_tensors(path).tensors["a"]), n, flush=True)
+    if alive:
+        break
+"""
+
+
+def test_kill_while_tensors_are_replaced(tmp_path):
+    """At every moment the old file or the new one is there, with a hash that agrees."""
+    done = run_python(REPLACED_TENSORS, tmp_path / "w.safetensors")
+    assert done.returncode == 0, done.stderr
+    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert 8 < len(lines) < 99
+    found = [value for value, _ in lines]
+    assert found == sorted(found) and found[0] == 0 and found[-1] == len(lines)
+
+
+# --- one process a folder -----------------------------------------------------------------------------------
+
+RACE = """
+import os, sys, time
+from mi_ml_gen import errors
+from mi_ml_gen.runs import RunFolder
+start = time.time() + 0.3
+children = []
+for _ in range(8):
+    child = os.fork()
+    if child == 0:
+        time.sleep(max(0.0, start - time.time()))
+        try:
+            folder = RunFolder.open(sys.argv[1], {"seed": 0})
+        except errors.UsageError as error:
+            os.write(1, f"{error}\\n".encode())
+            os._exit(error.exit_code)
+        time.sleep(3)
+        os.write(1, f"winner {os.getpid()}\\n".encode())
+        os._exit(0)
+    children.append(child)
+print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+"""
+
+
+def test_one_winner_of_eight(tmp_path):
+    done = run_python(RACE, tmp_path / "run")
+    lines = done.stdout.splitlines()
+    assert "[0, 2, 2, 2, 2, 2, 2, 2]" in lines, done.stdout + done.stderr
+    winner = next(line.split()[1] for line in lines if line.startswith("winner"))
+    assert sum(f"is in use by pid {winner} on " in line for line in lines) == 7
+
+
+ORPHANED_WORKER = """
+import os, signal, sys, time
+from mi_ml_gen.runs import RunFolder
+folder = RunFolder.open(sys.argv[1], {"seed": 0})
+if os.fork() == 0:
+    os.close(1)
+    os.close(2)
+    time.sleep(20)  # a data worker that outlives the killed run
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_runs_lock_is_free_even_where_its_worker_lives(tmp_path):
+    assert run_python(ORPHANED_WORKER, tmp_path).returncode == -signal.SIGKILL
+    assert "pid" in (tmp_path / ".lock").read_text()
+    RunFolder.open(tmp_path, {"seed": 0}).close()
+
+
+def test_a_folder_is_open_once_in_a_process(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG):
+        with pytest.raises(UsageError, match="already open in this process"):
+            RunFolder.open(tmp_path / "images" / "..", CONFIG)
+    RunFolder.open(tmp_path, CONFIG).close()
+
+
+def test_a_refused_folder_is_given_back(tmp_path):
+    RunFolder.open(tmp_path, CONFIG).close()
+    with pytest.raises(UsageError):
+        RunFolder.open(tmp_path, {})
+    RunFolder.open(tmp_path, CONFIG).close()
+
+
+def test_open_folders_do_not_pile_up(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.save_state(0, {})
+        before = len(os.listdir("/dev/fd"))
+        for step in range(20):
+            folder.log(step)
+            folder.save_state(step, {})
+        assert len(os.listdir("/dev/fd")) == before
+
+
+# --- ranks --------------------------------------------------------------------------------------------------
+
+
+def run_of_two_ranks(path: str) -> dict[str, object]:
+    seen: dict[str, object] = {}
+    with RunFolder.open(path, {"seed": 0}) as folder:
+        for step in (1, 2, 3):
+            folder.log(step, rank=runtime.rank())
+            if step < 3:
+                folder.save_state(step, {"value": torch.tensor(float(step + 10 * runtime.rank()))})
+        folder.write_text(f"rank_{runtime.rank()}.txt", "")
+        runtime.barrier()
+        step, state = folder.load_latest()
+        seen |= {"step": step, "value": state["value"]}
+    runtime.barrier()
+    try:
+        RunFolder.open(path, {"seed": 1})
+    except UsageError as error:
+        seen["error"] = str(error)
+    return seen
+
+
+def test_only_rank_0_writes_and_all_ranks_read(tmp_path):
+    first, second = run_processes(run_of_two_ranks, 2, str(tmp_path))
+    assert first == second
+    assert first["step"] == 2 and float(first["value"]) == 2.0
+    assert "was made with seed 0, not 1" in first["error"]
+    assert runs.read_metrics(tmp_path) == [{"step": 1, "rank": 0}, {"step": 2, "rank": 0}]
+    assert "rank_0.txt" in names(tmp_path) and "rank_1.txt" not in names(tmp_path)
+
+
+# --- being asked to stop ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", Preemption.SIGNALS)
+def test_a_first_signal_is_a_request(signum, capfd):
+    before = [signal.getsignal(each) for each in Preemption.SIGNALS]
+    with Preemption() as preemption:
+        assert not preemption.requested
+        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signum)  # Ctrl-C under torchrun: the same request twice
+        assert preemption.requested
+    assert capfd.readouterr().err == f"{signum.name}: stopping after this step; again to stop at once\n"
+    assert [signal.getsignal(each) for each in Preemption.SIGNALS] == before
+
+
+def test_a_second_signal_acts_at_once(monkeypatch):
+    monkeypatch.setattr(Preemption, "SAME_REQUEST_S", 0.0)
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert preemption.requested
+
+
+def test_outside_the_main_thread_nothing_is_requested():
+    seen = []
+
+    def work():
+        with Preemption() as preemption:
+            seen.append(preemption.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_forked_workers_die_of_sigterm():
+    with Preemption():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_no_space_reads_as_the_system_says_it(tmp_path):
+    def fail(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(EnvironmentFault, match=f"^cannot write {re.escape(str(tmp_path))}/a: No space left on device"):
+        atomic_write(tmp_path / "a", fail)
