@@ -264,6 +264,10 @@ class Table:
         )
         rows = []
         for row in self._texts():
+            row = [
+                text.replace("-", "\N{MINUS SIGN}") if mark else text
+                for text, mark in zip(row, marks, strict=True)
+            ]
             cells = "".join(f"<td{mark}>{_escape(cell)}</td>" for cell, mark in zip(row, marks, strict=True))
             rows.append(f"<tr>{cells}</tr>")
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -428,7 +432,7 @@ def bars(
     x_label: str = "",
     number_format: str = ".3g",
     references: Mapping[str, float] | None = None,
-    width: float = 6.0,
+    width: float = 5.0,
 ) -> Figure:
     """A horizontal bar for each value, in the order given, with its spread and the number written out.
 
@@ -549,8 +553,8 @@ def _dress(axes: Axes, title: str, x_label: str) -> None:
     axes.tick_params(labelsize=9, labelcolor=_SOFT, color=_SOFT, width=_SPINE_WIDTH, length=3)
     axes.grid(color=_LINE, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
     axes.patch.set_alpha(0)
 
@@ -558,8 +562,8 @@ def _dress(axes: Axes, title: str, x_label: str) -> None:
 def _add_legend(figure: Figure, axes: Axes, title: str) -> None:
     """The series of one panel, named once for the figure above all panels, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
-    points_per_name = 34 + 5.5 * max(len(name) for name in names)  # line, gaps and 9-point letters
-    figure.legend(
+    points_per_name = 32 + 4.9 * max(len(name) for name in names)  # line, gaps and 9-point letters
+    legend = figure.legend(
         handles,
         names,
         loc="outside upper left",
@@ -574,6 +578,7 @@ def _add_legend(figure: Figure, axes: Axes, title: str) -> None:
         columnspacing=1.4,
         borderaxespad=0.2,
     )
+    legend.get_title().set_color(_INK)
 
 
 def _draw_run(
@@ -831,7 +836,13 @@ pre {
 figure { margin: 1.6rem 0 2rem; }
 figcaption { font: 0.9rem/1.5 var(--sans); color: var(--soft); max-width: 42rem; margin-top: 0.7rem; }
 .table figcaption { margin: 0 0 0.8rem; }
-.table > div { overflow-x: auto; }
+.table > div { /* a shade at the edge beyond which there is more */
+  overflow-x: auto; background:
+    linear-gradient(90deg, var(--paper) 40%, transparent) 0 / 2.5rem 100% no-repeat local,
+    linear-gradient(270deg, var(--paper) 40%, transparent) 100% / 2.5rem 100% no-repeat local,
+    radial-gradient(farthest-side at 0 50%, var(--soft), transparent) 0 / 0.6rem 100% no-repeat scroll,
+    radial-gradient(farthest-side at 100% 50%, var(--soft), transparent) 100% / 0.6rem 100% no-repeat scroll;
+}
 table {
   border-collapse: collapse; border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink);
   font: 0.93rem/1.4 var(--sans); font-variant-numeric: tabular-nums lining-nums;
@@ -859,12 +870,13 @@ footer {
   font: 0.86rem/1.5 var(--sans); color: var(--soft);
 }
 @media print {
-  body { font-size: 10.5pt; background: none; }
+  html { font-size: 72%; }
+  body { background: none; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   h1, h2, .table figcaption { break-after: avoid; }
   figure, pre, .facts, tr { break-inside: avoid; }
-  .table > div { overflow: visible; }
+  .table > div { overflow: visible; background: none; }
 }
 @page { margin: 18mm; }
 """
