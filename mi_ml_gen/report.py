@@ -840,8 +840,8 @@ figcaption { font: 0.9rem/1.5 var(--sans); color: var(--soft); max-width: 42rem;
   overflow-x: auto; background:
     linear-gradient(90deg, var(--paper) 40%, transparent) 0 / 2.5rem 100% no-repeat local,
     linear-gradient(270deg, var(--paper) 40%, transparent) 100% / 2.5rem 100% no-repeat local,
-    radial-gradient(farthest-side at 0 50%, var(--soft), transparent) 0 / 0.6rem 100% no-repeat scroll,
-    radial-gradient(farthest-side at 100% 50%, var(--soft), transparent) 100% / 0.6rem 100% no-repeat scroll;
+    radial-gradient(farthest-side at 0 50%, var(--line), transparent) 0 / 0.6rem 100% no-repeat scroll,
+    radial-gradient(farthest-side at 100% 50%, var(--line), transparent) 100% / 0.6rem 100% no-repeat scroll;
 }
 table {
   border-collapse: collapse; border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink);
