@@ -59,7 +59,13 @@ def kind(value: Any) -> str:
         return shown(value.class_name)
     if isinstance(value, str):
         return f"the text '{shown(value, 40)}'"
-    words = {TensorStub: "a tensor", ArrayStub: "an array", Span: "bytes", type(None): "None"}
+    words = {
+        TensorStub: "a tensor",
+        ArrayStub: "an array",
+        Span: "bytes",
+        type(None): "None",
+        int: "a number",
+    }
     return words.get(type(value), f"a {type(value).__name__.strip('_').lower()}")
 
 
@@ -228,7 +234,7 @@ class TensorStub:
         return math.prod(self.size) * self.storage.dtype.itemsize
 
     def check(self) -> None:
-        """Raise CorruptCheckpointError unless all elements lie in the storage, and the storage in the file."""
+        """Raise CorruptCheckpointError unless all elements lie in the storage, and that in the file."""
         storage = self.storage
         if storage.fault is not None or storage.span is None:
             fault = storage.fault or "its storage is missing"
@@ -427,10 +433,18 @@ def _encode(args: tuple, machine: PickleMachine) -> Span:
     return machine.text_bytes(args[0])
 
 
+def _no_bytes(args: tuple, machine: PickleMachine) -> Span:
+    """bytes(), how protocols below 3 write b""."""
+    if args:
+        corrupt("bytes made of something")
+    return Span.of_bytes(b"")
+
+
 _FUNCTIONS: dict[tuple[str, str], Callable[[tuple, PickleMachine], Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
+    ("__builtin__", "bytes"): _no_bytes,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
