@@ -782,12 +782,24 @@ class StyleGAN2(MultiLatentGenerator):
     def latents(self, z: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Noise z (n, z_dim) -> W+ (n, layout.dim), truncated as configured; the mapping runs once per z."""
         w = self.styles(z, labels)
-        n_rows, psi, cutoff = self.layout.n_chunks, self.settings.psi, self.settings.cutoff
-        if psi == 1:
+        n_rows, n_cut = self.layout.n_chunks, self._n_truncated()
+        if n_cut == 0:
             return w.repeat(1, n_rows)
-        n_cut = n_rows if cutoff is None else cutoff
-        truncated = torch.lerp(self.mapping.w_avg.to(w.dtype), w, psi)
+        truncated = torch.lerp(self.mapping.w_avg, w, self.settings.psi)
         return torch.cat([truncated.repeat(1, n_cut), w.repeat(1, n_rows - n_cut)], dim=1)
+
+    def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
+        """As the base's, but from one row: all rows are w, some of them shortened to psi of their length."""
+        self.layout.slice(chunks)  # refuses chunks beyond the last layer
+        n_short = max(min(chunks.stop, self._n_truncated()) - chunks.start, 0)
+        squared = self.settings.psi**2 * n_short + len(chunks) - n_short
+        return torch.linalg.vector_norm(self.styles(moved) - self.styles(z), dim=1) * math.sqrt(squared)
+
+    def _n_truncated(self) -> int:
+        """Number of rows, from the first on, that truncation changes."""
+        if self.settings.psi == 1:
+            return 0
+        return self.layout.n_chunks if self.settings.cutoff is None else self.settings.cutoff
 
     def synthesize(
         self, latents: torch.Tensor, rng: torch.Generator | None = None, noise_mode: str | None = None

@@ -239,7 +239,7 @@ def test_golden_at_512_px():
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet"])
 def test_scaled_activations_equal_kernels_per_sample(architecture):
-    generator = _tiny(architecture=architecture, conv_clamp=1.5, resample_filter=(1, 2, 1)).double()
+    generator = _tiny(architecture=architecture, conv_clamp=1.5, resample_filter=(1, 3, 2, 1)).double()
     twin = BENCH.with_grouped_kernels(copy.deepcopy(generator))
     torch.manual_seed(1)
     latents = torch.randn(3, generator.layout.dim, dtype=torch.float64)
@@ -405,6 +405,18 @@ def test_truncation_at_psi_0_is_the_mean_style_and_cutoff_0_is_none():
     _close(generator.latents(z), expected, 1e-6)
     untruncated = build({**generator.config(), "cutoff": 0}, generator.state_dict())
     _close(untruncated.latents(z), generator.styles(z).repeat(1, 8), 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"psi": 0.6}, {"psi": 0.6, "cutoff": 3}])
+def test_distance_of_one_row_stands_for_all(options):
+    generator = _tiny(**options)
+    generator.mapping.w_avg.normal_()
+    z, moved = torch.randn(5, 24), torch.randn(5, 24)
+    between = generator.latents(moved) - generator.latents(z)
+    for text in ("0_8", "0_2", "2_5", "4_8"):
+        chunks = generator.chunks(text)
+        expected = between[:, generator.layout.slice(chunks)].norm(dim=1)
+        _close(generator.distance(z, moved, chunks), expected, 1e-5)
 
 
 def test_the_mapping_runs_once_per_z_and_ignores_the_length_of_z():
