@@ -107,7 +107,7 @@ class ViewParameters:
 
 
 class Augment(nn.Module):
-    """T_x (Section 3 of the paper): one view of each image.
+    """T_x: one view of each image. Move it to the images' device, as any module.
 
     policy: a key of POLICIES. image_size: side of the images that come in, in pixels. crop_size: side of the
     views, by default 7/8 of image_size, rounded. normalize: whether the ImageNet normalisation ends it;

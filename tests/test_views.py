@@ -326,3 +326,16 @@ def test_the_module_moves_as_others_do() -> None:
     parent = torch.nn.Sequential(Augment("none", 32)).to("meta")
     assert {buffer.device.type for buffer in parent.buffers()} == {"meta"}
     assert not parent.state_dict()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_nothing_is_read_by_the_host(policy: str) -> None:
+    """Tensors on the meta device have no values: whatever would wait for one from a GPU fails here."""
+    augment = Augment(policy, image_size=32).to("meta")
+    parameters = augment.draw(4, None, "meta")
+    images = torch.empty(4, 3, 32, 32, device="meta", requires_grad=True)
+    view = augment._view_group(images, parameters)
+    view.sum().backward()
+    assert view.shape == (4, 3, 28, 28) and images.grad is not None
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        view.sum().item()
