@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -517,15 +517,20 @@ def _load_weights_only(file: BinaryIO, stubs: Mapping[str, TensorStub]) -> dict[
 # Modules
 
 
-def module_state_dict(module: Record) -> dict[str, Any]:
+def module_state_dict(
+    module: Record, check: Callable[[Any, str], None] = lambda part, where: None
+) -> dict[str, Any]:
     """State dict of a parsed nn.Module, {"walker.0.weight": stub or tensor}, without non-persistent buffers.
 
-    Raises CorruptCheckpointError where the record has not the layout of a module.
+    `check(part, where)` may refuse parts. Raises CorruptCheckpointError where the record has not the layout
+    of a module.
     """
     tensors: dict[str, Any] = {}
     waiting, n_entries = [("", module, 0)], 0
     for prefix, part, depth in waiting:  # grows while it is read
-        own, children, n_here = _module_parts(part, prefix.removesuffix(".") or "the module")
+        where = prefix.removesuffix(".") or "the module"
+        check(part, shown(where))
+        own, children, n_here = _module_parts(part, where)
         n_entries += 1 + n_here
         longest = len(prefix) + max(map(len, [*own, *children]), default=0)
         too_deep = depth > MAX_MODULE_DEPTH or longest > MAX_TENSOR_NAME_CHARACTERS
