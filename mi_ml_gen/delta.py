@@ -8,6 +8,7 @@ same for a seed whatever the progress bar or the machine's load.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +54,13 @@ def estimate_delta(
     n_samples: int = 500_000,
     law: TruncatedNormal | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> DeltaEstimate:
-    """Delta of a walker over `n_samples` anchors (any number from 1) with noise of `law`, on the walker's device.
+    """Delta of a walker over `n_samples` anchors (any number from 1) with noise of `law`.
 
-    `law` is by default the paper's, a standard normal truncated at 2. Raises UsageError for a number below 1.
+    `law` is by default the paper's, a standard normal truncated at 2; generator and walker lie on `device`.
+    Raises UsageError for a number below 1.
     """
     law = law or TruncatedNormal()
 
@@ -70,7 +73,7 @@ def estimate_delta(
             squared += generator.distance(z, moved, chunks).square()
         return squared.sqrt()
 
-    return _monte_carlo(lengths, n_samples, seed, "delta", _device_of(generator, walker), progress)
+    return _monte_carlo(lengths, n_samples, seed, "delta", device, progress)
 
 
 @torch.no_grad()
@@ -80,6 +83,7 @@ def independent_delta(
     n_samples: int = 20_000,
     law: TruncatedNormal | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> DeltaEstimate:
     """The length between two independent draws on `chunks`: the scale that a delta is held against.
 
@@ -92,28 +96,30 @@ def independent_delta(
         first, second = (law.sample((n, generator.noise_dim), rng) for _ in range(2))
         return generator.distance(first, second, chunks)
 
-    return _monte_carlo(lengths, n_samples, seed, "independent delta", _device_of(generator), progress=False)
+    return _monte_carlo(lengths, n_samples, seed, "independent delta", device, progress=False)
 
 
-def _monte_carlo(lengths, n_samples, seed, name, device, progress) -> DeltaEstimate:
+def _monte_carlo(
+    lengths: Callable[[int, torch.Generator], torch.Tensor],
+    n_samples: int,
+    seed: int,
+    name: str,
+    device: torch.device | str,
+    progress: bool,
+) -> DeltaEstimate:
     """Mean and standard deviation of lengths(n, rng), from running sums in float64 on the device."""
     if n_samples < 1:
         raise UsageError(f"--n_samples {n_samples}: must be at least 1")
     # Sums are taken about the first batch's mean, so that squares do not swallow a small spread.
-    total = squared = origin = None
+    total = squared = torch.zeros((), dtype=torch.float64, device=device)
+    origin: torch.Tensor | None = None
     for i, start in enumerate(tqdm(range(0, n_samples, BATCH), desc=name, disable=not progress, leave=False)):
         batch = lengths(BATCH, runtime.stream(seed, name, i, 0, device))[: n_samples - start].double()
         if origin is None:
             origin = batch.mean()
-            total = squared = torch.zeros_like(origin)
         batch = batch - origin
         total, squared = total + batch.sum(), squared + batch.square().sum()
-    mean, mean_square, origin = (float(value) for value in (total / n_samples, squared / n_samples, origin))
-    return DeltaEstimate(origin + mean, math.sqrt(max(mean_square - mean**2, 0.0)), n_samples)
+    assert origin is not None
+    shift, mean_square = total.item() / n_samples, squared.item() / n_samples
+    return DeltaEstimate(origin.item() + shift, math.sqrt(max(mean_square - shift**2, 0.0)), n_samples)
 
-
-def _device_of(*modules: torch.nn.Module) -> torch.device:
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")

@@ -116,8 +116,6 @@ class Law(Protocol):
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor: ...
 
-    def sample_reference(self, shape: Sequence[int], seed: int) -> torch.Tensor: ...
-
 
 class OccasionalNormal(NamedTuple):
     """With probability 1/2 a normal truncated at 2 whose std is uniform between low and high, else nothing.
@@ -135,11 +133,15 @@ class OccasionalNormal(NamedTuple):
         coin, std = torch.rand(2, shape[0], 1, generator=generator, device=noise.device)
         return noise * torch.where(coin < 0.5, self.low + (self.high - self.low) * std, torch.zeros_like(std))
 
-    def sample_reference(self, shape: Sequence[int], seed: int) -> torch.Tensor:
-        rng = np.random.default_rng(seed)
-        if not rng.binomial(1, 0.5):
-            return torch.zeros(*shape)
-        return TruncatedNormal(0.0, rng.uniform(self.low, self.high), 2.0).sample_reference(shape, seed)
+    def toss(self, coins: np.random.Generator) -> TruncatedNormal:
+        """The law that the published code draws for a whole batch, std 0 where the coin says so."""
+        return TruncatedNormal(0.0, coins.uniform(self.low, self.high) if coins.binomial(1, 0.5) else 0.0, 2.0)
+
+
+def _published_noise(law: Law, shape: Sequence[int], seed: int, coins: np.random.Generator) -> torch.Tensor:
+    tossed = law.toss(coins) if isinstance(law, OccasionalNormal) else law
+    assert isinstance(tossed, TruncatedNormal)
+    return tossed.sample_reference(shape, seed)
 
 
 class RandomWalker(Walker):
@@ -160,7 +162,7 @@ class RandomWalker(Walker):
         at = generator.walk_slice(self.range)
         shape = (len(z), at.stop - at.start)
         if isinstance(rng, PublishedSeed):
-            noise = self.law.sample_reference(shape, rng.seed).to(z)
+            noise = _published_noise(self.law, shape, rng.seed, np.random.default_rng(rng.seed)).to(z)
         else:
             noise = self.law.sample(shape, rng, z.device).to(z.dtype)
         yield self.range, _moved(z, at, noise)
@@ -226,10 +228,11 @@ class GroupedWalker(Walker):
     def moves(
         self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng
     ) -> Iterator[tuple[Chunks, torch.Tensor]]:
+        coins = np.random.default_rng(rng.seed) if isinstance(rng, PublishedSeed) else None
         for walker in self.walkers:
-            if isinstance(rng, PublishedSeed) and isinstance(walker, RandomWalker):
+            if isinstance(rng, PublishedSeed) and coins is not None and isinstance(walker, RandomWalker):
                 at = generator.walk_slice(walker.range)
-                noise = walker.law.sample_reference(z.shape, rng.seed).to(z)[:, at]
+                noise = _published_noise(walker.law, z.shape, rng.seed, coins).to(z)[:, at]
                 yield walker.range, _moved(z, at, noise)
             else:
                 yield from walker.moves(generator, z, rng)

@@ -8,6 +8,7 @@ The same command resumes an interrupted run. The run folder then holds generator
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quality = measure_quality(generator, classifier, real, test, held_out.labels, settings.seed)
 
     z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
-    samples = report.image_grid(generator.decode(generator.latents(z)), n_cols=16)
+    samples = report.image_grid(generator.decode(generator.latents(z)), n_columns=16)
     report.save_png(path / "samples.png", samples)
     last = runs.read_metrics(path)[-1]
     card = generator_card(
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         picture=f"{settings.run_name}.png",
     )
     files.atomic_write(path / "card.md", card.encode())
-    files.atomic_write(path / "quality.json", (config.to_json(quality.as_dict())).encode())
+    files.atomic_write(path / "quality.json", (json.dumps(quality.as_dict(), indent=2) + "\n").encode())
     print(card)
     print(f"weights, card and samples: {path}")
 

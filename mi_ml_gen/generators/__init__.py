@@ -17,7 +17,7 @@ from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators import bigbigan, linear_gaussian
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 
-__all__ = ["FAMILIES", "ImagePair", "MultiLatentGenerator", "bundled", "load_generator", "names", "save_generator"]
+__all__ = ["FAMILIES", "ImagePair", "MultiLatentGenerator", "bundled", "load_generator", "load_latent_space", "names", "save_generator"]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -31,12 +31,14 @@ class Family(NamedTuple):
     """From the file that the authors of the network published."""
     make: Callable[[], MultiLatentGenerator] | None = None
     """Without any file, where the network has no weights to learn."""
+    latent_space: Callable[[], MultiLatentGenerator] | None = None
+    """Without weights: the published network's latents alone, where they need none."""
     published_as: str = ""
     """What the published file is called, for messages."""
 
 
 FAMILIES: dict[str, Family] = {
-    "bigbigan": Family(bigbigan.build, bigbigan.read_published, published_as="BigBiGAN_x1.pth"),
+    "bigbigan": Family(bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space, published_as="BigBiGAN_x1.pth"),
     "linear-gaussian": Family(linear_gaussian.build, make=linear_gaussian.LinearGaussian),
 }
 
@@ -73,6 +75,19 @@ def load_generator(
         published = FAMILIES[name].published_as
         raise UsageError(f"--generator {name}: its weights are not bundled; give --g_path, for example {published}")
     return generator.freeze().to(device=device, memory_format=torch.channels_last)
+
+
+def load_latent_space(
+    name: str, path: str | Path | None = None, device: torch.device | str | None = None
+) -> MultiLatentGenerator:
+    """A generator for its latents alone (layout, latents, distance): delta needs no image.
+
+    As `load_generator`, but a family whose latents are the noise itself needs no weights for it.
+    """
+    family = FAMILIES.get(name)
+    if path is None and family is not None and family.latent_space is not None:
+        return family.latent_space()
+    return load_generator(name, path, device)
 
 
 def save_generator(path: str | Path, generator: MultiLatentGenerator, family: str, **metadata: str) -> None:

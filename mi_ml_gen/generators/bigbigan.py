@@ -320,6 +320,12 @@ def read_published(path: Path) -> BigBiGAN:
         raise CorruptCheckpointError(error if str(path) in str(error) else f"{path}: {error}") from None
 
 
+def latent_space() -> BigBiGAN:
+    """The published network without weights, for its latents, which are the noise itself; it cannot decode."""
+    with torch.device("meta"):
+        return BigBiGAN()
+
+
 def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str) -> BigBiGAN:
     """The generator of a configuration and a state dict in our own layout."""
     try:

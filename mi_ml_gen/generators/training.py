@@ -305,4 +305,4 @@ def _save_samples(recipe: Recipe, average: nn.Module, z: torch.Tensor, seed: int
     network = copy.deepcopy(average)
     recipe.finish(network, seed, n_batches=4)
     network.freeze()
-    report.save_png(path, report.image_grid(network.decode(network.latents(z)), n_cols=10))
+    report.save_png(path, report.image_grid(network.decode(network.latents(z)), n_columns=10))

@@ -1,0 +1,37 @@
+# make quickstart   an environment in .venv, then Table 1 of a bundled generator, as a page to look at
+# make test         the test suite
+# make lint         ruff and mypy
+# make bench        timings against the plain way, into bench/results/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(STAMP)
+	$(BIN)/python scripts/quickstart.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python bench/run.py
+
+# uv installs the same packages as pip, in a fraction of the time; where it cannot be had, pip does it.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
+	then $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+	else $(BIN)/python -m pip install --quiet -e '.[dev]'; fi
+	touch $@
+
+clean:
+	rm -rf $(VENV) quickstart build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,42 @@
+"""Learn a walker: perturb some chunks of a generator so that anchor and positive share as little as possible.
+
+    python scripts/train_navigator.py --generator tiny-bigbigan --chunks 0_1
+    python scripts/train_navigator.py --generator bigbigan --g_path BigBiGAN_x1.pth --chunks 1_6 --precision bf16
+    torchrun --nproc_per_node 4 scripts/train_navigator.py --generator bigbigan --g_path ... --chunks 0_6
+
+The run folder holds the settings, metrics, curves, grids of pairs, every saved walker, and the selected one
+(walker.safetensors). The same command resumes an interrupted run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen import cli, config, runtime
+from mi_ml_gen.generators import load_generator
+from mi_ml_gen.navigator import NavigatorConfig, train_navigator
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, NavigatorConfig)
+    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(NavigatorConfig, arguments)
+    if arguments.dry_run:
+        generator = load_generator(settings.generator, settings.g_path)
+        generator.chunks(settings.chunks)
+        print(config.to_yaml(settings), end="")
+        return
+    try:
+        result = train_navigator(settings)
+        if runtime.is_main():
+            print(f"stopped: {result.reason}")
+            print(f"selected: the walker of {result.selection.samples:,} samples, {result.selection.reason}")
+            print(f"run folder: {result.path}")
+    finally:
+        runtime.teardown()
+
+
+if __name__ == "__main__":
+    cli.run(main)

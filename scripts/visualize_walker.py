@@ -1,0 +1,63 @@
+"""Look at a walker: anchors and positives along training and along the size of the perturbation, and the curves.
+
+    python scripts/visualize_walker.py --run walker_runs/0_tiny-bigbigan_0_1_none
+    python scripts/visualize_walker.py --walker w_COPGen_60032.pth --generator bigbigan --g_path BigBiGAN_x1.pth
+
+Writes training.png (a row per saved walker, runs only), strength.png (a row per multiple of the perturbation) and
+curves.png into --out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mi_ml_gen import cli, pictures, runs, runtime
+from mi_ml_gen.errors import UsageError
+from mi_ml_gen.generators import load_generator
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.walkers import load_walker
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    add = parser.add_argument
+    add("--run", type=Path, metavar="PATH", help="run folder of train_navigator.py")
+    add("--walker", type=Path, metavar="PATH", help="one walker, ours or published, instead of a run")
+    add("--generator", metavar="NAME", help="generator of the walker (default: the run's)")
+    add("--g_path", metavar="PATH", help="weights of the generator, where none are bundled")
+    add("--n_images", type=int, default=10, metavar="N", help="anchors, one column each (default 10)")
+    add("--n_rows", type=int, default=6, metavar="N", help="saved walkers shown along training (default 6)")
+    add("--strengths", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5, 2.0], metavar="X", help="multiples shown")
+    add("--mean", type=float, default=0.0, metavar="X", help="mean of the anchors' noise (default 0)")
+    add("--std", type=float, default=1.0, metavar="X", help="standard deviation of the anchors' noise (default 1)")
+    add("--truncation", type=float, default=2.0, metavar="X", help="bound of the noise in stds (default 2)")
+    add("--seed", type=int, default=0, metavar="N", help="of the anchors (default 0)")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda ...")
+    add("--out", type=Path, metavar="PATH", help="folder of the pictures (default: the run's images/)")
+    a = parser.parse_args(argv)
+
+    if (a.run is None) == (a.walker is None):
+        raise UsageError("give either --run, a run folder, or --walker, a walker's file")
+    if a.n_images < 1 or a.n_rows < 1:
+        raise UsageError(f"--n_images {a.n_images} --n_rows {a.n_rows}: must be at least 1")
+    settings = runs.read_config(a.run) if a.run else {}
+    name, weights = a.generator or settings.get("generator"), a.g_path or settings.get("g_path")
+    if name is None:
+        raise UsageError("--generator must be given with --walker")
+    out = a.out or (a.run / "images" if a.run else a.walker.parent)
+    device = runtime.resolve_device(a.device)
+    generator = load_generator(name, weights, device)
+    walker = load_walker(a.walker or a.run / "walker.safetensors", device)
+    law = TruncatedNormal(a.mean, a.std, a.truncation)
+    z = law.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))
+    out.mkdir(parents=True, exist_ok=True)
+    written = [pictures.save_strengths(out / "strength.png", generator, walker, z, a.strengths)]
+    if a.run:
+        written.append(pictures.save_training(out / "training.png", generator, a.run, z, a.n_rows))
+        written.append(pictures.save_curves(out / "curves.png", runs.read_metrics(a.run)))
+    print("written: " + ", ".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,141 @@
+"""BigBiGAN against the reference implementation's numbers, its folded parts against the plain ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GOLDEN
+
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig, UpsampledConv, from_published
+from mi_ml_gen.latents import Chunks
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    with np.load(GOLDEN / "bigbigan_tiny.npz") as arrays:
+        return dict(arrays)
+
+
+def build_tiny(tiny, published_bigbigan, dtype, frozen=True) -> BigBiGAN:
+    state = published_bigbigan("bigbigan_tiny", str(tiny["prefix"]), dtype)
+    generator = from_published(state)
+    return generator.freeze() if frozen else generator.eval()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["folded", "plain"])
+@pytest.mark.parametrize(
+    ("dtype", "suffix", "atol", "gradient_rtol"),
+    [(torch.float32, "", 2e-5, 1e-3), (torch.float64, "_f64", 1e-9, 1e-9)],
+    ids=["float32", "float64"],
+)
+def test_tiny_equals_the_reference(tiny, published_bigbigan, fill, dtype, suffix, atol, gradient_rtol, frozen):
+    generator = build_tiny(tiny, published_bigbigan, dtype, frozen)
+    z = torch.from_numpy(tiny["z"]).to(dtype).requires_grad_()
+    output = generator.synthesize(z)
+    expected = tiny["out" + suffix]
+    np.testing.assert_allclose(output.detach().numpy(), expected, rtol=0, atol=atol)
+
+    weights = fill(str(tiny["gradw_name"]), output.shape).to(dtype)
+    (gradient,) = torch.autograd.grad((output * weights).sum(), z)
+    expected = tiny["grad_z" + suffix]
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=0, atol=gradient_rtol * np.abs(expected).max())
+
+
+def test_tiny_decodes_to_the_unit_range(tiny, published_bigbigan):
+    generator = build_tiny(tiny, published_bigbigan, torch.float32)
+    images = generator.decode(torch.from_numpy(tiny["z"]))
+    assert images.min() >= 0 and images.max() <= 1
+    np.testing.assert_allclose(images.numpy(), tiny["decoded"], rtol=0, atol=1e-5)
+
+
+def test_published_size_equals_the_reference(published_bigbigan, fill):
+    """The layout of BigBiGAN_x1.pth itself: 70 million weights, sizes read off the file."""
+    with np.load(GOLDEN / "bigbigan_full.npz") as arrays:
+        golden = dict(arrays)
+    generator = from_published(published_bigbigan("bigbigan_x1", str(golden["prefix"]))).freeze()
+    assert (generator.resolution, generator.layout.sizes, generator.noise_dim) == (128, (20,) * 6, 120)
+    z = torch.from_numpy(golden["z"]).requires_grad_()
+    output = generator.synthesize(z)
+    np.testing.assert_allclose(output.detach().numpy()[:, :, ::8, ::8], golden["out_grid"], rtol=0, atol=2e-5)
+
+    weights = fill(str(golden["gradw_name"]), (1, 3, 128, 128))
+    (gradient,) = torch.autograd.grad((output[:1] * weights).sum(), z)
+    expected = golden["grad_z0"]
+    np.testing.assert_allclose(gradient[0].numpy(), expected, rtol=0, atol=1e-2 * np.abs(expected).max())
+
+
+def test_folded_upsampling_convolution_equals_the_plain_one():
+    torch.manual_seed(0)
+    layer = UpsampledConv(5, 7).double()
+    x = torch.randn(2, 5, 6, 6, dtype=torch.float64)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
+    assert torch.equal(layer(x), plain)
+    layer.fold()
+    torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [Chunks(0, 1), Chunks(1, 2), Chunks(2, 4), Chunks(3, 4)], ids=str)
+def test_decode_pair_equals_decoding_both_bit_for_bit(tiny, published_bigbigan, chunks):
+    generator = build_tiny(tiny, published_bigbigan, torch.float32)
+    anchor = torch.from_numpy(tiny["z"])
+    positive = anchor.clone()
+    positive[:, generator.layout.slice(chunks)] += 0.5
+    positive.requires_grad_()
+    images = generator.decode_pair(anchor, positive, chunks)
+    assert torch.equal(images.anchor, generator.decode(anchor)) and not images.anchor.requires_grad
+    assert torch.equal(images.positive, generator.decode(positive))
+    (gradient,) = torch.autograd.grad(images.positive.sum(), positive)
+    inside = gradient[:, generator.layout.slice(chunks)]
+    assert inside.abs().sum() > 0
+
+
+def test_chunk_zero_enters_at_the_stem_and_each_other_at_its_block(tiny, published_bigbigan):
+    """With block i's modulation held, chunk i + 1 changes nothing: the wiring, told apart from mere dependence."""
+    generator = build_tiny(tiny, published_bigbigan, torch.float32)
+    z = torch.from_numpy(tiny["z"][:1])
+    for chunk in range(1, 4):
+        block = generator.blocks[chunk - 1]
+        held = [(m, m.weight.clone()) for norm in (block.norm1, block.norm2) for m in (norm.gain, norm.bias)]
+        for module, _ in held:
+            module.weight.zero_()
+        moved = z.clone()
+        moved[:, generator.layout.slice(Chunks(chunk, chunk + 1))] += 1
+        assert torch.equal(generator.decode(z), generator.decode(moved))
+        for module, weight in held:
+            module.weight.copy_(weight)
+        assert not torch.equal(generator.decode(z), generator.decode(moved))
+
+
+def test_missing_unknown_and_misshapen_weights_are_named(tiny, published_bigbigan):
+    state = published_bigbigan("bigbigan_tiny", str(tiny["prefix"]))
+    for change, message in [
+        (lambda s: s.pop("blocks.1.1.phi.u0"), "blocks.1.1.phi.u0 is missing"),
+        (lambda s: s.update(surplus=torch.zeros(1)), "unknown keys surplus"),
+        (lambda s: s.update({"output_layer.2.bias": torch.zeros(4)}), "out_conv.bias has shape"),
+        (lambda s: s.pop("linear.weight"), "not a BigBiGAN state dict"),
+    ]:
+        broken = dict(state)
+        change(broken)
+        with pytest.raises(CorruptCheckpointError, match=message):
+            from_published(broken)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="give 16 px"):
+        BigBiGANConfig(resolution=32, multipliers=(2, 1))
+    with pytest.raises(UsageError, match="give multipliers"):
+        BigBiGANConfig(resolution=48)
+
+
+def test_training_statistics_reach_the_frozen_network():
+    torch.manual_seed(0)
+    settings = BigBiGANConfig(resolution=8, width=8, multipliers=(1,), chunk_dim=3, attention_resolution=8)
+    generator = BigBiGAN(settings)
+    z = torch.randn(64, generator.noise_dim)
+    generator.train()
+    for _ in range(200):
+        trained = generator.synthesize(z)
+    torch.testing.assert_close(generator.freeze().synthesize(z), trained, rtol=0, atol=0.05)
