@@ -17,6 +17,7 @@ at least 1`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import math
@@ -300,22 +301,20 @@ def _truth(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int:
-    try:
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
             return int(value)
-    except ValueError:
-        pass
     raise ValueError("must be a whole number")
 
 
 def _real(value: Any) -> float:
-    try:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            if math.isfinite(number := float(value)):
-                return number
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError("must be a finite number")
+    number = math.nan
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("must be a finite number")
+    return number
 
 
 def _checked(spec: _Spec, value: Any) -> Any:

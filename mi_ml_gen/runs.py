@@ -25,7 +25,7 @@ import socket
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -346,14 +346,14 @@ class _Lock:
     with it. Record locks do not hold within one process, so that is what `_held` is for.
     """
 
-    _held: set[tuple[int, Path]] = set()
+    _held: ClassVar[set[tuple[int, Path]]] = set()
 
     def __init__(self, path: Path) -> None:
         self._key = (os.getpid(), path.resolve())
         with disk_faults(path):
             if self._key in self._held:
                 raise UsageError(f"{path.parent} is already open in this process (pid {os.getpid()})")
-            self._file = open(path, "a+", encoding="utf-8")
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

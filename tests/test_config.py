@@ -49,9 +49,8 @@ def test_defaults_then_file_then_flags(tmp_path):
 
 
 def test_every_type_from_flags():
-    settings = parse(
-        *"--widths 1 2,3 --betas 0 1 --seed 4 --out a/b --simclr_aug --no_compile --lr_MI 1e-3".split()
-    )
+    line = "--widths 1 2,3 --betas 0 1 --seed 4 --out a/b --simclr_aug --no_compile --lr_MI 1e-3"
+    settings = parse(*line.split())
     assert settings == Settings(
         widths=[1, 2, 3], betas=(0, 1), seed=4, out=Path("a/b"), simclr_aug=True, compile=False, lr_mi=1e-3
     )
@@ -170,7 +169,7 @@ def test_defaults_are_not_shared():
 
 def test_validate():
     config.validate(Settings(widths=[1]))
-    with pytest.raises(UsageError, match="^num_samples=-5: must be at least 1"):
+    with pytest.raises(UsageError, match=r"^num_samples=-5: must be at least 1"):
         config.validate(Settings(num_samples=-5))
 
 

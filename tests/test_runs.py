@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import re
 import resource
@@ -11,6 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +34,22 @@ from tests.distributed import run_processes
 CONFIG = {"chunks": "1_6", "lr_walk": 8e-5, "widths": (1, 2), "out": Path("x"), "seed": None, "save_freq": 10}
 
 
-def run_python(code: str, *arguments: object, **options) -> subprocess.CompletedProcess:
-    """A process of its own for what must not happen to this one: kills, forks, locks."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        **options,
-    )
+# For what must not happen to this process: kills, audit hooks, locks. Children are forked off a server that
+# has no threads; forking the test process itself hangs once other tests have started some.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["torch", "numpy", "pytest", "mi_ml_gen.runs", "tests.distributed"])
+
+
+def start(work: Callable, *arguments: object) -> BaseProcess:
+    child = processes.Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def exit_code(child: BaseProcess) -> int | None:
+    """0, 1 after an exception, minus the signal after a kill, None if it does not end."""
+    child.join(timeout=60)
+    return child.exitcode
 
 
 def names(folder: Path) -> list[str]:
@@ -83,7 +96,7 @@ def test_full_disk(tmp_path, small_disk):
     with pytest.raises(EnvironmentFault, match=f"^cannot write {re.escape(str(path))}: "):
         atomic_write(path, bytes(200_000))
     assert path.read_bytes() == b"old"
-    with pytest.raises(EnvironmentFault, match="new.safetensors"):
+    with pytest.raises(EnvironmentFault, match=r"new.safetensors"):
         save_tensors(tmp_path / "new.safetensors", {"a": torch.zeros(50_000)})
     assert names(tmp_path) == ["b.bin"]
 
@@ -93,10 +106,10 @@ def test_full_disk_keeps_the_previous_state(tmp_path, small_disk):
         folder.log(1, loss=1.0)
         folder.save_state(1, {"a": torch.ones(3)})
         before = names(folder.checkpoints)
-        with pytest.raises(EnvironmentFault, match="state_000000000002.pt"):
+        with pytest.raises(EnvironmentFault, match=r"state_000000000002.pt"):
             folder.save_state(2, {"a": torch.ones(50_000)})
         assert names(folder.checkpoints) == before
-        with pytest.raises(EnvironmentFault, match="metrics.jsonl"):
+        with pytest.raises(EnvironmentFault, match=r"metrics.jsonl"):
             folder.log(2, text="x" * 200_000)
         assert folder.metrics() == [{"step": 1, "loss": 1.0}]
         folder.log(2, loss=2.0)
@@ -118,7 +131,8 @@ def test_paths_that_cannot_be_written(tmp_path):
 def test_tensors_round_trip(tmp_path):
     path = tmp_path / "walker.safetensors"
     shared = torch.arange(6.0)
-    tensors = {"a": shared.view(2, 3).T, "b": shared[2:], "c": torch.ones(2, dtype=torch.bfloat16, requires_grad=True)}
+    tensors = {"a": shared.view(2, 3).T, "b": shared[2:], "c": torch.ones(2, dtype=torch.bfloat16)}
+    tensors["c"].requires_grad_()
     save_tensors(path, tensors, {"kind": "nonlinear"})
     loaded = load_tensors(path)
     assert loaded.metadata == {"kind": "nonlinear"}
@@ -126,7 +140,8 @@ def test_tensors_round_trip(tmp_path):
     assert all(torch.equal(loaded.tensors[name], tensors[name]) for name in tensors)
     assert names(tmp_path) == ["walker.safetensors", "walker.safetensors.sha256"]
     if sys.platform == "linux":
-        subprocess.run(["sha256sum", "--check", "--quiet", "walker.safetensors.sha256"], cwd=tmp_path, check=True)
+        command = ["sha256sum", "--check", "--quiet", "walker.safetensors.sha256"]
+        subprocess.run(command, cwd=tmp_path, check=True)
 
 
 def test_tensors_that_are_replaced(tmp_path):
@@ -210,7 +225,7 @@ def test_a_damaged_or_missing_config(tmp_path):
         runs.read_config(tmp_path / "none")
     for data in (b"\xff\xfe\x00", b"a: [", b"", b"- 1"):
         (tmp_path / "config.yaml").write_bytes(data)
-        with pytest.raises(CorruptCheckpointError, match="config.yaml: damaged"):
+        with pytest.raises(CorruptCheckpointError, match=r"config.yaml: damaged"):
             RunFolder.open(tmp_path, CONFIG)
 
 
@@ -228,7 +243,7 @@ def test_an_unwritable_folder(tmp_path):
     if user == 0:
         os.seteuid(65534)  # the superuser may write anywhere
     try:
-        with pytest.raises(EnvironmentFault, match="closed.*: Permission denied"):
+        with pytest.raises(EnvironmentFault, match=r"closed.*: Permission denied"):
             RunFolder.open(path / "run", CONFIG)
     finally:
         os.seteuid(user)
@@ -237,7 +252,8 @@ def test_an_unwritable_folder(tmp_path):
 def test_left_overs_are_swept(tmp_path):
     with RunFolder.open(tmp_path, CONFIG) as folder:
         folder.save_state(1, {})
-    kept = {"checkpoints/mine.partial", "checkpoints/state_000000000001.pt.sha256", "other/.x.0123456789ab.partial"}
+    kept = {"checkpoints/mine.partial", "checkpoints/state_000000000001.pt.sha256"}
+    kept |= {"other/.x.0123456789ab.partial"}
     swept = {".config.yaml.0123456789ab.partial", "checkpoints/.s.pt.0123456789ab.partial"}
     swept |= {"images/.a.png.0123456789ab.partial", "checkpoints/state_000000000009.pt.sha256"}
     (tmp_path / "other").mkdir()
@@ -308,7 +324,7 @@ def test_states_hold_all_that_training_needs(tmp_path):
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": None, "name": "x", "l": [1, 2.5]}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": None, "l": [1, 2.5]}
     with RunFolder.open(tmp_path, CONFIG) as folder:
         folder.save_state(7, state)
         step, loaded = folder.load_latest()
@@ -319,7 +335,7 @@ def test_states_hold_all_that_training_needs(tmp_path):
 
 def test_a_state_that_could_not_be_read_back_is_refused(tmp_path):
     with RunFolder.open(tmp_path, CONFIG) as folder:
-        with pytest.raises(Exception, match="[Ww]eights"):
+        with pytest.raises(Exception, match=r"[Ww]eights"):
             folder.save_state(1, {"model": nn.Linear(2, 2)})
         assert names(folder.checkpoints) == []
 
@@ -387,7 +403,7 @@ def test_no_good_state_is_an_error_that_changes_nothing(tmp_path):
             damage(folder.save_state(step, {}))
         before = names(folder.checkpoints), folder.metrics()
         for _ in range(2):
-            with pytest.raises(CorruptCheckpointError, match="no saved state is whole; .* choose another --run_name"):
+            with pytest.raises(CorruptCheckpointError, match=r"no saved state is whole; .* --run_name"):
                 folder.load_latest()
         assert (names(folder.checkpoints), folder.metrics()) == before
 
@@ -412,15 +428,24 @@ def test_other_files(tmp_path):
 
 # --- kill -9 ------------------------------------------------------------------------------------------------
 
-# Forks a child that trains for six steps and is killed at its n-th touch of the file system, for n = 1, 2, ... until
-# one lives. After each kill, says what the run folder holds.
-KILLED_RUNS = """
-import json, os, signal, sys
-import torch
-from mi_ml_gen.runs import RunFolder, save_tensors
 
-def train(path, acknowledge):
-    with RunFolder.open(path, {"seed": 0}) as folder:
+def killed_at(n: int, folder: Path) -> None:
+    """From here on, SIGKILL at this process's n-th touch of the file system under `folder`."""
+    touches = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal touches
+        if event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir"):
+            touches += any(str(folder) in str(argument) for argument in arguments)
+            if touches == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def train(path: Path, acknowledge: Callable[[int], object]) -> None:
+    """A run of six steps that saves every second one, and goes on where it was."""
+    with RunFolder.open(path, CONFIG) as folder:
         step, state = folder.load_latest() or (0, {"value": torch.zeros(2)})
         while step < 6:
             step += 1
@@ -428,160 +453,143 @@ def train(path, acknowledge):
             folder.log(step, value=state["value"].tolist())
             if step % 2 == 0:
                 folder.save_state(step, state)
-                save_tensors(folder.checkpoints / "walker.safetensors", state)
                 acknowledge(step)
 
-def killed_at(n, path):
-    touches = 0
-    def hook(event, arguments):
-        nonlocal touches
-        if event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "fcntl.lockf") and any(
-            str(path) in str(argument) for argument in arguments if isinstance(argument, (str, bytes, os.PathLike))
-        ):
-            touches += 1
-            if touches == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
 
-torch.set_num_threads(1)
-alive, n = False, 0
-while not alive:
-    n += 1
-    path = f"{sys.argv[1]}/run_{n}"
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        killed_at(n, path)
-        train(path, lambda step: os.write(writer, bytes([step])))
-        os._exit(0)
-    os.close(writer)
-    alive = os.waitpid(child, 0)[1] == 0
-    acknowledged = max(os.read(reader, 100), default=0)
-    os.close(reader)
-    with RunFolder.open(path, {"seed": 0}) as folder:
-        resumed = folder.load_latest()
-        rows = [row["step"] for row in folder.metrics()]
-        found = sorted(name for _, _, names in os.walk(path) for name in names)
-    train(path, lambda step: None)
-    with RunFolder.open(path, {"seed": 0}) as folder:
-        final = folder.load_latest()
-        print(json.dumps({
-            "acknowledged": acknowledged, "resumed": resumed[0] if resumed else 0, "rows": rows, "found": found,
-            "final": [final[0], *final[1]["value"].tolist()], "all rows": folder.metrics(),
-        }))
-"""
+def train_and_die(path: Path, n: int, writer: Connection) -> None:
+    killed_at(n, path)
+    train(path, writer.send)
+
+
+def last_received(reader: Connection, default: int) -> int:
+    """The last number that a process, by now dead, has sent."""
+    with contextlib.suppress(EOFError):
+        while True:
+            default = reader.recv()
+    return default
 
 
 def test_kill_at_every_touch_of_the_file_system(tmp_path):
-    from mi_ml_gen.runs import load_tensors
+    all_rows = [{"step": step, "value": [step * (step + 1) / 2] * 2} for step in range(1, 7)]
+    code, n, acknowledgements = None, 0, set()
+    while code != 0:
+        n += 1
+        path = tmp_path / f"run_{n}"
+        reader, writer = processes.Pipe(duplex=False)
+        child = start(train_and_die, path, n, writer)
+        writer.close()
+        code = exit_code(child)
+        assert code in (0, -signal.SIGKILL), n
+        acknowledged = last_received(reader, 0)
+        acknowledgements.add(acknowledged)
+        with RunFolder.open(path, CONFIG) as folder:
+            step, state = folder.load_latest() or (0, {"value": torch.zeros(2)})
+            assert step >= acknowledged, n
+            assert state["value"].tolist() == [step * (step + 1) / 2] * 2, n
+            assert folder.metrics() == all_rows[:step], n
+            assert not list(path.rglob("*.partial")), n
+        train(path, lambda step: None)
+        assert runs.read_metrics(path) == all_rows, n
+    assert acknowledgements == {0, 2, 4, 6} and n > 40
 
-    done = run_python(KILLED_RUNS, tmp_path)
-    assert done.returncode == 0, done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(reports) > 40
-    assert {report["acknowledged"] for report in reports} == {0, 2, 4, 6}
-    values = np.cumsum([1, 2, 3, 4, 5, 6]).tolist()
-    for n, report in enumerate(reports, start=1):
-        assert report["resumed"] >= report["acknowledged"], n
-        assert report["rows"] == list(range(1, report["resumed"] + 1)), n
-        assert not any("partial" in name for name in report["found"]), n
-        assert report["final"] == [6, 21.0, 21.0], n
-        assert report["all rows"] == [{"step": i + 1, "value": [v, v]} for i, v in enumerate(values)], n
-        walker = load_tensors(tmp_path / f"run_{n}" / "checkpoints" / "walker.safetensors")
-        assert walker.tensors["value"].tolist() == [21.0, 21.0] or report["resumed"] == 6
 
-
-REPLACED_TENSORS = """
-import os, signal, sys
-import torch
-from mi_ml_gen.runs import load_tensors, save_tensors
-path = sys.argv[1]
-save_tensors(path, {"a": torch.tensor(0)})
-for n in range(1, 100):
-    child = os.fork()
-    if child == 0:
-        touches = 0
-        def hook(event, arguments):
-            global touches
-            touches += event in ("open", "os.rename", "os.remove")
-            if touches == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-        save_tensors(path, {"a": torch.tensor(n)})
-        os._exit(0)
-    alive = os.waitpid(child, 0)[1] == 0
-    print(int(load_tensors(path).tensors["a"]), n, flush=True)
-    if alive:
-        break
-"""
+def replace_and_die(path: Path, n: int) -> None:
+    killed_at(n, path.parent)
+    save_tensors(path, {"a": torch.tensor(n)})
 
 
 def test_kill_while_tensors_are_replaced(tmp_path):
     """At every moment the old file or the new one is there, with a hash that agrees."""
-    done = run_python(REPLACED_TENSORS, tmp_path / "w.safetensors")
-    assert done.returncode == 0, done.stderr
-    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert 8 < len(lines) < 99
-    found = [value for value, _ in lines]
-    assert found == sorted(found) and found[0] == 0 and found[-1] == len(lines)
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"a": torch.tensor(0)})
+    found, code = [], None
+    while code != 0:
+        code = exit_code(start(replace_and_die, path, len(found) + 1))
+        found.append(int(load_tensors(path).tensors["a"]))
+    assert found[0] == 0 and found == sorted(found) and found[-1] == len(found) > 8
+
+
+def train_for_ever(path: Path, writer: Connection) -> None:
+    with RunFolder.open(path, CONFIG) as folder:
+        step, _ = folder.load_latest() or (0, None)
+        while True:
+            step += 1
+            folder.log(step)
+            folder.save_state(step, {"value": torch.full((400_000,), float(step))})
+            writer.send(step)
+
+
+def test_kill_at_random_moments(tmp_path):
+    """A clock instead of a count, and a larger state, so that kills fall into writes too."""
+    acknowledged = 0
+    for wait_s in np.random.default_rng(0).uniform(0.0, 0.06, size=20):
+        reader, writer = processes.Pipe(duplex=False)
+        child = start(train_for_ever, tmp_path, writer)
+        writer.close()
+        acknowledged = max(acknowledged, reader.recv())  # past the first step, so that each start gets on
+        time.sleep(wait_s)
+        child.kill()
+        assert exit_code(child) == -signal.SIGKILL
+        acknowledged = last_received(reader, acknowledged)
+        with RunFolder.open(tmp_path, CONFIG) as folder:
+            step, state = folder.load_latest()
+            assert step >= acknowledged and torch.equal(state["value"], torch.full((400_000,), float(step)))
+            assert [row["step"] for row in folder.metrics()] == list(range(1, step + 1))
+            assert not list(folder.checkpoints.glob("*.corrupt"))
+    assert acknowledged >= 20
 
 
 # --- one process a folder -----------------------------------------------------------------------------------
 
-RACE = """
-import os, sys, time
-from mi_ml_gen import errors
-from mi_ml_gen.runs import RunFolder
-start = time.time() + 0.3
-children = []
-for _ in range(8):
-    child = os.fork()
-    if child == 0:
-        time.sleep(max(0.0, start - time.time()))
-        try:
-            folder = RunFolder.open(sys.argv[1], {"seed": 0})
-        except errors.UsageError as error:
-            os.write(1, f"{error}\\n".encode())
-            os._exit(error.exit_code)
-        time.sleep(3)
-        os.write(1, f"winner {os.getpid()}\\n".encode())
-        os._exit(0)
-    children.append(child)
-print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
-"""
+
+def race(path: Path, gate: Barrier, over: Event, queue: Queue) -> None:
+    gate.wait()
+    try:
+        with RunFolder.open(path, CONFIG):
+            queue.put((os.getpid(), "winner"))
+            over.wait(60)
+    except UsageError as error:
+        queue.put((os.getpid(), str(error)))
 
 
 def test_one_winner_of_eight(tmp_path):
-    done = run_python(RACE, tmp_path / "run")
-    lines = done.stdout.splitlines()
-    assert "[0, 2, 2, 2, 2, 2, 2, 2]" in lines, done.stdout + done.stderr
-    winner = next(line.split()[1] for line in lines if line.startswith("winner"))
-    assert sum(f"is in use by pid {winner} on " in line for line in lines) == 7
+    gate, over, queue = processes.Barrier(8), processes.Event(), processes.Queue()
+    children = [start(race, tmp_path / "run", gate, over, queue) for _ in range(8)]
+    said = [queue.get(timeout=60) for _ in children]
+    over.set()
+    assert [exit_code(child) for child in children] == [0] * 8
+    (winner,) = (pid for pid, words in said if words == "winner")
+    assert sum(f"run is in use by pid {winner} on " in words for _, words in said) == 7
 
 
-ORPHANED_WORKER = """
-import os, signal, sys, time
-from mi_ml_gen.runs import RunFolder
-folder = RunFolder.open(sys.argv[1], {"seed": 0})
-if os.fork() == 0:
-    os.close(1)
-    os.close(2)
-    time.sleep(20)  # a data worker that outlives the killed run
-    os._exit(0)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def die_with_a_worker_left(path: Path, writer: Connection) -> None:
+    folder = RunFolder.open(path, CONFIG)
+    worker = os.fork()  # as a data worker is
+    if worker == 0:
+        time.sleep(60)
+        os._exit(0)
+    writer.send(worker)
+    os.kill(os.getpid(), signal.SIGKILL)
+    folder.close()
 
 
 def test_a_killed_runs_lock_is_free_even_where_its_worker_lives(tmp_path):
-    assert run_python(ORPHANED_WORKER, tmp_path).returncode == -signal.SIGKILL
-    assert "pid" in (tmp_path / ".lock").read_text()
-    RunFolder.open(tmp_path, {"seed": 0}).close()
+    reader, writer = processes.Pipe(duplex=False)
+    child = start(die_with_a_worker_left, tmp_path, writer)
+    worker = reader.recv()
+    while "pid" not in (tmp_path / ".lock").read_text():
+        time.sleep(0.01)
+    while True:  # join() would wait for the worker, which holds the child's end of its pipe
+        with contextlib.suppress(UsageError):
+            RunFolder.open(tmp_path, CONFIG).close()
+            break
+    assert child.pid != worker
+    os.kill(worker, signal.SIGKILL)  # it was still there
 
 
 def test_a_folder_is_open_once_in_a_process(tmp_path):
-    with RunFolder.open(tmp_path, CONFIG):
-        with pytest.raises(UsageError, match="already open in this process"):
-            RunFolder.open(tmp_path / "images" / "..", CONFIG)
+    with RunFolder.open(tmp_path, CONFIG), pytest.raises(UsageError, match="already open in this process"):
+        RunFolder.open(tmp_path / "images" / "..", CONFIG)
     RunFolder.open(tmp_path, CONFIG).close()
 
 
@@ -672,20 +680,27 @@ def test_outside_the_main_thread_nothing_is_requested():
     assert seen == [False]
 
 
-def test_forked_workers_die_of_sigterm():
-    with Preemption():
-        child = os.fork()
-        if child == 0:
-            signal.pause()
+def send_sigterm_to_a_forked_worker() -> None:
+    reader, writer = os.pipe()
+    with Preemption() as preemption:
+        worker = os.fork()
+        if worker == 0:
+            os.write(writer, b"x")
+            time.sleep(60)
             os._exit(0)
-        time.sleep(0.1)
-        os.kill(child, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        os.read(reader, 1)
+        os.kill(worker, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+        assert not preemption.requested
+
+
+def test_forked_workers_die_of_sigterm():
+    assert exit_code(start(send_sigterm_to_a_forked_worker)) == 0
 
 
 def test_no_space_reads_as_the_system_says_it(tmp_path):
     def fail(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(EnvironmentFault, match=f"^cannot write {re.escape(str(tmp_path))}/a: No space left on device"):
+    with pytest.raises(EnvironmentFault, match=f"^cannot write {re.escape(str(tmp_path))}/a: No space left"):
         atomic_write(tmp_path / "a", fail)

@@ -40,7 +40,7 @@ def test_cuda_devices_go_by_local_rank(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert runtime.resolve_device("cuda") == torch.device("cuda", 1)
     assert runtime.resolve_device("cuda:0") == torch.device("cuda", 0)
-    with pytest.raises(EnvironmentFault, match="^--device cuda:2: no such CUDA device, 2 visible"):
+    with pytest.raises(EnvironmentFault, match=r"^--device cuda:2: no such CUDA device, 2 visible"):
         runtime.resolve_device("cuda:2")
 
 
@@ -51,7 +51,7 @@ def test_precision():
     with runtime.autocast(torch.device("cpu"), "fp32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == product.dtype == torch.float32
     for call in (runtime.set_precision, lambda name: runtime.autocast(torch.device("cpu"), name)):
-        with pytest.raises(UsageError, match="^--precision fp8: must be one of fp32, tf32, bf16"):
+        with pytest.raises(UsageError, match=r"^--precision fp8: must be one of fp32, tf32, bf16"):
             call("fp8")
 
 
@@ -264,7 +264,7 @@ def test_others_that_never_come(monkeypatch):
     environment = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(EnvironmentFault, match="^cannot join the other processes: "):
+    with pytest.raises(EnvironmentFault, match=r"^cannot join the other processes: "):
         runtime.setup_distributed(torch.device("cpu"), timeout_s=0.5)
 
 
