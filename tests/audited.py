@@ -46,14 +46,19 @@ def read_audited(files: Sequence[Path], readers: Sequence[str], warm_up: Sequenc
     warm_up: sound files, read first, so that what the libraries import on first use is imported.
     """
     request = json.dumps([list(map(str, files)), list(readers), list(map(str, warm_up))])
-    root = str(Path(__file__).parents[1])
+    search = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     child = subprocess.run(
         [sys.executable, __file__],
         input=request,
         capture_output=True,
         text=True,
         timeout=2 * CPU_SECONDS,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, search)),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
     )
     assert child.returncode == 0, child.stderr[-2000:]
     return [Outcome(**json.loads(line)) for line in child.stdout.splitlines()]
