@@ -3,8 +3,9 @@
     python bench/stylegan2.py --batch 8 --threads 2
 
 Both ways compute the same images from the same weights, in a process of their own each. Prints for each the
-median time of a forward pass and the peak of resident memory, and how far the images are apart. `decode` is
-timed too: it computes only what reaches the centre crop.
+median time of a forward pass (on the wall, and of the processors, all threads together, which bears a busy
+machine better), the peak of resident memory, and how far the images are apart. `decode` is timed too: it
+computes only what reaches the centre crop.
 """
 
 from __future__ import annotations
@@ -49,25 +50,29 @@ def grouped_forward(
 
     Whole planes only. The slow twin of the layer; the tests compare them.
     """
-    assert wanted == Window(0, layer.resolution)
-    n = len(w)
+    assert wanted == Window(0, layer.resolution) and layer.activation == "lrelu"
+    n, gain = len(w), gain * math.sqrt(2)
     kernels = layer.weight * layer.affine(w)[:, None, :, None, None]  # (n, out, in, 3, 3)
-    kernels = kernels * torch.rsqrt(kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+    kernels = kernels * (gain * torch.rsqrt(kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8))
     x = features.x.reshape(1, -1, *features.x.shape[2:])  # samples side by side, a group each
     if layer.up:
         x = F.conv_transpose2d(x, kernels.transpose(1, 2).flatten(0, 1), stride=2, groups=n)
         x = x.reshape(n, -1, *x.shape[2:])
         low_pass = 4 * layer.resample_filter.flip(0, 1).expand(x.shape[1], 1, -1, -1)
-        before, after = (len(layer.resample_filter) + 1) // 2 - 1, (len(layer.resample_filter) - 2) // 2
-        x = F.conv2d(F.pad(x, (before, after, before, after)), low_pass, groups=x.shape[1])
+        assert low_pass.shape[-1] == 4
+        x = F.conv2d(x, low_pass, padding=1, groups=x.shape[1])
     else:
         x = F.conv2d(x, kernels.flatten(0, 1), padding=1, groups=n).reshape(n, -1, *x.shape[2:])
     drawn = noise.map(layer, n, wanted) if layer.use_noise else None
-    if drawn is not None:
-        x = x + drawn * layer.noise_strength
-    x = F.leaky_relu(x + layer.bias[:, None, None], 0.2) * (math.sqrt(2) * gain)
+    offset = (
+        layer.bias[:, None, None]
+        if drawn is None
+        else layer.bias[:, None, None] + drawn * layer.noise_strength
+    )
+    x = F.leaky_relu(x.add_(offset * gain), 0.2, inplace=True)
     if layer.conv_clamp is not None:
-        x = x.clamp(-layer.conv_clamp * gain, layer.conv_clamp * gain)
+        clamp = layer.conv_clamp * gain / math.sqrt(2)
+        x = x.clamp(-clamp, clamp)
     return Features(x, wanted)
 
 
@@ -89,24 +94,27 @@ def measure(
     generator = StyleGAN2(StyleGAN2Config(img_resolution=resolution)).freeze()
     assert isinstance(generator, StyleGAN2)
     if way == "grouped":
-        with_grouped_kernels(generator)
+        with_grouped_kernels(generator)  # sample beside sample needs the contiguous layout
+    else:
+        generator.to(memory_format=torch.channels_last)  # as load_generator does
     run: Callable[[torch.Tensor], torch.Tensor] = (
         generator.decode if way == "decode" else generator.synthesize
     )
     latents = generator.latents(torch.randn(batch, generator.noise_dim))
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(repeats + 1):  # the first pass warms up
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         images = run(latents)
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    probe = images[:, :, ::37, ::41].flatten().tolist()
     return {
         "seconds": statistics.median(seconds[1:]),
+        "cpu_seconds": statistics.median(cpu_seconds[1:]),
         "peak_mib": peak_mib,
         "before_mib": before_mib,
-        "probe": probe,
+        "probe": images[:, :, ::37, ::41].flatten().tolist(),
     }
 
 
@@ -133,14 +141,16 @@ def main() -> None:
             command += [f"--{flag}", str(getattr(args, flag))]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results[way] = json.loads(output)
-        seconds, peak = results[way]["seconds"], results[way]["peak_mib"]
-        above = peak - results[way]["before_mib"]
-        print(f"{way:>8}: {seconds:8.2f} s, peak {peak:7.0f} MiB ({above:.0f} above the network at rest)")
-    shared, grouped = results["shared"], results["grouped"]
-    apart = max(abs(a - b) for a, b in zip(shared["probe"], grouped["probe"], strict=True))
-    print(f"grouped / shared: time {grouped['seconds'] / shared['seconds']:.2f}, "
-          f"peak {grouped['peak_mib'] / shared['peak_mib']:.2f}; images differ by {apart:.1e}")  # fmt: skip
-    print(f"shared / decode: time {shared['seconds'] / results['decode']['seconds']:.2f}")
+        row = results[way]
+        above = row["peak_mib"] - row["before_mib"]
+        times = f"{row['seconds']:7.2f} s, processors {row['cpu_seconds']:7.2f} s"
+        print(f"{way:>8}: {times}, peak {row['peak_mib']:6.0f} MiB ({above:.0f} above the network at rest)")
+    shared = results["shared"]
+    apart = max(abs(a - b) for a, b in zip(shared["probe"], results["grouped"]["probe"], strict=True))
+    print(f"shared and grouped images differ by {apart:.1e}")
+    for way in ("grouped", "decode"):
+        ratios = {key: results[way][key] / shared[key] for key in ("seconds", "cpu_seconds", "peak_mib")}
+        print(f"{way} / shared: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items()))
 
 
 if __name__ == "__main__":

@@ -329,9 +329,8 @@ class LowPass(NamedTuple):
 
 def _stored_filter(taps: tuple[float, ...]) -> torch.Tensor:
     """The low-pass filter as files hold it: the outer product, or from 8 taps on the taps alone."""
-    row = torch.tensor(taps)
-    row = row / row.sum()
-    return row if len(taps) >= 8 else torch.outer(row, row)
+    row = [tap / sum(taps) for tap in taps]
+    return torch.tensor(row if len(taps) >= 8 else [[a * b for b in row] for a in row])
 
 
 def _kernel(stored: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
@@ -358,6 +357,12 @@ def upsample(
 # Layers
 
 
+def _normal(*shape: int, std: float = 1.0) -> torch.Tensor:
+    """Initial weights. On the meta device only the shape counts, and drawing there takes seconds of imports."""
+    weight = torch.empty(shape)
+    return weight if weight.is_meta else weight.normal_(std=std)
+
+
 class FullyConnected(nn.Module):
     """Linear layer with equalised learning rate: weight * lr / sqrt(inputs), bias * lr."""
 
@@ -371,7 +376,7 @@ class FullyConnected(nn.Module):
     ):
         super().__init__()
         self.activation, self.lr_multiplier = activation, lr_multiplier
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.weight = nn.Parameter(_normal(outputs, inputs, std=1 / lr_multiplier))
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -445,14 +450,14 @@ class SynthesisLayer(nn.Module):
         self.resolution, self.up, self.use_noise = resolution, up, config.use_noise
         self.activation, self.conv_clamp = config.activation, config.conv_clamp
         self.affine = FullyConnected(config.w_dim, inputs, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.weight = nn.Parameter(_normal(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         # Where nothing is upsampled the filter is not used; files hold the default one there.
         self.register_buffer(
             "resample_filter", _stored_filter(config.resample_filter if up else _DEFAULT_TAPS)
         )
         if config.use_noise:
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.register_buffer("noise_const", _normal(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros(()))
 
     def forward(
@@ -472,7 +477,9 @@ class SynthesisLayer(nn.Module):
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             offset = offset.expand(1, *offset.shape) if offset.ndim == 3 else offset
             offset = offset.contiguous(memory_format=torch.channels_last)  # addcmul's result takes its layout
-        x = torch.addcmul(offset.to(x.dtype), x, (norm * gain)[:, :, None, None].to(x.dtype))
+        factor = (norm * gain)[:, :, None, None].to(x.dtype)
+        in_place = None if x.requires_grad or factor.requires_grad or offset.requires_grad else x
+        x = torch.addcmul(offset.to(x.dtype), x, factor, out=in_place)
         if self.activation == "lrelu":
             x = F.leaky_relu(x, _SLOPE, inplace=True)
         if self.conv_clamp is not None:
@@ -485,9 +492,9 @@ class SynthesisLayer(nn.Module):
             x, padding = _fit(x, held, Window(wanted.start - 1, wanted.stop + 1))
             return F.conv2d(x, self.weight, padding=padding)
         filtered = LowPass(self.resample_filter.shape[-1]).features(wanted)
-        y, padding = _transposed(x, held, self.resolution // 2, self.weight.transpose(0, 1), filtered)
-        kernel = _kernel(self.resample_filter, y.shape[1], y.dtype).flip(2, 3)  # true convolution
-        return F.conv2d(y, kernel, padding=padding, groups=y.shape[1])
+        x, padding = _transposed(x, held, self.resolution // 2, self.weight.transpose(0, 1), filtered)
+        kernel = _kernel(self.resample_filter, x.shape[1], x.dtype).flip(2, 3)  # true convolution
+        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
 
 class NoiseSource:
@@ -517,7 +524,7 @@ class ToRGB(nn.Module):
         super().__init__()
         self.conv_clamp = config.conv_clamp
         self.affine = FullyConnected(config.w_dim, inputs, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(config.img_channels, inputs, 1, 1))
+        self.weight = nn.Parameter(_normal(config.img_channels, inputs, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.img_channels))
 
     def forward(self, features: Features, w: torch.Tensor, wanted: Window) -> torch.Tensor:
@@ -538,7 +545,7 @@ class Shortcut(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, config: StyleGAN2Config):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
+        self.weight = nn.Parameter(_normal(outputs, inputs, 1, 1))
         self.register_buffer("resample_filter", _stored_filter(config.resample_filter))
 
     def forward(self, features: Features, side: int, wanted: Window) -> torch.Tensor:
@@ -586,7 +593,7 @@ class SynthesisBlock(nn.Module):
         channels = config.channels(resolution)
         self.register_buffer("resample_filter", _stored_filter(config.resample_filter))
         if self.first:
-            self.const = nn.Parameter(torch.randn(channels, resolution, resolution))
+            self.const = nn.Parameter(_normal(channels, resolution, resolution))
         else:
             inputs = config.channels(resolution // 2)
             self.conv0 = SynthesisLayer(inputs, channels, resolution, config, up=True)

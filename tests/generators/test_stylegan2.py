@@ -139,8 +139,10 @@ def test_golden_truncation(tiny):
         _close(latents.unflatten(1, (8, 64)), tiny["ws_psi05_cutoff3"], 1e-5)
 
 
-VARIANTS = (
-    "resnet resnet_clamp kernel121 orig clamp no_noise cond wide_mapping fp16_clamp_run_in_fp32".split()
+VARIANTS = [
+    "resnet", "resnet_clamp", "kernel121", "orig", "clamp", "no_noise", "cond", "wide_mapping",
+    "fp16_clamp_run_in_fp32",
+]  # fmt: skip
 )
 
 
@@ -597,6 +599,17 @@ def test_weights_that_do_not_fit_are_refused():
     refused("unknown keys synthesis.b64.const", synthesis__b64__const=torch.zeros(1))
     refused(r"noise_strength has shape \(1,\)", synthesis__b8__conv0__noise_strength=torch.zeros(1))
     refused("b8.resample_filter is not made of the taps", synthesis__b8__resample_filter=torch.eye(4) / 4)
+
+
+def test_a_published_pickle_becomes_a_generator(tiny):
+    generator = StyleGAN2.from_file(
+        GOLDEN / "fixtures" / "stylegan2_tiny_torch.pkl", psi=0.7, size=16
+    ).freeze()
+    _close(generator.latents(tiny["z"]).detach()[:, :64], tiny["ws_psi07"], 1e-5)
+    _close(generator.synthesize(tiny["ws_mixed"].flatten(1)), tiny["img_mixed"], 1e-4)
+    assert generator.decode(tiny["ws_mixed"]).shape == (2, 3, 16, 16)
+    with pytest.raises(UsageError, match="sizes: unknown; nearest known option: size"):
+        StyleGAN2.from_file(GOLDEN / "fixtures" / "stylegan2_tiny_torch.pkl", sizes=16)
 
 
 # -----------------------------------------------------------------------------------------------------------
