@@ -81,6 +81,25 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["b.bin"]
 
 
+def replace_again_and_again(path: Path) -> None:
+    for i in range(10**6):
+        atomic_write(path, b"ab"[i % 2 : i % 2 + 1] * 3_000_000)
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "b.bin"
+    atomic_write(path, b"a" * 3_000_000)
+    child = start(replace_again_and_again, path)
+    contents = set()
+    deadline_s = time.monotonic() + 60
+    while len(contents) < 200 and time.monotonic() < deadline_s:
+        data = path.read_bytes()
+        assert len(data) == 3_000_000 and len(set(data)) == 1
+        contents.add((data[:1], path.stat().st_ino))
+    child.kill()
+    assert {first for first, _ in contents} == {b"a", b"b"}
+
+
 @pytest.fixture
 def small_disk():
     """No file of this process may grow beyond 100,000 bytes, as on a disk with that much left."""
@@ -579,12 +598,15 @@ def test_a_killed_runs_lock_is_free_even_where_its_worker_lives(tmp_path):
     worker = reader.recv()
     while "pid" not in (tmp_path / ".lock").read_text():
         time.sleep(0.01)
-    while True:  # join() would wait for the worker, which holds the child's end of its pipe
+    opened = False
+    for _ in range(200):  # join() would wait for the worker, which holds the child's end of its pipe
         with contextlib.suppress(UsageError):
             RunFolder.open(tmp_path, CONFIG).close()
+            opened = True
             break
-    assert child.pid != worker
-    os.kill(worker, signal.SIGKILL)  # it was still there
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    assert opened and exit_code(child) == -signal.SIGKILL
 
 
 def test_a_folder_is_open_once_in_a_process(tmp_path):
