@@ -358,7 +358,7 @@ def upsample(
 
 
 def _normal(*shape: int, std: float = 1.0) -> torch.Tensor:
-    """Initial weights. On the meta device only the shape counts, and drawing there takes seconds of imports."""
+    """Initial weights. On the meta device only the shape counts; drawing there takes seconds of imports."""
     weight = torch.empty(shape)
     return weight if weight.is_meta else weight.normal_(std=std)
 

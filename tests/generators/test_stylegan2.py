@@ -143,7 +143,6 @@ VARIANTS = [
     "resnet", "resnet_clamp", "kernel121", "orig", "clamp", "no_noise", "cond", "wide_mapping",
     "fp16_clamp_run_in_fp32",
 ]  # fmt: skip
-)
 
 
 @pytest.mark.parametrize("case", VARIANTS)
