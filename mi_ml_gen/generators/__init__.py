@@ -14,7 +14,7 @@ import torch
 
 from mi_ml_gen import files
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators import bigbigan, linear_gaussian
+from mi_ml_gen.generators import bigbigan, linear_gaussian, stylegan2
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 
 __all__ = ["FAMILIES", "ImagePair", "MultiLatentGenerator", "bundled", "load_generator", "load_latent_space", "names", "save_generator"]
@@ -39,6 +39,7 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "bigbigan": Family(bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space, published_as="BigBiGAN_x1.pth"),
+    "stylegan2": Family(stylegan2.build, stylegan2.read_published, published_as="stylegan2-car-config-f.pkl"),
     "linear-gaussian": Family(linear_gaussian.build, make=linear_gaussian.LinearGaussian),
 }
 
