@@ -69,9 +69,7 @@ def _stage(
     outputs = planes * block.expansion
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        )
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     first = block(inputs, planes, stride, shortcut)
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(length - 1)))
 
@@ -89,4 +87,4 @@ def torchvision_key(key: str) -> str:
     return key
 
 
-__all__ = ["ResNet", "SMALL_IMAGE_PX", "resnet", "torchvision_key"]
+__all__ = ["SMALL_IMAGE_PX", "ResNet", "resnet", "torchvision_key"]
