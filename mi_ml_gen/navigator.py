@@ -233,8 +233,8 @@ def train_navigator(
                     course.finished, is_last = stop, True
                     reason = stop
             stop_now = runtime.broadcast_flag(preemption.requested)
-            state_is_due = save and time.monotonic() - last_state >= settings.state_interval_s
-            if runtime.broadcast_flag(state_is_due) or is_last or stop_now:
+            state_is_due = save and runtime.broadcast_flag(time.monotonic() - last_state >= settings.state_interval_s)
+            if state_is_due or is_last or stop_now:
                 guard.check(done, run.last_state)
                 course.totals = totals.cpu()
                 states = {name: part.state_dict() for name, part in stateful.items()}
