@@ -25,7 +25,9 @@ class ResNet(nn.Module):
     is a mean over the axes: unlike adaptive pooling its backward is deterministic on CUDA.
     """
 
-    def __init__(self, depth: int = 18, small_images: bool = False, width: int = 64) -> None:
+    def __init__(
+        self, depth: int = 18, small_images: bool = False, width: int = 64, zero_init_residual: bool = False
+    ) -> None:
         super().__init__()
         if depth not in _BLOCKS:
             raise UsageError(f"ResNet depth {depth}: must be one of {', '.join(map(str, _BLOCKS))}")
@@ -45,6 +47,12 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock):
+                    nn.init.zeros_(module.bn2.weight)
+                elif isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
@@ -52,14 +60,20 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def resnet(depth: int = 18, image_size: int = 128, width: int = 64) -> ResNet:
+def resnet(
+    depth: int = 18, image_size: int = 128, width: int = 64, zero_init_residual: bool = False
+) -> ResNet:
     """ResNet-`depth` (18 or 50) for square images of `image_size` px; `width` channels in the first stage.
 
-    `width=64` is the published network.  Raises `UsageError` for another depth or a size or width below 1.
+    `width=64` is the published network.  `zero_init_residual` starts every block as its shortcut (the last
+    norm of its branch at 0), as torchvision's option of that name.  Raises `UsageError` for another depth or
+    a size or width below 1.
     """
     if image_size < 1:
         raise UsageError(f"image size {image_size} px: must be at least 1")
-    return ResNet(depth, small_images=image_size < SMALL_IMAGE_PX, width=width)
+    return ResNet(
+        depth, small_images=image_size < SMALL_IMAGE_PX, width=width, zero_init_residual=zero_init_residual
+    )
 
 
 def _stage(

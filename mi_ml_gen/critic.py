@@ -14,16 +14,23 @@ from mi_ml_gen.errors import CheckpointError, UsageError
 class Critic(nn.Module):
     """Normalised images (n, 3, H, W) to points (n, projection_dim) of the unit sphere, float32.
 
-    ResNet-18 and a head of Linear, ReLU, Linear.  `image_size` (px, of the images that reach the critic, so
+    ResNet-18 and a head of Linear, ReLU, Linear. `image_size` (px, of the images that reach the critic, so
     after any crop) only chooses the stem; `width` is the number of channels of the first stage, 64 as
-    published, less for a critic that a CPU trains in minutes.
+    published, less for a critic that a CPU trains in minutes. `zero_init_residual` starts the blocks as their
+    shortcuts: not as published, but a narrow critic then learns much faster (docs/information.md).
     """
 
-    def __init__(self, image_size: int = 128, projection_dim: int = 128, width: int = 64) -> None:
+    def __init__(
+        self,
+        image_size: int = 128,
+        projection_dim: int = 128,
+        width: int = 64,
+        zero_init_residual: bool = False,
+    ) -> None:
         super().__init__()
         if projection_dim < 1:
             raise UsageError(f"projection dimension {projection_dim}: must be at least 1")
-        self.encoder = resnet(18, image_size, width)
+        self.encoder = resnet(18, image_size, width, zero_init_residual)
         features = self.encoder.feature_dim
         self.head = nn.Sequential(
             nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, projection_dim)

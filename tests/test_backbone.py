@@ -48,6 +48,13 @@ def test_convolutions_start_kaiming_fan_out_and_norms_at_identity():
     assert torch.equal(network.layer4[0].bn2.bias, torch.zeros(512))
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_zero_initialised_residuals_start_as_their_shortcuts(depth):
+    network = resnet(depth, image_size=16, width=4, zero_init_residual=True)
+    x = torch.rand(2, network.layer1[1].conv1.in_channels, 8, 8)
+    torch.testing.assert_close(network.layer1[1](x), x)
+
+
 def test_channels_last_gives_the_same_features():
     torch.manual_seed(0)
     network = resnet(18, image_size=32, width=8).eval()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from mi_ml_gen import runtime
 from mi_ml_gen.errors import UsageError
 from mi_ml_gen.information import infonce_bound, infonce_loss
+from tests.distributed import run_processes
 
 ARRAYS = dict(np.load(Path(__file__).parents[1] / "golden" / "supcon.npz"))
 CASES = json.loads(str(ARRAYS["meta_json"]))
@@ -113,3 +115,24 @@ def test_refuses_temperatures_not_above_zero():
         infonce_loss(_unit_features(2), temperature=0.0)
     with pytest.raises(UsageError, match="at least 1"):
         infonce_bound(1.0, 0)
+
+
+def _loss_and_gradients(n_processes):
+    """Loss over all processes' pairs, and gradients of a shared linear map after averaging; float64."""
+    whole = torch.randn(12, 2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    torch.manual_seed(4)
+    network = torch.nn.Linear(5, 4, dtype=torch.float64)
+    n = len(whole) // n_processes
+    mine = whole[runtime.rank() * n : (runtime.rank() + 1) * n]
+    features = torch.nn.functional.normalize(network(mine), dim=-1)
+    loss = infonce_loss(runtime.gather(features), 0.1)
+    loss.backward()
+    runtime.average_gradients(network)
+    return {"loss": loss.detach(), "weight": network.weight.grad, "bias": network.bias.grad}
+
+
+def test_gathered_over_two_processes_equals_one_process_with_the_whole_batch():
+    alone = _loss_and_gradients(1)
+    for rank in run_processes(_loss_and_gradients, 2, 2):
+        for name, value in alone.items():
+            torch.testing.assert_close(rank[name], value, rtol=1e-12, atol=1e-12)
