@@ -1,6 +1,7 @@
 """Train one of the small generators that the package ships, on Fashion-MNIST; measure it and write its card.
 
-    python scripts/train_generator.py --family bigbigan --run_name tiny-bigbigan
+    python scripts/train_generator.py --family bigbigan
+    python scripts/train_generator.py --family stylegan
 
 The same command resumes an interrupted run. The run folder then holds generator.safetensors (load it with
 --g_path), card.md, samples.png, quality.json, and the course of training.
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.add_arguments(parser, GanConfig)
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: all)")
     arguments = parser.parse_args(argv)
-    settings = config.from_arguments(GanConfig, arguments)
+    settings = config.from_arguments(GanConfig, arguments).resolved()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     train = fashion_mnist("train", settings.data_path)
@@ -70,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _command(settings: GanConfig) -> list[str]:
-    """The flags that differ from the defaults."""
-    defaults = config.to_dict(GanConfig())
+    """The flags that differ from the family's defaults."""
+    defaults = config.to_dict(GanConfig(family=settings.family).resolved())
     changed = {key: value for key, value in config.to_dict(settings).items() if value != defaults[key]}
     return ["--family", settings.family] + [
         part for key, value in changed.items() if key != "family" for part in (f"--{key}", str(value))

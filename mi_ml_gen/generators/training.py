@@ -1,180 +1,67 @@
 """Adversarial training of the small generators that the package ships.
 
 One loop serves every family; what differs between them (network, loss, regularisation, what is done to the
-averaged weights at the end) is a `Recipe`. The data are grey images of at most the generator's size, padded with
-black.
+averaged weights at the end) is a `Recipe` of recipes.py. The data are grey images of at most the generator's
+size, padded with black.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from mi_ml_gen import config, files, report, runs, runtime
 from mi_ml_gen.config import option
 from mi_ml_gen.errors import Preempted
-from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig, ModulatedNorm
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.generators.recipes import RECIPES, Recipe
+
+ALIASES = {"stylegan": "stylegan2"}
+"""Other spellings of families."""
 
 
 @dataclass
 class GanConfig:
-    """What `scripts/train_generator.py` takes."""
+    """What `scripts/train_generator.py` takes; None: as the family's recipe has it (`resolved`)."""
 
-    family: str = option("bigbigan", choices=("bigbigan",), help="which network and recipe")
-    data_path: str | None = option(None, help="folder with Fashion-MNIST's idx files; default: the usual places")
+    family: str = option("bigbigan", choices=(*RECIPES, *ALIASES), help="which network and recipe")
+    data_path: str | None = option(None, help="folder of Fashion-MNIST (default: the usual places)")
     steps: int = option(12000, at_least=1, help="updates of each network")
     batch_size: int = option(64, at_least=4, help="images a step")
-    width: int = option(32, at_least=4, help="channels of the last block; earlier blocks have multiples of it")
-    discriminator_width: int = option(32, at_least=4, help="channels of the discriminator's first block")
-    lr: float = option(2e-4, above=0, help="learning rate of the generator")
-    lr_discriminator: float = option(4e-4, above=0, help="learning rate of the discriminator")
+    width: int | None = option(None, at_least=4, help="channels at 32 px; multiples of it below")
+    discriminator_width: int | None = option(None, at_least=4, help="the same of the discriminator")
+    lr: float | None = option(None, above=0, help="learning rate of the generator")
+    lr_discriminator: float | None = option(None, above=0, help="learning rate of the discriminator")
     ema_halflife: float = option(10_000.0, above=0, help="half-life of the averaged generator, in images")
     seed: int = option(0, at_least=0, help="seed of weights, noise and order of the data")
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"), help="arithmetic of convolutions")
     save_every: int = option(250, at_least=1, help="steps between checkpoints and sample grids")
     save_folder: str = option("./generator_runs", help="where run folders are made")
-    run_name: str = option("tiny-bigbigan", help="name of the run folder; the same command resumes it")
+    run_name: str | None = option(None, help="name of the run folder (default: the generator's)")
+
+    def resolved(self) -> GanConfig:
+        """With the family's own name and every None replaced by the recipe's default."""
+        family = ALIASES.get(self.family, self.family)
+        defaults = asdict(RECIPES[family].defaults)
+        return replace(self, family=family, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Recipes
-
-
-class Recipe(Protocol):
-    """What one family adds to the loop."""
-
-    generator: MultiLatentGenerator
-    discriminator: nn.Module
-    betas: tuple[float, float]
-    r1_weight: float
-    """Weight of the gradient penalty on real images (Mescheder et al., 2018), 0 for none."""
-
-    def noise(self, n: int, rng: torch.Generator) -> torch.Tensor: ...
-
-    def fakes(self, generator: nn.Module, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """Images in [-1, 1] for training."""
-        ...
-
-    def discriminator_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor: ...
-
-    def generator_loss(self, fake: torch.Tensor) -> torch.Tensor: ...
-
-    def finish(self, generator: Any, seed: int, n_batches: int = 100) -> None:
-        """Make the averaged generator ready to be frozen; n_batches of noise for what has to be estimated."""
-        ...
-
-
-class BigBiGANRecipe:
-    """Hinge loss with a spectrally normalised discriminator (Miyato et al., 2018; BigGAN, section 3)."""
-
-    betas = (0.0, 0.99)
-    r1_weight = 0.0
-
-    def __init__(self, settings: GanConfig):
-        self.generator = BigBiGAN(
-            BigBiGANConfig(
-                resolution=32, width=settings.width, multipliers=(4, 2, 1), attention_resolution=16, chunk_dim=20
-            ),
-            name="tiny-bigbigan",
-        )
-        for module in self.generator.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.orthogonal_(module.weight)
-        for module in self.generator.modules():  # modulations start near gain 1, bias 0
-            if isinstance(module, ModulatedNorm):
-                nn.init.normal_(module.gain.weight, std=0.1)
-                nn.init.normal_(module.bias.weight, std=0.1)
-        self.discriminator = Discriminator(settings.discriminator_width, normalise=True)
-
-    def noise(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        return TruncatedNormal().sample((n, self.generator.noise_dim), rng)
-
-    def fakes(self, generator: Any, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        return generator.synthesize(z)
-
-    def discriminator_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-
-    def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
-        return -fake.mean()
-
-    @torch.no_grad()
-    def finish(self, generator: Any, seed: int, n_batches: int = 100) -> None:
-        """Standing statistics (BigGAN, appendix C.1): stored ones become averages over fresh batches."""
-        norms = [m for m in generator.modules() if isinstance(m, ModulatedNorm | nn.BatchNorm2d)]
-        before = [norm.momentum for norm in norms]
-        generator.train()
-        device = next(generator.parameters()).device
-        for i in range(n_batches):
-            for norm in norms:
-                norm.momentum = 1 / (i + 1)
-            generator.synthesize(self.noise(256, runtime.stream(seed, "standing statistics", i, 0, device)))
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-
-
-class Discriminator(nn.Module):
-    """Residual discriminator for 32 px: three halvings, then a judgement of the whole.
-
-    The standard deviation over the batch is one more feature map before the last layer (Karras et al., 2018,
-    section 3), so that a generator which repeats itself is seen.
-    """
-
-    def __init__(self, width: int, normalise: bool):
-        super().__init__()
-        wrap = spectral_norm if normalise else (lambda module: module)
-        channels = [width, 2 * width, 4 * width, 4 * width]
-        self.first = wrap(nn.Conv2d(3, channels[0], 3, padding=1))
-        self.blocks = nn.ModuleList()
-        for c_in, c_out in zip(channels[:-1], channels[1:], strict=True):
-            self.blocks.append(
-                nn.ModuleDict(
-                    {
-                        "conv1": wrap(nn.Conv2d(c_in, c_in, 3, padding=1)),
-                        "conv2": wrap(nn.Conv2d(c_in, c_out, 3, padding=1)),
-                        "skip": wrap(nn.Conv2d(c_in, c_out, 1, bias=False)),
-                    }
-                )
-            )
-        self.last = wrap(nn.Conv2d(channels[-1] + 1, channels[-1], 3, padding=1))
-        self.head = wrap(nn.Linear(channels[-1] * 16, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (n, 3, 32, 32) in [-1, 1] -> logits (n,)."""
-        h = self.first(x)
-        for block in self.blocks:
-            residual = block["conv1"](F.leaky_relu(h, 0.2))
-            residual = block["conv2"](F.leaky_relu(F.avg_pool2d(residual, 2), 0.2))
-            h = (residual + block["skip"](F.avg_pool2d(h, 2))) / math.sqrt(2)
-        spread = h.float().var(0, unbiased=False).add(1e-8).sqrt().mean().to(h.dtype)
-        h = torch.cat([h, spread.expand(len(h), 1, *h.shape[2:])], dim=1)
-        h = F.leaky_relu(self.last(h), 0.2)
-        return self.head(h.flatten(1)).squeeze(1).float()
-
-
-RECIPES: dict[str, Callable[[GanConfig], Recipe]] = {"bigbigan": BigBiGANRecipe}
 LOG_INTERVAL = 50
 """Steps between lines of metrics, which are also the only reads of the device's values."""
 R1_INTERVAL = 16
 """Steps between gradient penalties, which are weighted up by as much (Karras et al., 2020, section 4)."""
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # The loop
 
 
@@ -190,11 +77,13 @@ class RealImages:
         self.epoch = -1
 
     def batch(self, step: int, batch_size: int) -> torch.Tensor:
-        """The batch of a step, (batch_size, 3, resolution, resolution) in [-1, 1]: a function of seed and step."""
+        """The batch of a step, (batch_size, 3, side, side) in [-1, 1]: a function of seed and step."""
         per_epoch = len(self.images) // batch_size
         epoch, index = divmod(step, per_epoch)
         if epoch != self.epoch:
-            order = torch.randperm(len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0))
+            order = torch.randperm(
+                len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0)
+            )
             self.epoch, self.order = epoch, order.to(self.images.device)
         chosen = self.order[index * batch_size : (index + 1) * batch_size]
         grey = self.images[chosen].float().div(127.5).sub(1)
@@ -202,16 +91,18 @@ class RealImages:
 
 
 def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = True) -> Path:
-    """Train a generator adversarially on grey images (n, H, W), uint8, H and W at most the generator's size.
+    """Train a generator adversarially on grey images (n, H, W), uint8, H and W at most the generator's.
 
-    Gives the run folder, whose `generator.safetensors` holds the averaged generator. The same settings resume.
+    Gives the run folder, whose generator.safetensors holds the averaged generator. The same settings resume.
     Raises NonFiniteError, Preempted, and UsageError for a folder that holds a run of other settings.
     """
+    settings = settings.resolved()
+    assert None not in (settings.width, settings.discriminator_width, settings.run_name)
     # --- Networks
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
-    recipe = RECIPES[settings.family](settings)
+    recipe = RECIPES[settings.family](settings.width, settings.discriminator_width)
     generator = recipe.generator.to(device, memory_format=torch.channels_last).train()
     discriminator = recipe.discriminator.to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
@@ -219,7 +110,11 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=settings.lr, **options)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
     parts = dict(
-        generator=generator, discriminator=discriminator, average=average, optimizer_g=optimizer_g, optimizer_d=optimizer_d
+        generator=generator,
+        discriminator=discriminator,
+        average=average,
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
     )
     ema_decay = 0.5 ** (settings.batch_size / settings.ema_halflife)
     real_images = RealImages(images, generator.resolution, device, settings.seed)
@@ -228,7 +123,10 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     # --- Run folder
     path = Path(settings.save_folder) / settings.run_name
     free = ("steps", "device", "data_path", "save_every")
-    with runs.RunFolder.open(path, config.to_dict(settings), free=free) as run, runs.Preemption() as preemption:
+    with (
+        runs.RunFolder.open(path, config.to_dict(settings), free=free) as run,
+        runs.Preemption() as preemption,
+    ):
         first, elapsed_s = 0, 0.0
         if (saved := run.load_latest()) is not None:
             first, state = saved
@@ -237,7 +135,13 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
                 part.load_state_dict(state[name])
         guard = runtime.FiniteGuard()
         started = time.monotonic() - elapsed_s
-        bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, disable=not progress, unit="step")
+        bar = tqdm(
+            range(first, settings.steps),
+            initial=first,
+            total=settings.steps,
+            disable=not progress,
+            unit="step",
+        )
         for step in bar:
             # --- Discriminator
             rng = runtime.stream(settings.seed, "noise", step, 0, device)
@@ -288,7 +192,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
 
 
 def _gradient_penalty(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
-    """Mean squared norm of the logits' gradient on real images, in float32 (Mescheder et al., 2018, equation 9)."""
+    """Mean squared norm of the logits' gradient on real images, in float32 (Mescheder et al., 2018)."""
     real = real.detach().requires_grad_(True)
     gradient = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)[0]
     return gradient.square().sum(dim=(1, 2, 3)).mean()
