@@ -1,4 +1,4 @@
-"""Calibration of the critic's bound: its levels, its measurements, and that it resumes to the same numbers."""
+"""Calibration of the critic's bound: levels, measurements, and that it resumes to the same numbers."""
 
 from __future__ import annotations
 
