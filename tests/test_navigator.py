@@ -293,25 +293,32 @@ def test_near_averages_around_the_checkpoint():
 # Killed and resumed, as a user's process is
 
 
-def test_killed_at_any_moment_it_ends_the_same(whole_run, tmp_path):
+def test_killed_at_any_moment_it_ends_the_same(tmp_path):
     weights = tmp_path / "small.safetensors"
     save_generator(weights, make_small_generator(), "bigbigan")
     flags = [part for key, value in config.to_dict(SETTINGS).items() if value not in (None, False)
              for part in (f"--{key}", str(value))]  # fmt: skip
     script = Path(__file__).parents[1] / "scripts" / "train_navigator.py"
-    command = [sys.executable, str(script), *flags, "--generator", "bigbigan", "--g_path", str(weights),
-               "--save_folder", str(tmp_path)]  # fmt: skip
+    command = [sys.executable, str(script), *flags, "--generator", "bigbigan", "--g_path", str(weights)]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
-    path = tmp_path / "0_bigbigan_0_1_none"
+
+    def finish(folder: Path) -> Path:
+        done = subprocess.run(
+            [*command, "--save_folder", str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert "selected: the walker of" in done.stdout
+        return folder / "0_bigbigan_0_1_none"
+
+    path = tmp_path / "killed" / "0_bigbigan_0_1_none"
     for n_rows in (1, 3):  # killed once so many lines of metrics are there
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "--save_folder", str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             if path.exists() and len(runs.read_metrics(path)) >= n_rows:
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.002)
         assert process.wait() in (-signal.SIGKILL, 0)
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
-    assert "selected: the walker of" in finished.stdout
-    assert_same_run(path, whole_run.path)
+    assert_same_run(finish(tmp_path / "killed"), finish(tmp_path / "whole"))
