@@ -10,9 +10,8 @@ docs/navigator.md explains.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,9 +24,9 @@ from mi_ml_gen import config, delta, pictures, runs, runtime, walkers
 from mi_ml_gen.config import option
 from mi_ml_gen.critic import Critic
 from mi_ml_gen.errors import Preempted, UsageError
-from mi_ml_gen.generators import MultiLatentGenerator, load_generator
+from mi_ml_gen.generators import ImagePair, MultiLatentGenerator, load_generator
 from mi_ml_gen.information import infonce_bound, infonce_loss
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.views import Augment, policy_from_flags
 from mi_ml_gen.walkers import NonlinearWalker, save_walker
 
@@ -136,13 +135,14 @@ def train_navigator(
     critic: nn.Module = Critic(augment.crop_size, width=settings.critic_width)
     if device.type == "cuda" and runtime.world_size() > 1:
         critic = nn.SyncBatchNorm.convert_sync_batchnorm(critic)
-    critic = critic.to(device, memory_format=torch.channels_last).train()
+    critic = critic.to(device).to(memory_format=torch.channels_last).train()
     adam: dict[str, Any] = dict(betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay)
     adam["fused"] = device.type == "cuda"
     optimizer_walk = torch.optim.Adam(walker.parameters(), lr=settings.lr_walk, **adam)
     optimizer_mi = torch.optim.Adam(critic.parameters(), lr=settings.lr_MI, **adam)
-    stateful = dict(walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
-    decode_pair, score = generator.decode_pair, critic
+    stateful: dict[str, Any] = dict(walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
+    decode_pair: Callable[..., ImagePair] = generator.decode_pair
+    score: Callable[..., torch.Tensor] = critic
     if settings.compile:
         decode_pair, score = torch.compile(generator.decode_pair), torch.compile(critic)
 

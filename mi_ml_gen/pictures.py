@@ -30,6 +30,14 @@ def save_pairs(path: Path, generator: MultiLatentGenerator, walker: Walker, z: t
 
 
 @torch.no_grad()
+def save_chunks(path: Path, generator: MultiLatentGenerator, walkers: Sequence[Walker], z: torch.Tensor) -> Path:
+    """The anchors of noise z, then a row per walker: the positives that it makes of them."""
+    rows = [decode_shown(generator, generator.latents(z))]
+    rows += [decode_shown(generator, walker(generator, z).positive) for walker in walkers]
+    return report.save_png(path, report.image_grid(torch.cat(rows), n_columns=len(z)))
+
+
+@torch.no_grad()
 def save_strengths(
     path: Path, generator: MultiLatentGenerator, walker: Walker, z: torch.Tensor, strengths: Sequence[float]
 ) -> Path:

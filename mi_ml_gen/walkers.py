@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mi_ml_gen import checkpoints, files
-from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, UsageError
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 
@@ -81,9 +81,10 @@ class NonlinearWalker(Walker):
         self.range = chunks
         self.width = width
         self.walker = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        for layer in (self.walker[0], self.walker[2]):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.uniform_(layer.bias, -0.001, 0.001)
+        for layer in self.walker:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.uniform_(layer.bias, -0.001, 0.001)
 
     @classmethod
     def on(cls, generator: MultiLatentGenerator, chunks: Chunks) -> NonlinearWalker:
@@ -199,6 +200,7 @@ class GroupedWalker(Walker):
     def __init__(self, walkers: Sequence[Walker]):
         super().__init__()
         self.walkers = nn.ModuleList(walkers)
+        self._members = tuple(walkers)  # the same, with their type
         taken = self.chunks
         for i, chunks in enumerate(taken):
             if any(chunks.overlaps(other) for other in taken[:i]):
@@ -223,13 +225,13 @@ class GroupedWalker(Walker):
 
     @property
     def chunks(self) -> tuple[Chunks, ...]:
-        return tuple(chunks for walker in self.walkers for chunks in walker.chunks)
+        return tuple(chunks for walker in self._members for chunks in walker.chunks)
 
     def moves(
         self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng
     ) -> Iterator[tuple[Chunks, torch.Tensor]]:
         coins = np.random.default_rng(rng.seed) if isinstance(rng, PublishedSeed) else None
-        for walker in self.walkers:
+        for walker in self._members:
             if isinstance(rng, PublishedSeed) and coins is not None and isinstance(walker, RandomWalker):
                 at = generator.walk_slice(walker.range)
                 noise = _published_noise(walker.law, z.shape, rng.seed, coins).to(z)[:, at]
@@ -238,7 +240,7 @@ class GroupedWalker(Walker):
                 yield from walker.moves(generator, z, rng)
 
     def config(self) -> dict[str, Any]:
-        return {"kind": "grouped", "walkers": [walker.config() for walker in self.walkers]}
+        return {"kind": "grouped", "walkers": [walker.config() for walker in self._members]}
 
 
 def law_from(numbers: Sequence[float]) -> Law:

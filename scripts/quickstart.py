@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, config, runtime, table1
+from mi_ml_gen import cli, config, pictures, runtime, table1
 from mi_ml_gen.generators import load_generator
 from mi_ml_gen.navigator import NavigatorConfig
 
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.out / "index.html", generator, rows, f"What each latent variable of {generator.name} does",
         command, settings.law, settings.seed, device=device,
     )  # fmt: skip
+    z = settings.law.sample((12, generator.noise_dim), runtime.stream(settings.seed, "page", 0, 0, device))
+    pictures.save_chunks(arguments.out / "chunks.png", generator, [one.walker for one in found], z)
     print(f"done in {time.monotonic() - started:.0f} s; open {page}")
 
 

@@ -75,7 +75,7 @@ def load_generator(
     else:
         published = FAMILIES[name].published_as
         raise UsageError(f"--generator {name}: its weights are not bundled; give --g_path, for example {published}")
-    return generator.freeze().to(device=device, memory_format=torch.channels_last)
+    return generator.freeze().to(device).to(memory_format=torch.channels_last)
 
 
 def load_latent_space(

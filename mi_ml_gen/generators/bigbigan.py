@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ class ModulatedNorm(nn.Module):
 
     In training mode statistics are the batch's, and the stored ones follow with `momentum`.
     """
+
+    stored_mean: torch.Tensor
+    stored_var: torch.Tensor
 
     def __init__(self, channels: int, chunk_dim: int, eps: float):
         super().__init__()
@@ -176,7 +180,7 @@ class BigBiGAN(MultiLatentGenerator):
         self.stem = nn.Linear(config.chunk_dim, channels[0] * config.bottom_width**2)
         self.blocks = nn.ModuleList()
         self.attention = nn.ModuleDict()  # keyed by the index of the block that it follows
-        for i, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for i, (c_in, c_out) in enumerate(pairwise(channels)):
             self.blocks.append(Block(c_in, c_out, config))
             if config.bottom_width * 2 ** (i + 1) == config.attention_resolution:
                 self.attention[str(i)] = SelfAttention(c_out)

@@ -44,7 +44,7 @@ def train_classifier(
     """Train on grey images (n, 1, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule."""
     torch.manual_seed(seed)
     batch_size = 128
-    model = SmallClassifier(int(labels.max()) + 1).to(device, memory_format=torch.channels_last)
+    model = SmallClassifier(int(labels.max()) + 1).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     n_steps = epochs * (len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
