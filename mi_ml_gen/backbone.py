@@ -60,9 +60,7 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def resnet(
-    depth: int = 18, image_size: int = 128, width: int = 64, zero_init_residual: bool = False
-) -> ResNet:
+def resnet(depth: int = 18, image_size: int = 128, width: int = 64, zero_init_residual: bool = False) -> ResNet:
     """ResNet-`depth` (18 or 50) for square images of `image_size` px; `width` channels in the first stage.
 
     `width=64` is the published network.  `zero_init_residual` starts every block as its shortcut (the last
@@ -71,9 +69,7 @@ def resnet(
     """
     if image_size < 1:
         raise UsageError(f"image size {image_size} px: must be at least 1")
-    return ResNet(
-        depth, small_images=image_size < SMALL_IMAGE_PX, width=width, zero_init_residual=zero_init_residual
-    )
+    return ResNet(depth, small_images=image_size < SMALL_IMAGE_PX, width=width, zero_init_residual=zero_init_residual)
 
 
 def _stage(

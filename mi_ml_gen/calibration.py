@@ -46,12 +46,10 @@ class CalibrationConfig:
     batch_size: int = option(256, help="pairs in a training batch", at_least=2)
     n_steps: int = option(1200, help="training steps of the first level", positive=True)
     n_steps_more: int = option(900, help="training steps of each further level", positive=True)
-    lr: float = option(
-        2e-3, help="learning rate of the first level; each falls to 0 along a cosine", positive=True
-    )
+    lr: float = option(2e-3, help="learning rate of the first level; each falls to 0 along a cosine", positive=True)
     lr_more: float = option(1e-3, help="learning rate of each further level", positive=True)
     critic_width: int = option(24, help="channels of the critic's first stage", positive=True)
-    temp: float = option(0.1, help="temperature of InfoNCE", positive=True)
+    temp: float = option(0.05, help="temperature of InfoNCE; at 0.1 scores span too few nats for 4", positive=True)
     seed: int = option(0, help="of weights and draws", at_least=0)
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
     save_freq: int = option(200, help="steps between saved states", positive=True)
@@ -149,18 +147,14 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
         n_steps = plan[-1].stop
         with runs.Preemption() as preemption, tqdm(total=n_steps, initial=first, disable=not progress) as bar:
             for step in range(first, n_steps):
-                level, problem = next(
-                    both for both in zip(plan, problems, strict=True) if step < both[0].stop
-                )
+                level, problem = next(both for both in zip(plan, problems, strict=True) if step < both[0].stop)
                 if step == level.start:
                     optimizer = torch.optim.Adam(critic.parameters())
                 for group in optimizer.param_groups:
                     group["lr"] = level.learning_rate(step)
 
                 rng = runtime.stream(settings.seed, "calibration", step, 0, device)
-                loss = infonce_loss(
-                    _features(critic.train(), problem.draw(settings.batch_size, rng)), settings.temp
-                )
+                loss = infonce_loss(_features(critic.train(), problem.draw(settings.batch_size, rng)), settings.temp)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -174,15 +168,11 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
                     run.log(done, loss=loss, bound_nats=bound.nats, level_nats=level.nats)
                     bar.set_postfix_str(f"{level.nats:g} nats, bound {bound.nats:.2f}")
                 if done == level.stop:
-                    run.log(
-                        done, measured=[_as_row(m) for m in measure(critic, problem, level.nats, settings)]
-                    )
+                    run.log(done, measured=[_as_row(m) for m in measure(critic, problem, level.nats, settings)])
                 if done == level.stop or done % settings.save_freq == 0 or preemption.requested:
                     run.save_state(done, {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()})
                 if preemption.requested and done < n_steps:
-                    raise Preempted(
-                        f"{run.path} is saved at step {done}; the same command goes on from there"
-                    )
+                    raise Preempted(f"{run.path} is saved at step {done}; the same command goes on from there")
 
         measurements = [_from_row(row) for line in run.metrics() for row in line.get("measured", ())]
         measurements.sort(key=lambda m: (m.n_candidates, m.nats))
@@ -192,9 +182,7 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
 
 
 @torch.no_grad()
-def measure(
-    critic: torch.nn.Module, problem: Problem, nats: float, settings: CalibrationConfig
-) -> list[Measurement]:
+def measure(critic: torch.nn.Module, problem: Problem, nats: float, settings: CalibrationConfig) -> list[Measurement]:
     """Bounds of `critic`, in evaluation mode, and of the optimal critic on the same fresh draws."""
     critic.eval()
     device = problem.generator.mixing.device
@@ -202,21 +190,15 @@ def measure(
     for n_pairs in settings.eval_pairs:
         bounds, best = [], []
         for i in range(settings.n_eval_batches):
-            pair = problem.draw(
-                n_pairs, runtime.stream(settings.seed, f"measure {nats} {n_pairs}", i, 0, device)
-            )
+            pair = problem.draw(n_pairs, runtime.stream(settings.seed, f"measure {nats} {n_pairs}", i, 0, device))
             loss = infonce_loss(_features(critic, pair), settings.temp)
             bound = infonce_bound(loss, n_pairs, settings.temp)
             bounds.append(bound.nats)
             x, y = (problem.generator.observe(images).cpu().double() for images in pair)
-            best.append(
-                bound.ceiling_nats - candidate_cross_entropy(optimal_scores(problem.joint, x, y)).item()
-            )
+            best.append(bound.ceiling_nats - candidate_cross_entropy(optimal_scores(problem.joint, x, y)).item())
         mean = Estimate.of(bounds)
         whole = infonce_bound((bound.ceiling_nats - mean.nats), n_pairs, 1.0, 1.0)
-        result.append(
-            Measurement(nats, 2 * n_pairs - 1, mean, Estimate.of(best), whole.ceiling_nats, whole.saturated)
-        )
+        result.append(Measurement(nats, 2 * n_pairs - 1, mean, Estimate.of(best), whole.ceiling_nats, whole.saturated))
     return result
 
 

@@ -64,9 +64,7 @@ def test_channels_last_gives_the_same_features():
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"depth": 34}, {"depth": 18, "width": 0}, {"depth": 18, "image_size": 0}]
-)
+@pytest.mark.parametrize("arguments", [{"depth": 34}, {"depth": 18, "width": 0}, {"depth": 18, "image_size": 0}])
 def test_refuses_what_it_cannot_build(arguments):
     with pytest.raises(UsageError, match="must be"):
         resnet(**arguments)

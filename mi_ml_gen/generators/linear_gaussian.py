@@ -78,13 +78,9 @@ class LinearGaussian(MultiLatentGenerator):
         self.gains = tuple(map(float, gains)) if gains is not None else (1.0,) * self.layout.n_chunks
         self.seed = seed
         if self.observed_dim < 1 or not (math.isfinite(self.noise) and self.noise >= 0):
-            raise UsageError(
-                f"observed_dim {observed_dim} must be at least 1, noise {noise} finite and at least 0"
-            )
+            raise UsageError(f"observed_dim {observed_dim} must be at least 1, noise {noise} finite and at least 0")
         if len(self.gains) != self.layout.n_chunks:
-            raise UsageError(
-                f"gains {list(self.gains)}: must be one for each of {self.layout.n_chunks} chunks"
-            )
+            raise UsageError(f"gains {list(self.gains)}: must be one for each of {self.layout.n_chunks} chunks")
         tile = math.ceil(math.sqrt(self.observed_dim / 3))
         if resolution < tile:
             raise UsageError(f"resolution {resolution} px: {self.observed_dim} numbers need at least {tile}")
@@ -120,16 +116,12 @@ class LinearGaussian(MultiLatentGenerator):
         x = self.synthesize(latents)
         if self.noise > 0:
             device = x.device if rng is None else rng.device
-            x = x + self.noise * torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype).to(
-                x.device
-            )
+            x = x + self.noise * torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype).to(x.device)
         return self.render(x)
 
     def render(self, x: Tensor) -> Tensor:
         """x (n, observed_dim) -> images; 0 is mid-grey, and beyond `HALF_RANGE_STD` it is clipped."""
-        images = (
-            x / self.half_range
-        ) @ self.pattern  # a product, not an index: its backward is deterministic
+        images = (x / self.half_range) @ self.pattern  # a product, not an index: its backward is deterministic
         return (0.5 + 0.5 * images).clamp(0, 1).view(-1, 3, self.resolution, self.resolution)
 
     def observe(self, images: Tensor) -> Tensor:
@@ -185,9 +177,7 @@ class LinearGaussian(MultiLatentGenerator):
         """
         return self.joint(perturbation, chunks).mutual_information
 
-    def log_ratio(
-        self, pair: ImagePair, perturbation: GaussianPerturbation, chunks: Chunks | None = None
-    ) -> Tensor:
+    def log_ratio(self, pair: ImagePair, perturbation: GaussianPerturbation, chunks: Chunks | None = None) -> Tensor:
         """log p(a, b) / (p(a) p(b)) of each pair of images (n,): the optimal critic's score."""
         a, b = (self.observe(images).cpu() for images in pair)
         return self.joint(perturbation, chunks).log_ratio(a, b)

@@ -142,14 +142,10 @@ def optimal_bound(
     """
     ceiling_nats = math.log(2 * n_pairs - 1)
     draws = (joint.sample(n_pairs, rng) for _ in range(n_batches))
-    return Estimate.of(
-        ceiling_nats - candidate_cross_entropy(optimal_scores(joint, *pair)).item() for pair in draws
-    )
+    return Estimate.of(ceiling_nats - candidate_cross_entropy(optimal_scores(joint, *pair)).item() for pair in draws)
 
 
-def marginal_divergence(
-    joint: JointGaussian, n: int = 20_000, rng: torch.Generator | None = None
-) -> Estimate:
+def marginal_divergence(joint: JointGaussian, n: int = 20_000, rng: torch.Generator | None = None) -> Estimate:
     """Jensen-Shannon divergence of the marginals of x and y (0 where they agree, at most log 2), by Monte
     Carlo.
 

@@ -158,9 +158,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert loaded.config() == generator.config()
 
 
-@pytest.mark.parametrize(
-    "config", [{"sizes": [1, 2], "colour": 1}, {"sizes": [4]}, {"sizes": [1, 2], "noise": -1}]
-)
+@pytest.mark.parametrize("config", [{"sizes": [1, 2], "colour": 1}, {"sizes": [4]}, {"sizes": [1, 2], "noise": -1}])
 def test_a_file_that_does_not_fit_is_refused(config):
     state = LinearGaussian((1, 2)).state_dict()
     with pytest.raises(CorruptCheckpointError, match="linear-gaussian"):

@@ -32,9 +32,7 @@ def _independent_pairs(correlation, dim):
 def _any_joint(dim_x=3, dim_y=2):
     root = torch.randn(dim_x + dim_y, dim_x + dim_y + 2, generator=_rng(1), dtype=torch.float64)
     cov, mean = root @ root.T, torch.randn(dim_x + dim_y, generator=_rng(2), dtype=torch.float64)
-    return JointGaussian(
-        mean[:dim_x], mean[dim_x:], cov[:dim_x, :dim_x], cov[dim_x:, dim_x:], cov[:dim_x, dim_x:]
-    )
+    return JointGaussian(mean[:dim_x], mean[dim_x:], cov[:dim_x, :dim_x], cov[dim_x:, dim_x:], cov[:dim_x, dim_x:])
 
 
 @pytest.mark.parametrize(("correlation", "dim"), [(0.0, 1), (0.5, 1), (-0.9, 4), (0.99, 2)])
@@ -46,9 +44,7 @@ def test_information_of_independent_pairs(correlation, dim):
 def test_information_is_symmetric_and_blind_to_invertible_maps():
     joint = _any_joint()
     turn = torch.randn(3, 3, generator=_rng(3), dtype=torch.float64)
-    moved = JointGaussian(
-        joint.mean_x, joint.mean_y, turn @ joint.cov_x @ turn.T, joint.cov_y, turn @ joint.cov_xy
-    )
+    moved = JointGaussian(joint.mean_x, joint.mean_y, turn @ joint.cov_x @ turn.T, joint.cov_y, turn @ joint.cov_xy)
     assert joint.mutual_information > 0.01
     assert joint.swapped.mutual_information == pytest.approx(joint.mutual_information, rel=1e-12)
     assert moved.mutual_information == pytest.approx(joint.mutual_information, rel=1e-9)
@@ -82,9 +78,7 @@ def test_samples_follow_the_law():
 def test_conditional_density_is_joint_over_marginal():
     joint = _any_joint()
     x, y = joint.sample(6, _rng())
-    every = [
-        joint.both.log_prob(torch.cat([x[i].expand(6, 3), y], 1)) - joint.x.log_prob(x)[i] for i in range(6)
-    ]
+    every = [joint.both.log_prob(torch.cat([x[i].expand(6, 3), y], 1)) - joint.x.log_prob(x)[i] for i in range(6)]
     torch.testing.assert_close(joint.log_conditional(x, y), torch.stack(every))
 
 
