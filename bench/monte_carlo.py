@@ -32,9 +32,14 @@ def main() -> None:
         whole = np.concatenate(lengths)
         return whole.mean(), whole.std()
 
-    ways = {"plain: scipy draws, all lengths kept": plain, "estimate_delta": lambda: estimate_delta(generator, walker, N)}
+    ways = {
+        "plain: scipy draws, all lengths kept": plain,
+        "estimate_delta": lambda: estimate_delta(generator, walker, N),
+    }
     seconds = timing.compare(ways, repeats=3, warm_up=1)
-    timing.write("monte_carlo", "delta of one BigBiGAN walker (chunk 5), 500,000 draws", seconds, plain=next(iter(ways)))
+    timing.write(
+        "monte_carlo", "delta of one BigBiGAN walker (chunk 5), 500,000 draws", seconds, plain=next(iter(ways))
+    )
 
 
 if __name__ == "__main__":

@@ -64,11 +64,7 @@ def grouped_forward(
     else:
         x = F.conv2d(x, kernels.flatten(0, 1), padding=1, groups=n).reshape(n, -1, *x.shape[2:])
     drawn = noise.map(layer, n, wanted) if layer.use_noise else None
-    offset = (
-        layer.bias[:, None, None]
-        if drawn is None
-        else layer.bias[:, None, None] + drawn * layer.noise_strength
-    )
+    offset = layer.bias[:, None, None] if drawn is None else layer.bias[:, None, None] + drawn * layer.noise_strength
     x = F.leaky_relu(x.add_(offset * gain), 0.2, inplace=True)
     if layer.conv_clamp is not None:
         clamp = layer.conv_clamp * gain / math.sqrt(2)
@@ -85,9 +81,7 @@ def with_grouped_kernels(generator: StyleGAN2) -> StyleGAN2:
 
 
 @torch.no_grad()
-def measure(
-    way: str, batch: int, resolution: int, threads: int, repeats: int
-) -> dict[str, float | list[float]]:
+def measure(way: str, batch: int, resolution: int, threads: int, repeats: int) -> dict[str, float | list[float]]:
     """Time and peak memory of one way, in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -97,9 +91,7 @@ def measure(
         with_grouped_kernels(generator)  # sample beside sample needs the contiguous layout
     else:
         generator.to(memory_format=torch.channels_last)  # as load_generator does
-    run: Callable[[torch.Tensor], torch.Tensor] = (
-        generator.decode if way == "decode" else generator.synthesize
-    )
+    run: Callable[[torch.Tensor], torch.Tensor] = generator.decode if way == "decode" else generator.synthesize
     latents = generator.latents(torch.randn(batch, generator.noise_dim))
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds, cpu_seconds = [], []
@@ -119,9 +111,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -51,5 +51,11 @@ def write(name: str, what: str, seconds: dict[str, float], plain: str, device: t
     for way, value in seconds.items():
         print(f"  {way:44s} {value:9.3f} s   {ratios[way]:6.2f} x")
     RESULTS.mkdir(exist_ok=True)
-    result = {"what": what, "machine": machine(device), "seconds": seconds, "times_faster_than_plain": ratios, "plain": plain}
+    result = {
+        "what": what,
+        "machine": machine(device),
+        "seconds": seconds,
+        "times_faster_than_plain": ratios,
+        "plain": plain,
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

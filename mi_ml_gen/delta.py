@@ -122,4 +122,3 @@ def _monte_carlo(
     assert origin is not None
     shift, mean_square = total.item() / n_samples, squared.item() / n_samples
     return DeltaEstimate(origin.item() + shift, math.sqrt(max(mean_square - shift**2, 0.0)), n_samples)
-

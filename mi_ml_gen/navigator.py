@@ -140,7 +140,9 @@ def train_navigator(
     adam["fused"] = device.type == "cuda"
     optimizer_walk = torch.optim.Adam(walker.parameters(), lr=settings.lr_walk, **adam)
     optimizer_mi = torch.optim.Adam(critic.parameters(), lr=settings.lr_MI, **adam)
-    stateful: dict[str, Any] = dict(walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
+    stateful: dict[str, Any] = dict(
+        walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi
+    )
     decode_pair: Callable[..., ImagePair] = generator.decode_pair
     score: Callable[..., torch.Tensor] = critic
     if settings.compile:
@@ -356,7 +358,9 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
         raise UsageError("no walker has been saved yet")
     within = [row for row in saved if row["smoothed_delta"] <= independent]
     if not within:
-        return Selection(saved[0]["samples"], "every walker perturbs further than independent draws lie apart: the first")
+        return Selection(
+            saved[0]["samples"], "every walker perturbs further than independent draws lie apart: the first"
+        )
     trough = min(range(len(within)), key=lambda i: within[i]["smoothed_loss"])
     after = within[trough:]
     low, high = after[0]["smoothed_loss"], max(row["smoothed_loss"] for row in after)
@@ -417,4 +421,3 @@ def summary(
         "n_candidates": 2 * n_pairs - 1,
         "chance_infonce": bound.ceiling_nats * temperature / 0.07,
     }
-

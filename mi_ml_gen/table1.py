@@ -289,7 +289,10 @@ def write_page(
     courses = {f"chunks {row.walker.chunks}": row.walker.rows for row in rows if row.walker.rows}
     if courses:
         page.section("Training").figure(
-            [report.curves(courses, (name,), x="samples", x_label="samples") for name in ("loss", "bound_nats", "delta")],
+            [
+                report.curves(courses, (name,), x="samples", x_label="samples")
+                for name in ("loss", "bound_nats", "delta")
+            ],
             "Loss, bound and delta during training, a line for each chunk",
             "The critic first learns to tell pairs (the loss falls), then the walker takes information away.",
         )

@@ -2,7 +2,7 @@
 
     python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path table1 --all-chunks
     python scripts/monte_carlo_simulation.py --walkers_base_path walkers --walkers_iter 60032 120000 ...
-    python scripts/monte_carlo_simulation.py --generator bigbigan --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all-chunks
+    python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all-chunks
 
 The folder has one subfolder per chunk or group: run folders of train_navigator.py, or the published layout
 (chunk0/w_COPGen_N.pth, F_loss_values.npy). --all-chunks first trains what is missing there. Prints the table and
@@ -11,6 +11,7 @@ writes table1.md, .csv, .json, .tex and .png.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,9 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out)
     if a.page:
-        command = f"python scripts/monte_carlo_simulation.py --generator {a.generator} --walkers_base_path {a.walkers_base_path}"
+        command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(argv or [])])
         page = out / "table1.html"
-        written.append(table1.write_page(page, generator, rows, f"Table 1 of {a.generator}", command, law, a.seed, device=device))
+        written.append(
+            table1.write_page(page, generator, rows, f"Table 1 of {a.generator}", command, law, a.seed, device=device)
+        )
     print("written: " + ", ".join(map(str, written)))
 
 

@@ -10,7 +10,6 @@ Interrupted, the same command goes on. The page is quickstart/index.html.
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + table1.to_table(rows).to_terminal() + "\n")
 
     print("3 of 3: the page")
-    command = shlex.join(["python", "scripts/quickstart.py", *(argv if argv is not None else sys.argv[1:])])
+    command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
     page = table1.write_page(
         arguments.out / "index.html", generator, rows, f"What each latent variable of {generator.name} does",
         command, settings.law, settings.seed, device=device,

@@ -209,9 +209,7 @@ def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch):
 
     calls = iter(range(1000))
     plain = navigator.infonce_loss
-    monkeypatch.setattr(
-        navigator, "infonce_loss", lambda *a: plain(*a) * (math.nan if next(calls) == 26 else 1.0)
-    )
+    monkeypatch.setattr(navigator, "infonce_loss", lambda *a: plain(*a) * (math.nan if next(calls) == 26 else 1.0))
     with pytest.raises(NonFiniteError, match=r"InfoNCE .* the last good checkpoint is .*state_000000000012\.pt"):
         train(tmp_path / "run")
     assert [row["step"] for row in runs.read_metrics(tmp_path / "run")] == [6, 12]
@@ -231,8 +229,16 @@ def test_image_size_is_the_generators(tmp_path):
 def course(losses, deltas=None, every=100):
     deltas = deltas or [1.0] * len(losses)
     return [
-        dict(step=i + 1, samples=(i + 1) * every, loss=loss, smoothed_loss=loss, bound_nats=-loss, delta=delta,
-             smoothed_delta=delta, saved=True)  # fmt: skip
+        dict(
+            step=i + 1,
+            samples=(i + 1) * every,
+            loss=loss,
+            smoothed_loss=loss,
+            bound_nats=-loss,
+            delta=delta,
+            smoothed_delta=delta,
+            saved=True,
+        )
         for i, (loss, delta) in enumerate(zip(losses, deltas, strict=True))
     ]
 

@@ -48,7 +48,12 @@ def _train(folder: str, interrupt: bool) -> dict:
     state = sorted((Path(folder) / "checkpoints").glob("*.pt"))[-1]
     saved = torch.load(state, weights_only=True)["state"]
     rng = runtime.stream(0, "pairs", 0, runtime.rank())
-    return {"walker": saved["walker"], "samples": result.samples, "stopped": stopped, "noise": torch.rand(4, generator=rng)}
+    return {
+        "walker": saved["walker"],
+        "samples": result.samples,
+        "stopped": stopped,
+        "noise": torch.rand(4, generator=rng),
+    }
 
 
 def test_two_processes_share_one_walker_and_stop_together(tmp_path):

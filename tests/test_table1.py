@@ -75,7 +75,7 @@ def test_the_page_stands_alone(trained, tmp_path):
     page = table1.write_page(tmp_path / "index.html", generator, rows, "A title", "python a.py", n_images=3)
     text = page.read_text()
     assert "A title" in text and "chunks 1_2" in text and text.count("data:image/png;base64,") >= 4
-    assert "http://" not in text.replace("http://www.w3.org", "") and "src=\"/" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "") and 'src="/' not in text
 
 
 # The published layout: chunk0/w_COPGen_N.pth with F_loss_values.npy, one loss a step.

@@ -93,9 +93,7 @@ class ModulatedNorm(nn.Module):
     def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
         gain, bias = self.gain(chunk)[:, :, None, None], self.bias(chunk)[:, :, None, None]
         if self.training:
-            x = F.batch_norm(
-                x, self.stored_mean, self.stored_var, training=True, momentum=self.momentum, eps=self.eps
-            )
+            x = F.batch_norm(x, self.stored_mean, self.stored_var, training=True, momentum=self.momentum, eps=self.eps)
             return torch.addcmul(bias, x, gain)
         scale = gain * torch.rsqrt(self.stored_var + self.eps)[:, None, None]
         return torch.addcmul(bias - self.stored_mean[:, None, None] * scale, x, scale)
