@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class Defaults:
     lr_discriminator: float
 
 
-class Recipe(Protocol):
+class Recipe(ABC):
     """What one family adds to the loop."""
 
     defaults: ClassVar[Defaults]
@@ -44,24 +45,31 @@ class Recipe(Protocol):
     r1_weight: float
     """Weight of the gradient penalty on real images (Mescheder et al., 2018), 0 for none."""
 
+    @abstractmethod
     def __init__(self, width: int, discriminator_width: int): ...
 
-    def noise(self, n: int, rng: torch.Generator) -> torch.Tensor: ...
+    def noise(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        """Noise (n, noise_dim), of the law that everything here draws it from."""
+        return TruncatedNormal().sample((n, self.generator.noise_dim), rng)
 
+    @abstractmethod
     def fakes(self, generator: Any, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Images (n, 3, 32, 32) in [-1, 1] for training; `rng` for what is random beside the noise z."""
-        ...
 
-    def discriminator_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def discriminator_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """Of logits (n,) of real and of generated images."""
 
-    def generator_loss(self, fake: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
+        """Of logits (n,) of generated images."""
 
+    @abstractmethod
     def finish(self, generator: Any, seed: int, n_batches: int = 100) -> None:
         """Make the averaged generator ready to be frozen; n_batches of noise for what has to be estimated."""
-        ...
 
 
-class BigBiGANRecipe:
+class BigBiGANRecipe(Recipe):
     """Hinge loss with a spectrally normalised discriminator (Miyato et al., 2018; BigGAN, section 3)."""
 
     defaults = Defaults("tiny-bigbigan", width=32, discriminator_width=32, lr=2e-4, lr_discriminator=4e-4)
@@ -70,9 +78,7 @@ class BigBiGANRecipe:
 
     def __init__(self, width: int, discriminator_width: int):
         self.generator = BigBiGAN(
-            BigBiGANConfig(
-                resolution=32, width=width, multipliers=(4, 2, 1), attention_resolution=16, chunk_dim=20
-            ),
+            BigBiGANConfig(resolution=32, width=width, multipliers=(4, 2, 1), attention_resolution=16, chunk_dim=20),
             name="tiny-bigbigan",
         )
         for module in self.generator.modules():
@@ -83,9 +89,6 @@ class BigBiGANRecipe:
                 nn.init.normal_(module.gain.weight, std=0.1)
                 nn.init.normal_(module.bias.weight, std=0.1)
         self.discriminator = Discriminator(discriminator_width, normalise=True)
-
-    def noise(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        return TruncatedNormal().sample((n, self.generator.noise_dim), rng)
 
     def fakes(self, generator: Any, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         return generator.synthesize(z)
@@ -111,7 +114,7 @@ class BigBiGANRecipe:
             norm.momentum = momentum
 
 
-class StyleGANRecipe:
+class StyleGANRecipe(Recipe):
     """Non-saturating logistic loss, R1, style mixing, fresh noise maps (Karras et al., 2020, appendix B)."""
 
     defaults = Defaults("tiny-stylegan", width=32, discriminator_width=32, lr=2e-3, lr_discriminator=2e-4)
@@ -128,9 +131,6 @@ class StyleGANRecipe:
             name="tiny-stylegan",
         )  # fmt: skip
         self.discriminator = Discriminator(discriminator_width, normalise=False)
-
-    def noise(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        return TruncatedNormal().sample((n, self.generator.noise_dim), rng)
 
     def fakes(self, generator: Any, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         ws = self.mixed_styles(generator, z, rng)
@@ -202,6 +202,7 @@ class Discriminator(nn.Module):
         """Images (n, 3, 32, 32) in [-1, 1] -> logits (n,)."""
         h = self.first(x)
         for block in self.blocks:
+            assert isinstance(block, nn.ModuleDict)
             residual = block["conv1"](F.leaky_relu(h, 0.2))
             residual = block["conv2"](F.leaky_relu(F.avg_pool2d(residual, 2), 0.2))
             h = (residual + block["skip"](F.avg_pool2d(h, 2))) / math.sqrt(2)
@@ -216,6 +217,7 @@ class Discriminator(nn.Module):
 
 def _fan_in(module: nn.Module) -> nn.Module:
     """Weights that keep the scale of what leaky ReLUs give them (He et al., 2015), biases zero."""
+    assert isinstance(module, nn.Conv2d | nn.Linear)
     nn.init.kaiming_normal_(module.weight, a=0.2)
     if module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mi_ml_gen import config, files, report, runs, runtime
 from mi_ml_gen.config import option
 from mi_ml_gen.errors import Preempted
+from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.recipes import RECIPES, Recipe
 
 ALIASES = {"stylegan": "stylegan2"}
@@ -81,9 +82,7 @@ class RealImages:
         per_epoch = len(self.images) // batch_size
         epoch, index = divmod(step, per_epoch)
         if epoch != self.epoch:
-            order = torch.randperm(
-                len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0)
-            )
+            order = torch.randperm(len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0))
             self.epoch, self.order = epoch, order.to(self.images.device)
         chosen = self.order[index * batch_size : (index + 1) * batch_size]
         grey = self.images[chosen].float().div(127.5).sub(1)
@@ -97,19 +96,20 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     Raises NonFiniteError, Preempted, and UsageError for a folder that holds a run of other settings.
     """
     settings = settings.resolved()
-    assert None not in (settings.width, settings.discriminator_width, settings.run_name)
+    assert settings.width is not None and settings.discriminator_width is not None and settings.run_name is not None
+    assert settings.lr is not None and settings.lr_discriminator is not None
     # --- Networks
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     recipe = RECIPES[settings.family](settings.width, settings.discriminator_width)
-    generator = recipe.generator.to(device, memory_format=torch.channels_last).train()
-    discriminator = recipe.discriminator.to(device, memory_format=torch.channels_last).train()
+    generator = recipe.generator.to(device).to(memory_format=torch.channels_last).train()
+    discriminator = recipe.discriminator.to(device).to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
     options: dict[str, Any] = dict(betas=recipe.betas, fused=device.type == "cuda")
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=settings.lr, **options)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
-    parts = dict(
+    parts: dict[str, Any] = dict(
         generator=generator,
         discriminator=discriminator,
         average=average,
@@ -122,7 +122,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
 
     # --- Run folder
     path = Path(settings.save_folder) / settings.run_name
-    free = ("steps", "device", "data_path", "save_every")
+    free = ("steps", "device", "data_path", "save_every", "save_folder", "run_name")
     with (
         runs.RunFolder.open(path, config.to_dict(settings), free=free) as run,
         runs.Preemption() as preemption,
@@ -204,7 +204,7 @@ def _update_average(average: nn.Module, generator: nn.Module, decay: float) -> N
 
 
 @torch.no_grad()
-def _save_samples(recipe: Recipe, average: nn.Module, z: torch.Tensor, seed: int, path: Path) -> None:
+def _save_samples(recipe: Recipe, average: MultiLatentGenerator, z: torch.Tensor, seed: int, path: Path) -> None:
     """An 8 x 10 grid of the averaged generator, without touching it."""
     network = copy.deepcopy(average)
     recipe.finish(network, seed, n_batches=4)
