@@ -125,11 +125,22 @@ def load(
 ) -> C:
     """The configuration of a YAML file (or bundled name) with overrides: a mapping, or a list of
     "key=value"."""
-    values = _read_file(config_class, path)
+    return _build(config_class, _read_file(config_class, path) | given(config_class, overrides))
+
+
+def given(
+    config_class: type, overrides: Mapping[str, Any] | Sequence[str], flag: str = "", where: str = ""
+) -> dict[str, Any]:
+    """The values of those settings alone that `overrides` name: a mapping, or a list of "key=value".
+
+    Raises UsageError as the readers above do. For its messages: `flag` gave the overrides, `where` tells more of
+    where an unknown key was met.
+    """
+    values = {}
     for key, value in _pairs(overrides):
-        spec = _known(config_class, key, "")
-        values[spec.name] = _convert(spec, value, f"{key}={value}")
-    return _build(config_class, values)
+        spec = _known(config_class, key, where)
+        values[spec.name] = _convert(spec, value, f"{flag} {key}={value}".lstrip())
+    return values
 
 
 def validate(config: Any) -> None:

@@ -61,4 +61,4 @@ def nearest(word: str, known: Iterable[str], what: str) -> str:
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if matches:
         return f"; nearest known {what}: {matches[0]}"
-    return f"; known {what}s: {', '.join(known)}" if len(known) <= 12 else ""
+    return f"; known {what}s: {', '.join(known)}" if 0 < len(known) <= 12 else ""

@@ -43,6 +43,7 @@ class NavigatorConfig:
     generator: str = option(help="bigbigan, tiny-bigbigan, linear-gaussian ...")
     chunks: str = option(help='which chunks to perturb: "1_6" is 1 to 5, the first included, the last excluded')
     g_path: str | None = option(None, help="weights of the generator, where none are bundled")
+    g_use: list[str] = option([], help="its use, KEY=VALUE ...: psi=0.7 crop=256 size=128 label=3 noise_mode=random")
     num_samples: int = option(1_024_000, at_least=1, help="anchors to train on, over all processes")
     save_freq: int = option(2048, at_least=1, help="samples between saved walkers")
     save_folder: str = option("./walker_runs", help="folder of run folders")
@@ -127,7 +128,7 @@ def train_navigator(
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)
     if generator is None:
-        generator = load_generator(settings.generator, settings.g_path, device)
+        generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     chunks = generator.chunks(settings.chunks)
     augment = _views(settings, generator).to(device)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream

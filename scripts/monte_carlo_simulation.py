@@ -12,6 +12,7 @@ writes table1.md, .csv, .json, .tex and .png.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--trunc", type=float, default=2.0, metavar="X", help="bound of the noise in standard deviations (default 2)")
     add("--generator", default="bigbigan", metavar="NAME", help="generator of the walkers (default bigbigan)")
     add("--g_path", metavar="PATH", help="its weights, where delta or training needs them and none are bundled")
+    add("--g_use", nargs="+", default=[], metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 label=3 ...")
     add("--dim_z", type=int, metavar="N", help="length of z, checked against the generator's")
     add("--all-chunks", action="store_true", help="first train a walker for every chunk that has none")
     add("--groups", type=int, default=1, metavar="N", help="with --all-chunks: chunks per walker (default 1)")
@@ -51,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = runtime.resolve_device(a.device)
     law = TruncatedNormal(a.mean, a.std, a.trunc)
     needs_images = a.all_chunks or a.page
-    generator = (load_generator if needs_images else load_latent_space)(a.generator, a.g_path, device)
+    generator = (load_generator if needs_images else load_latent_space)(a.generator, a.g_path, device, a.g_use)
     if a.dim_z not in (None, generator.noise_dim):
         raise UsageError(f"--dim_z {a.dim_z}: {generator.name} has noise of length {generator.noise_dim}")
     if a.all_chunks:
         given = [f"generator={a.generator}", "chunks=0_1", f"mean={a.mean}", f"std={a.std}", f"truncation={a.trunc}"]
-        given += [f"seed={a.seed}", f"device={a.device}", *([f"g_path={a.g_path}"] if a.g_path else []), *a.train]
+        given += [f"seed={a.seed}", f"device={a.device}", *([f"g_path={a.g_path}"] if a.g_path else [])]
+        given += [*([f"g_use={','.join(a.g_use)}"] if a.g_use else []), *a.train]
         table1.train_missing(a.walkers_base_path, config.load(NavigatorConfig, None, given), generator, a.groups)
 
     found = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out)
     if a.page:
-        command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(argv or [])])
+        command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(sys.argv[1:] if argv is None else argv)])
         page = out / "table1.html"
         written.append(
             table1.write_page(page, generator, rows, f"Table 1 of {a.generator}", command, law, a.seed, device=device)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.config = arguments.config or "quickstart"
     settings = config.from_arguments(NavigatorConfig, arguments)
     device = runtime.resolve_device(settings.device)
-    generator = load_generator(settings.generator, settings.g_path, device)
+    generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     n_chunks = generator.layout.n_chunks
 
     print(f"1 of 3: a walker for each of the {n_chunks} chunks of {generator.name}")

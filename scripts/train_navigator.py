@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     settings = config.from_arguments(NavigatorConfig, arguments)
     if arguments.dry_run:
-        generator = load_generator(settings.generator, settings.g_path)
+        generator = load_generator(settings.generator, settings.g_path, use=settings.g_use)
         generator.chunks(settings.chunks)
         print(config.to_yaml(settings), end="")
         return

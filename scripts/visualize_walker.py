@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--walker", type=Path, metavar="PATH", help="one walker, ours or published, instead of a run")
     add("--generator", metavar="NAME", help="generator of the walker (default: the run's)")
     add("--g_path", metavar="PATH", help="weights of the generator, where none are bundled")
+    add("--g_use", nargs="+", metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 ... (default: the run's)")
     add("--n_images", type=int, default=10, metavar="N", help="anchors, one column each (default 10)")
     add("--n_rows", type=int, default=6, metavar="N", help="saved walkers shown along training (default 6)")
     add("--strengths", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5, 2.0], metavar="X", help="multiples shown")
@@ -43,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--n_images {a.n_images} --n_rows {a.n_rows}: must be at least 1")
     settings = runs.read_config(a.run) if a.run else {}
     name, weights = a.generator or settings.get("generator"), a.g_path or settings.get("g_path")
+    use = settings.get("g_use", []) if a.g_use is None else a.g_use
     if name is None:
         raise UsageError("--generator must be given with --walker")
     out = a.out or (a.run / "images" if a.run else a.walker.parent)
     device = runtime.resolve_device(a.device)
-    generator = load_generator(name, weights, device)
+    generator = load_generator(name, weights, device, use)
     walker = load_walker(a.walker or a.run / "walker.safetensors", device)
     law = TruncatedNormal(a.mean, a.std, a.truncation)
     z = law.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))

@@ -6,18 +6,27 @@ A family adds one line to `FAMILIES`; weights that the package ships lie in pret
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen import files
+from mi_ml_gen import checkpoints, files
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators import bigbigan, linear_gaussian, stylegan2
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 
-__all__ = ["FAMILIES", "ImagePair", "MultiLatentGenerator", "bundled", "load_generator", "load_latent_space", "names", "save_generator"]
+__all__ = [
+    "FAMILIES",
+    "ImagePair",
+    "MultiLatentGenerator",
+    "bundled",
+    "load_generator",
+    "load_latent_space",
+    "names",
+    "save_generator",
+]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -38,7 +47,9 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
-    "bigbigan": Family(bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space, published_as="BigBiGAN_x1.pth"),
+    "bigbigan": Family(
+        bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space, published_as="BigBiGAN_x1.pth"
+    ),
     "stylegan2": Family(stylegan2.build, stylegan2.read_published, published_as="stylegan2-car-config-f.pkl"),
     "linear-gaussian": Family(linear_gaussian.build, make=linear_gaussian.LinearGaussian),
 }
@@ -55,14 +66,18 @@ def names() -> list[str]:
 
 
 def load_generator(
-    name: str, path: str | Path | None = None, device: torch.device | str | None = None
+    name: str,
+    path: str | Path | None = None,
+    device: torch.device | str | None = None,
+    use: Mapping[str, Any] | Sequence[str] = (),
 ) -> MultiLatentGenerator:
     """A frozen generator in evaluation mode; gradients flow to its latents, not to its weights.
 
     name: a family, or a generator that comes with the package ("tiny-bigbigan").
     path: its weights, a file as published or one that `save_generator` wrote; needed only where none are bundled.
-    Raises UsageError for an unknown name or a missing path, UnsafeCheckpointError or CorruptCheckpointError for a
-    file that is refused.
+    use: how it is used, see `MultiLatentGenerator.use`: {"psi": 0.7} or ["psi=0.7"], as the flag --g_use has it.
+    Raises UsageError for an unknown name or option or a missing path, UnsafeCheckpointError or CorruptCheckpointError
+    for a file that is refused.
     """
     if name not in names():
         raise UsageError(f"--generator {name}: must be one of {', '.join(names())}")
@@ -75,11 +90,14 @@ def load_generator(
     else:
         published = FAMILIES[name].published_as
         raise UsageError(f"--generator {name}: its weights are not bundled; give --g_path, for example {published}")
-    return generator.freeze().to(device).to(memory_format=torch.channels_last)
+    return generator.use(use).freeze().to(device).to(memory_format=torch.channels_last)
 
 
 def load_latent_space(
-    name: str, path: str | Path | None = None, device: torch.device | str | None = None
+    name: str,
+    path: str | Path | None = None,
+    device: torch.device | str | None = None,
+    use: Mapping[str, Any] | Sequence[str] = (),
 ) -> MultiLatentGenerator:
     """A generator for its latents alone (layout, latents, distance): delta needs no image.
 
@@ -87,8 +105,8 @@ def load_latent_space(
     """
     family = FAMILIES.get(name)
     if path is None and family is not None and family.latent_space is not None:
-        return family.latent_space()
-    return load_generator(name, path, device)
+        return family.latent_space().use(use)
+    return load_generator(name, path, device, use)
 
 
 def save_generator(path: str | Path, generator: MultiLatentGenerator, family: str, **metadata: str) -> None:
@@ -111,4 +129,5 @@ def _read(name: str, path: Path) -> MultiLatentGenerator:
         raise CorruptCheckpointError(f"{path}: its header names no generator of this package") from None
     if name in FAMILIES and metadata["family"] != name:
         raise UsageError(f"--g_path {path}: holds a {metadata['family']}, not a {name}")
-    return family.build(config, tensors, metadata.get("name", name))
+    with checkpoints.naming(path):
+        return family.build(config, tensors, metadata.get("name", name))

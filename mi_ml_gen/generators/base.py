@@ -7,11 +7,15 @@ Walkers, the navigator, delta and the encoders use nothing but this; a new famil
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
+from mi_ml_gen import config
+from mi_ml_gen.errors import CorruptCheckpointError
 from mi_ml_gen.latents import Chunks, LatentLayout
 
 
@@ -22,6 +26,11 @@ class ImagePair(NamedTuple):
     positive: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a generator is used, where its weights leave that open; a family with choices adds fields to it."""
+
+
 class MultiLatentGenerator(nn.Module):
     """A frozen generator whose input is a flat latent vector cut into chunks.
 
@@ -29,6 +38,8 @@ class MultiLatentGenerator(nn.Module):
     latents are not the noise itself also defines `latents` and `walk_slice`.
     """
 
+    use_fields: ClassVar[type] = Use
+    """The dataclass whose fields are the options of `use`."""
     name: str
     """What commands and messages call it."""
     layout: LatentLayout
@@ -41,6 +52,21 @@ class MultiLatentGenerator(nn.Module):
     def freeze(self) -> MultiLatentGenerator:
         """Evaluation mode, no parameter gradients; gradients still flow to the latents."""
         return self.eval().requires_grad_(False)
+
+    def use(self, options: Mapping[str, Any] | Sequence[str]) -> MultiLatentGenerator:
+        """Change how the generator is used (truncation, crop ...), what is not named stays; gives itself.
+
+        options: a mapping, or "key=value" texts as flags have them. Raises UsageError for an option that the
+        family does not have, or a value that makes no sense.
+        """
+        given = config.given(self.use_fields, options, "--g_use", f" in --g_use of {self.name}")
+        if given:
+            self._use(given)
+        return self
+
+    def _use(self, given: dict[str, Any]) -> None:
+        """Take over values of some of the `use_fields`, of their types."""
+        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """Plain values from which, with a state dict, the same generator is built again."""
@@ -84,3 +110,18 @@ class MultiLatentGenerator(nn.Module):
         with torch.no_grad():
             anchor_image = self.decode(anchor, rng)
         return ImagePair(anchor_image, self.decode(positive, rng))
+
+
+def check_state(network: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+    """Keys and shapes of a state dict must be exactly those expected; no value is looked at.
+
+    Raises CorruptCheckpointError that names the network and the first key at fault.
+    """
+    for key, value in expected.items():
+        if key not in found:
+            raise CorruptCheckpointError(f"{network} state dict: {key} is missing")
+        if found[key].shape != value.shape:
+            shapes = f"{tuple(found[key].shape)}, the network's is {tuple(value.shape)}"
+            raise CorruptCheckpointError(f"{network} state dict: {key} has shape {shapes}")
+    if unknown := sorted(set(found) - set(expected)):
+        raise CorruptCheckpointError(f"{network} state dict: unknown keys {', '.join(unknown[:5])}")

@@ -23,7 +23,7 @@ from torch import nn
 
 from mi_ml_gen import checkpoints
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
 
 # Output channels of each block in units of `width`, first block first (BigGAN, Table 4; the first entry also sets
@@ -340,15 +340,7 @@ def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str) 
 
 def load_exactly(generator: BigBiGAN, state: Mapping[str, torch.Tensor]) -> None:
     """Load a state dict in our own layout, in its own floating dtype; keys and shapes must match exactly."""
-    expected = generator.state_dict()
-    for key, value in expected.items():
-        if key not in state:
-            raise CorruptCheckpointError(f"BigBiGAN state dict: {key} is missing")
-        if state[key].shape != value.shape:
-            found, wanted = tuple(state[key].shape), tuple(value.shape)
-            raise CorruptCheckpointError(f"BigBiGAN state dict: {key} has shape {found}, the network's is {wanted}")
-    if unknown := sorted(set(state) - set(expected)):
-        raise CorruptCheckpointError(f"BigBiGAN state dict: unknown keys {', '.join(unknown[:5])}")
+    check_state("BigBiGAN", generator.state_dict(), state)
     if state["stem.weight"].dtype == torch.float64:
         generator.double()
     generator.load_state_dict(state)

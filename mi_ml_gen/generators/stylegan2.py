@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError, nearest
-from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, Use, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
 
 NOISE_MODES = ("const", "random", "none")
@@ -39,11 +39,32 @@ _CARS_RESOLUTION, _CARS_CROP = 512, 384
 _DEFAULT_SIZE = 128
 
 
-@dataclass(frozen=True)
-class StyleGAN2Config:
-    """What the network is and how `decode` shows it; the defaults are the LSUN cars network's (config f)."""
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN2Use(Use):
+    """How the network is used: options that every file leaves open."""
 
-    # The network
+    noise_mode: str = "const"
+    """const: the stored maps; random: fresh ones at each call; none."""
+    psi: float = 1.0
+    """Truncation: w_avg + psi (w - w_avg); 1 leaves w as it is."""
+    cutoff: int | None = None
+    """Number of rows that truncation applies to; None: all."""
+    label: int = 0
+    """Class of a label-conditional network where the caller names none."""
+    crop: int | None = None
+    """Side of the centre crop that `decode` keeps, in pixels; None: 384 at 512 px (the paper's cars), else
+    all."""
+    size: int | None = None
+    """Side of decoded images, in pixels; None: 128, or the crop where that is smaller."""
+    resampling: str | None = None
+    """corners: bilinear between corner pixels, unfiltered, as in the paper; antialias; None: corners for the
+    paper's crop, antialias for all else."""
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config(StyleGAN2Use):
+    """What the network is, beside its use; the defaults are the LSUN cars network's (config f)."""
+
     z_dim: int = 512
     c_dim: int = 0
     """Number of classes of a label-conditional network; 0: unconditional."""
@@ -69,24 +90,6 @@ class StyleGAN2Config:
     num_fp16_res: int = 0
     """Resolutions that the authors run in float16. For the record: precision is the caller's choice here."""
 
-    # Its use
-    noise_mode: str = "const"
-    """const: the stored maps; random: fresh ones at each call; none."""
-    psi: float = 1.0
-    """Truncation: w_avg + psi (w - w_avg); 1 leaves w as it is."""
-    cutoff: int | None = None
-    """Number of rows that truncation applies to; None: all."""
-    label: int = 0
-    """Class of a label-conditional network where the caller names none."""
-    crop: int | None = None
-    """Side of the centre crop that `decode` keeps, in pixels; None: 384 at 512 px (the paper's cars), else
-    all."""
-    size: int | None = None
-    """Side of decoded images, in pixels; None: 128, or the crop where that is smaller."""
-    resampling: str | None = None
-    """corners: bilinear between corner pixels, unfiltered, as in the paper; antialias; None: corners for the
-    paper's crop, antialias for all else."""
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "resample_filter", _taps(self.resample_filter))
         for name, least in _WHOLE.items():
@@ -100,16 +103,10 @@ class StyleGAN2Config:
         self._require("img_resolution", lambda v: v & (v - 1) == 0, "a power of two")
         self._require("channel_base", lambda v: v >= side, f"at least img_resolution, {side}")
         self._require("lr_multiplier", lambda v: _is_number(v) and v > 0, "a number above 0")
-        self._require(
-            "conv_clamp", lambda v: v is None or (_is_number(v) and v > 0), "None or a number above 0"
-        )
-        self._require(
-            "w_avg_beta", lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "None or in [0, 1]"
-        )
+        self._require("conv_clamp", lambda v: v is None or (_is_number(v) and v > 0), "None or a number above 0")
+        self._require("w_avg_beta", lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "None or in [0, 1]")
         self._require("psi", _is_number, "a finite number")
-        self._require(
-            "cutoff", lambda v: (v or 0) <= self.num_ws, f"at most {self.num_ws}, the number of layers"
-        )
+        self._require("cutoff", lambda v: (v or 0) <= self.num_ws, f"at most {self.num_ws}, the number of layers")
         self._require("label", lambda v: v < max(self.c_dim, 1), f"below the number of classes, {self.c_dim}")
         self._require("crop", lambda v: (v or 0) <= side, f"at most {side}, the side of the image")
 
@@ -166,7 +163,7 @@ class StyleGAN2Config:
 
         `kwargs` has z_dim, c_dim, w_dim, img_resolution, img_channels and the mappings mapping_kwargs and
         synthesis_kwargs, which hold only what differs from the defaults. `use` may set fields of
-        this record's second half. Raises UsageError for an option that is unknown or not supported here.
+        StyleGAN2Use. Raises UsageError for an option that is unknown or not supported here.
         """
         flat: dict[str, Any] = {"img_resolution": None, **use}
         for key, value in kwargs.items():
@@ -339,9 +336,7 @@ def _kernel(stored: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Te
     return (4 * square).to(dtype).expand(channels, 1, *square.shape)
 
 
-def upsample(
-    image: torch.Tensor, stored: torch.Tensor, held: Window, side: int, wanted: Window
-) -> torch.Tensor:
+def upsample(image: torch.Tensor, stored: torch.Tensor, held: Window, side: int, wanted: Window) -> torch.Tensor:
     """Double a plane of the given side: zeros between samples, then the low-pass filter with gain 4.
 
     `image` (n, C, h, h) is window `held` of the plane; returns window `wanted` of the doubled one.
@@ -453,9 +448,7 @@ class SynthesisLayer(nn.Module):
         self.weight = nn.Parameter(_normal(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         # Where nothing is upsampled the filter is not used; files hold the default one there.
-        self.register_buffer(
-            "resample_filter", _stored_filter(config.resample_filter if up else _DEFAULT_TAPS)
-        )
+        self.register_buffer("resample_filter", _stored_filter(config.resample_filter if up else _DEFAULT_TAPS))
         if config.use_noise:
             self.register_buffer("noise_const", _normal(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros(()))
@@ -676,9 +669,7 @@ class SynthesisNetwork(nn.Module):
             features, image = block.reads(plan)
         return steps
 
-    def run(
-        self, steps: list[Step], ws: torch.Tensor, noise: NoiseSource, state: State | None = None
-    ) -> State:
+    def run(self, steps: list[Step], ws: torch.Tensor, noise: NoiseSource, state: State | None = None) -> State:
         state = state or State()
         for step in steps:
             state = step.run(state, ws[:, step.row], noise)
@@ -701,9 +692,12 @@ def _image(state: State) -> torch.Tensor:
 class StyleGAN2(MultiLatentGenerator):
     """StyleGAN2's generator; latents are W+, one chunk of w_dim per layer."""
 
+    use_fields = StyleGAN2Use
+
     def __init__(self, config: StyleGAN2Config | None = None, name: str = "stylegan2"):
         super().__init__()
-        self.settings = config = config or StyleGAN2Config()
+        self.settings: StyleGAN2Config = config or StyleGAN2Config()
+        config = self.settings
         self.name = name
         self.layout = LatentLayout((config.w_dim,) * config.num_ws)
         self.noise_dim = config.z_dim
@@ -722,43 +716,33 @@ class StyleGAN2(MultiLatentGenerator):
         """
         with torch.device("meta"):
             generator = cls(config, name)
-        expected = generator.state_dict()
-        for key, value in expected.items():
-            if key not in state:
-                raise CorruptCheckpointError(f"StyleGAN2 state dict: {key} is missing")
-            if state[key].shape != value.shape:
-                found, wanted = tuple(state[key].shape), tuple(value.shape)
-                raise CorruptCheckpointError(
-                    f"StyleGAN2 state dict: {key} has shape {found}, the network's is {wanted}"
-                )
-        if unknown := sorted(set(state) - set(expected)):
-            raise CorruptCheckpointError(f"StyleGAN2 state dict: unknown keys {', '.join(unknown[:5])}")
-        for key in expected:
+        check_state("StyleGAN2", generator.state_dict(), state)
+        for key in state:
             if key.endswith("resample_filter"):
                 taps = _DEFAULT_TAPS if key.endswith("conv1.resample_filter") else config.resample_filter
                 if not torch.allclose(state[key].cpu().float(), _stored_filter(taps), rtol=0, atol=1e-6):
-                    raise CorruptCheckpointError(
-                        f"StyleGAN2 state dict: {key} is not made of the taps {list(taps)}"
-                    )
+                    raise CorruptCheckpointError(f"StyleGAN2 state dict: {key} is not made of the taps {list(taps)}")
         dtype = torch.float64 if state["mapping.w_avg"].dtype == torch.float64 else torch.float32
         copies = {
-            key: torch.empty(value.shape, dtype=dtype, device=value.device).copy_(value)
-            for key, value in state.items()
+            key: torch.empty(value.shape, dtype=dtype, device=value.device).copy_(value) for key, value in state.items()
         }
         generator.load_state_dict(copies, assign=True)
         return generator
 
     @classmethod
-    def from_file(cls, path: str | Path, name: str = "stylegan2", **use: Any) -> StyleGAN2:
+    def from_file(cls, path: str | Path, name: str = "stylegan2") -> StyleGAN2:
         """Read a published pickle of either format, running nothing that is in it.
 
-        `use` sets how the network is used (psi, noise_mode, label, crop, size, ...). Raises the errors of
-        `stylegan2_pickle`, and UsageError for an unknown option.
+        Raises the errors of `stylegan2_pickle`.
         """
         from mi_ml_gen.generators import stylegan2_pickle  # the reader imports this module
 
         config, state = stylegan2_pickle.read_stylegan2(path)
-        return cls.from_tensors(StyleGAN2Config.from_dict({**asdict(config), **use}), state, name)
+        return cls.from_tensors(config, state, name)
+
+    def _use(self, given: dict[str, Any]) -> None:
+        self.settings = replace(self.settings, **given)
+        self.resolution = self.settings.size_px
 
     def config(self) -> dict[str, Any]:
         return {**asdict(self.settings), "resample_filter": list(self.settings.resample_filter)}
@@ -836,9 +820,7 @@ class StyleGAN2(MultiLatentGenerator):
         with torch.no_grad():
             state = self.synthesis.run(shared, ws, noise)
             anchor_image = self._shown(_image(self.synthesis.run(rest, ws, noise, state)))
-        return ImagePair(
-            anchor_image, self._shown(_image(self.synthesis.run(rest, ws_positive, noise, state)))
-        )
+        return ImagePair(anchor_image, self._shown(_image(self.synthesis.run(rest, ws_positive, noise, state))))
 
     def _rows(self, latents: torch.Tensor) -> torch.Tensor:
         """W+ flat, or as (n, num_ws, w_dim) already, -> (n, num_ws, w_dim) in the weights' dtype."""
@@ -854,9 +836,7 @@ class StyleGAN2(MultiLatentGenerator):
     def _shown(self, image: torch.Tensor) -> torch.Tensor:
         """Cropped output (n, img_channels, crop, crop) -> images (n, 3, resolution, resolution) in [0, 1]."""
         image = _resized(image, self.resolution, self.settings.resampling_kind)
-        image = ((image * 127.5 + 128) / 255).clamp(
-            0, 1
-        )  # the authors' bytes, not rounded: 0 becomes 128/255
+        image = ((image * 127.5 + 128) / 255).clamp(0, 1)  # the authors' bytes, not rounded: 0 becomes 128/255
         return image.expand(-1, 3, -1, -1)
 
 
@@ -883,15 +863,17 @@ def _antialias_matrix(side: int, size: int, dtype: torch.dtype, device: torch.de
     """(size, side): antialiased bilinear resizing along one axis."""
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(side, dtype=dtype)[None, None]
-        rows = F.interpolate(
-            identity, size=(size, side), mode="bilinear", align_corners=False, antialias=True
-        )
+        rows = F.interpolate(identity, size=(size, side), mode="bilinear", align_corners=False, antialias=True)
         return rows[0, 0].to(device)
 
 
 def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str = "stylegan2") -> StyleGAN2:
     """The generator of `config()` and its state dict."""
-    return StyleGAN2.from_tensors(StyleGAN2Config.from_dict(config), state, name)
+    try:
+        settings = StyleGAN2Config.from_dict(config)
+    except (TypeError, UsageError) as error:
+        raise CorruptCheckpointError(f"StyleGAN2 configuration: {error}") from None
+    return StyleGAN2.from_tensors(settings, state, name)
 
 
 def read_published(path: str | Path) -> StyleGAN2:

@@ -112,11 +112,7 @@ class _Persistent(Record):
 
 def _persistent(args: tuple, machine: PickleMachine) -> _Persistent:
     meta = args[0] if len(args) == 1 else None
-    if (
-        type(meta) is not dict
-        or type(meta.get("state")) is not dict
-        or type(meta.get("class_name")) is not str
-    ):
+    if type(meta) is not dict or type(meta.get("state")) is not dict or type(meta.get("class_name")) is not str:
         corrupt("a persistent object without class name and state")
     return _Persistent("persistent", meta["class_name"], meta["state"], meta.get("type"), meta.get("version"))
 
@@ -380,9 +376,7 @@ def _tensorflow_options(given: Any) -> dict[str, Any]:
     given = dict(_plain_options(given, "the options of Gs", ("resample_kernel",)))
     for name in given:
         if name not in _OPTIONS and name not in _IGNORED_OPTIONS:
-            corrupt(
-                f"{shown(name)} is an option of Gs that is not known here and may change what it computes"
-            )
+            corrupt(f"{shown(name)} is an option of Gs that is not known here and may change what it computes")
     if given.get("resample_kernel", 1) is None:
         corrupt("resample_kernel None, a box filter, is not supported")
     if given.get("w_avg_beta", 1) is None:

@@ -601,14 +601,13 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_a_published_pickle_becomes_a_generator(tiny):
-    generator = StyleGAN2.from_file(
-        GOLDEN / "fixtures" / "stylegan2_tiny_torch.pkl", psi=0.7, size=16
-    ).freeze()
+    generator = StyleGAN2.from_file(GOLDEN / "fixtures" / "stylegan2_tiny_torch.pkl").freeze()
+    generator.use({"psi": 0.7, "size": 16})
     _close(generator.latents(tiny["z"]).detach()[:, :64], tiny["ws_psi07"], 1e-5)
     _close(generator.synthesize(tiny["ws_mixed"].flatten(1)), tiny["img_mixed"], 1e-4)
     assert generator.decode(tiny["ws_mixed"]).shape == (2, 3, 16, 16)
-    with pytest.raises(UsageError, match="sizes: unknown; nearest known option: size"):
-        StyleGAN2.from_file(GOLDEN / "fixtures" / "stylegan2_tiny_torch.pkl", sizes=16)
+    with pytest.raises(UsageError, match="unknown key sizes in --g_use of stylegan2; nearest known key: size"):
+        generator.use({"sizes": 16})
 
 
 # -----------------------------------------------------------------------------------------------------------
