@@ -75,14 +75,14 @@ def _command(settings: GanConfig) -> list[str]:
     defaults = config.to_dict(GanConfig(family=settings.family).resolved())
     changed = {key: value for key, value in config.to_dict(settings).items() if value != defaults[key]}
     return ["--family", settings.family] + [
-        part for key, value in changed.items() if key != "family" for part in (f"--{key}", str(value))
+        part for key, value in changed.items() if key not in ("family", "save_folder") for part in (f"--{key}", str(value))
     ]
 
 
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU"
+    return f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()})"
 
 
 if __name__ == "__main__":
