@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
-from mi_ml_gen import checkpoints, files
+from mi_ml_gen import checkpoints, config, files
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
@@ -100,13 +101,18 @@ class NonlinearWalker(Walker):
     def moves(
         self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng
     ) -> Iterator[tuple[Chunks, torch.Tensor]]:
+        at = self.check_width(generator)
+        yield self.range, _moved(z, at, self.walker(z[:, at]))
+
+    def check_width(self, generator: MultiLatentGenerator) -> slice:
+        """The generator's walk slice. Raises UsageError where it is not of this walker's width."""
         at = generator.walk_slice(self.range)
         if at.stop - at.start != self.width:
             raise UsageError(
                 f"a walker of width {self.width} on chunks {self.range} does not fit {generator.name}, "
                 f"whose walk slice there has {at.stop - at.start} numbers"
             )
-        yield self.range, _moved(z, at, self.walker(z[:, at]))
+        return at
 
     def config(self) -> dict[str, Any]:
         return {"kind": "nonlinear", "chunks": str(self.range), "width": self.width}
@@ -200,7 +206,7 @@ class GroupedWalker(Walker):
     def __init__(self, walkers: Sequence[Walker]):
         super().__init__()
         self.walkers = nn.ModuleList(walkers)
-        self._members = tuple(walkers)  # the same, with their type
+        self.members = tuple(walkers)  # the same, with their type
         taken = self.chunks
         for i, chunks in enumerate(taken):
             if any(chunks.overlaps(other) for other in taken[:i]):
@@ -225,13 +231,13 @@ class GroupedWalker(Walker):
 
     @property
     def chunks(self) -> tuple[Chunks, ...]:
-        return tuple(chunks for walker in self._members for chunks in walker.chunks)
+        return tuple(chunks for walker in self.members for chunks in walker.chunks)
 
     def moves(
         self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng
     ) -> Iterator[tuple[Chunks, torch.Tensor]]:
         coins = np.random.default_rng(rng.seed) if isinstance(rng, PublishedSeed) else None
-        for walker in self._members:
+        for walker in self.members:
             if isinstance(rng, PublishedSeed) and coins is not None and isinstance(walker, RandomWalker):
                 at = generator.walk_slice(walker.range)
                 noise = _published_noise(walker.law, z.shape, rng.seed, coins).to(z)[:, at]
@@ -240,7 +246,7 @@ class GroupedWalker(Walker):
                 yield from walker.moves(generator, z, rng)
 
     def config(self) -> dict[str, Any]:
-        return {"kind": "grouped", "walkers": [walker.config() for walker in self._members]}
+        return {"kind": "grouped", "walkers": [walker.config() for walker in self.members]}
 
 
 def law_from(numbers: Sequence[float]) -> Law:
@@ -290,12 +296,79 @@ def save_walker(path: str | Path, walker: Walker, **about: Any) -> Path:
     return path
 
 
-def load_walker(path: str | Path, device: torch.device | str | None = None) -> Walker:
+def load_groups(
+    groups: str | Path | Mapping[str, Any],
+    generator: MultiLatentGenerator,
+    device: torch.device | str | None = None,
+) -> GroupedWalker:
+    """A walker for each group of chunks, from a YAML file, or a mapping of what such a file holds:
+
+        0_4: runs/coarse/walker.safetensors    # what `load_walker` reads, or the run folder of one walker
+        4_8: [0, 1, 2]                         # noise: [mean, std, truncation], or [low, high]
+        8_12: null                             # left alone
+
+    A file's relative paths count from the file, a mapping's from here; a mapping may also hold walkers. Raises
+    UsageError for groups that overlap or do not fit the generator, else as `load_walker`.
+    """
+    where, content, base = "groups", groups, Path()
+    if not isinstance(groups, Mapping):
+        where, content, base = str(groups), _read_groups(Path(groups)), Path(groups).parent
+    assert isinstance(content, Mapping)
+    members: dict[str, Walker | Sequence[float] | None] = {}
+    for text, group in content.items():
+        generator.chunks(text, f"{where}: group")
+        if isinstance(group, str | Path) and str(group) not in config.NOTHING:
+            path = base / group
+            members[text] = load_walker(path / "walker.safetensors" if path.is_dir() else path, device)
+        else:
+            members[text] = group if isinstance(group, Walker) else _numbers(group, f"{where}: group {text}")
+    grouped = GroupedWalker.from_groups(members, generator.layout.n_chunks)
+    for walker in grouped.members:
+        if isinstance(walker, NonlinearWalker):
+            walker.check_width(generator)
+    return grouped
+
+
+def _read_groups(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, every scalar as text: YAML itself takes the chunks 0_4 for the number 4."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    if not isinstance(root, yaml.MappingNode) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path}: must hold lines of the form START_STOP: walker, [mean, std, truncation] or null")
+    if len(content) < len(root.value):
+        raise UsageError(f"{path}: a group stands there twice")
+    return content
+
+
+def _numbers(group: Any, where: str) -> list[float] | None:
+    """The numbers of a law, None for nothing."""
+    if group is None or group in config.NOTHING:
+        return None
+    try:
+        return [float(number) for number in group]
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{where}: {group}: must be a walker's path, [mean, std, truncation], [low, high] or null"
+        ) from None
+
+
+def load_walker(
+    path: str | Path, device: torch.device | str | None = None, generator: MultiLatentGenerator | None = None
+) -> Walker:
     """Read a walker that `save_walker` wrote (either of its two files), or a published pickle, which is never run.
 
-    Raises UsageError for a missing file, UnsafeCheckpointError or CorruptCheckpointError for one that is refused.
+    With the generator that it is for, `path` may also be a YAML of groups, see `load_groups`. Raises UsageError for
+    a missing file, UnsafeCheckpointError or CorruptCheckpointError for one that is refused.
     """
     path = Path(path)
+    if path.suffix in (".yaml", ".yml") and generator is not None:
+        return load_groups(path, generator, device)
     if path.suffix in (".safetensors", ".json"):
         return _load_saved(path).to(device)
     published = checkpoints.read_walker(path)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, metavar="PATH", help="run folder of train_navigator.py")
-    add("--walker", type=Path, metavar="PATH", help="one walker, ours or published, instead of a run")
+    add("--walker", type=Path, metavar="PATH", help="in place of a run: a walker, ours or published, or YAML of groups")
     add("--generator", metavar="NAME", help="generator of the walker (default: the run's)")
     add("--g_path", metavar="PATH", help="weights of the generator, where none are bundled")
     add("--g_use", nargs="+", metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 ... (default: the run's)")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = a.out or (a.run / "images" if a.run else a.walker.parent)
     device = runtime.resolve_device(a.device)
     generator = load_generator(name, weights, device, use)
-    walker = load_walker(a.walker or a.run / "walker.safetensors", device)
+    walker = load_walker(a.walker or a.run / "walker.safetensors", device, generator)
     law = TruncatedNormal(a.mean, a.std, a.truncation)
     z = law.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))
     out.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from mi_ml_gen.walkers import (
     PublishedSeed,
     RandomWalker,
     law_from,
+    load_groups,
     load_walker,
     read_about,
     save_walker,
@@ -201,3 +202,101 @@ def test_damaged_walker_files_are_noticed(tmp_path):
     (tmp_path / "w.json").write_text('{"kind": "nonlinear"')
     with pytest.raises(CorruptCheckpointError, match=r"w\.json"):
         load_walker(path)
+
+
+# --- groups from a file
+
+
+@pytest.fixture
+def four_chunks(tmp_path):
+    """A generator of four chunks of 3, and two of its walkers on the disk: a file and a run folder."""
+
+    class Four(MultiLatentGenerator):
+        name, layout, noise_dim, resolution = "four", LatentLayout((3,) * 4), 12, 8
+
+    generator = Four()
+    (tmp_path / "run").mkdir()
+    for chunks, place in ((Chunks(0, 1), tmp_path / "coarse"), (Chunks(2, 4), tmp_path / "run" / "walker")):
+        walker = NonlinearWalker.on(generator, chunks)
+        for parameter in walker.parameters():
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(chunks.start))
+        save_walker(place, walker)
+    return generator
+
+
+def test_groups_come_from_a_file_with_paths_beside_it(tmp_path, four_chunks, monkeypatch):
+    """A walker's file, noise, a group left alone, a run folder; the file is read from another folder."""
+    text = "0_1: coarse.safetensors\n1_2: [0.5, 2, 1.5]\n2_4: run\n"
+    (tmp_path / "groups.yaml").write_text(text)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    walker = load_groups("../groups.yaml", four_chunks)
+    assert list(map(str, walker.chunks)) == ["0_1", "1_2", "2_4"]
+    z = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    pair = walker(four_chunks, z, torch.Generator().manual_seed(1))
+    coarse, fine = (load_walker(tmp_path / name) for name in ("coarse.json", "run/walker.safetensors"))
+    noise = TruncatedNormal(0.5, 2, 1.5).sample((5, 3), torch.Generator().manual_seed(1))
+    assert torch.equal(pair.positive[:, :3], coarse(four_chunks, z).positive[:, :3])
+    assert torch.equal(pair.positive[:, 3:6], z[:, 3:6] + noise)
+    assert torch.equal(pair.positive[:, 6:], fine(four_chunks, z).positive[:, 6:])
+    again = load_walker("../groups.yaml", generator=four_chunks)
+    assert again.config() == walker.config()
+
+
+@pytest.mark.parametrize("nothing", ["null", "none", "~", ""])
+def test_a_group_may_be_left_alone(tmp_path, four_chunks, nothing):
+    (tmp_path / "groups.yaml").write_text(f"0_1: {nothing}\n1_4: [0.5, 1]\n")
+    walker = load_groups(tmp_path / "groups.yaml", four_chunks)
+    assert walker.chunks == (Chunks(1, 4),)
+    assert isinstance(walker.members[0].law, OccasionalNormal)
+
+
+def test_groups_may_be_a_mapping(tmp_path, four_chunks, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = RandomWalker(Chunks(1, 2), TruncatedNormal())
+    walker = load_groups({"0_1": "coarse.safetensors", "1_2": own, "2_3": (0, 1, 2), "3_4": None}, four_chunks)
+    assert walker.members[1] is own and list(map(str, walker.chunks)) == ["0_1", "1_2", "2_3"]
+
+
+def test_a_published_walker_may_be_a_group(generators):
+    path = GOLDEN / "fixtures" / "walker_bigbigan_1_6.pth"
+    walker = load_groups({"0_1": None, "1_6": path}, generators["bigbigan"])
+    z = torch.randn(3, 120, generator=torch.Generator().manual_seed(0))
+    alone = load_walker(path)(generators["bigbigan"], z)
+    assert torch.equal(walker(generators["bigbigan"], z).positive, alone.positive)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0_2: [0, 1, 2]\n1_4: [0, 1, 2]\n", "1_4 overlaps another group"),
+        ("0_1: [0, 1, 2]\n0_1: [0, 2, 2]\n", "groups.yaml: a group stands there twice"),
+        ("0_9: [0, 1, 2]\n", "groups.yaml: group 0_9: stop must be at most 4; four has chunks 0_4"),
+        ("first: [0, 1, 2]\n", "groups.yaml: group first: write START_STOP"),
+        ("0_1: [0]\n", "give [mean, std, truncation] or [low, high]"),
+        ("0_1: [0, a lot, 2]\n", "groups.yaml: group 0_1: ['0', 'a lot', '2']: must be a walker's path"),
+        ("0_1: {std: 1}\n", "groups.yaml: group 0_1: {'std': '1'}: must be a walker's path"),
+        ("0_1: [0, -1, 2]\n", "std -1.0: must be a finite number of at least 0"),
+        ("0_1: absent.safetensors\n", "absent.json: no such file"),
+        ("1_2: coarse.safetensors\n", "group 1_2: its walker was trained on chunks 0_1"),
+        ("- 0_1\n", "groups.yaml: must hold lines of the form"),
+        ("", "groups.yaml: must hold lines of the form"),
+        ("0_1: [0, 1", "groups.yaml: not a YAML file"),
+    ],
+)
+def test_groups_that_make_no_sense_are_refused(tmp_path, four_chunks, text, says):
+    (tmp_path / "groups.yaml").write_text(text)
+    with pytest.raises(UsageError) as refused:
+        load_groups(tmp_path / "groups.yaml", four_chunks)
+    assert says in str(refused.value)
+
+
+def test_a_walker_of_another_width_is_refused_when_it_is_loaded(tmp_path, four_chunks):
+    save_walker(tmp_path / "wide", NonlinearWalker(Chunks(0, 1), 20))
+    with pytest.raises(UsageError, match="a walker of width 20 on chunks 0_1 does not fit four"):
+        load_groups({"0_1": tmp_path / "wide.safetensors"}, four_chunks)
+
+
+def test_a_missing_file_of_groups_is_named(tmp_path, four_chunks):
+    with pytest.raises(UsageError, match=r"absent.yaml: No such file"):
+        load_groups(tmp_path / "absent.yaml", four_chunks)
