@@ -371,13 +371,18 @@ def load_walker(
         return load_groups(path, generator, device)
     if path.suffix in (".safetensors", ".json"):
         return _load_saved(path).to(device)
+    return read_published(path).to(device)
+
+
+def read_published(path: str | Path) -> NonlinearWalker:
+    """The walker in a published pickle, whatever its name; raises as `load_walker`."""
     published = checkpoints.read_walker(path)
     width = len(published.state["walker.0.bias"])
     # COP-Gen's walker records no chunks: it perturbs all of BigBiGAN's.
     start, stop = published.attributes.get("start", 0), published.attributes.get("stop", 6)
     walker = NonlinearWalker(Chunks(start, stop), width)
     walker.load_state_dict(published.state)
-    return walker.to(device)
+    return walker
 
 
 def read_about(path: str | Path) -> dict[str, Any]:

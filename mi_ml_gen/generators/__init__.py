@@ -14,17 +14,20 @@ import torch
 
 from mi_ml_gen import checkpoints, files
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators import bigbigan, linear_gaussian, stylegan2
+from mi_ml_gen.generators import bigbigan, linear_gaussian, stylegan2, stylegan2_pickle
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.pickle_machine import Meaning, Names, checkpoint_names
 
 __all__ = [
     "FAMILIES",
     "ImagePair",
     "MultiLatentGenerator",
     "bundled",
+    "family_of",
     "load_generator",
     "load_latent_space",
     "names",
+    "published_names",
     "save_generator",
 ]
 
@@ -44,15 +47,23 @@ class Family(NamedTuple):
     """Without weights: the published network's latents alone, where they need none."""
     published_as: str = ""
     """What the published file is called, for messages."""
+    is_published: Callable[[Any], bool] = lambda root: False
+    """Whether a parsed file (`checkpoints.CheckpointFile.root`) is of the kind that `read_published` reads."""
+    names: Names = checkpoint_names
+    """What the pickle in the published file may name."""
 
 
 FAMILIES: dict[str, Family] = {
     "bigbigan": Family(
-        bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space, published_as="BigBiGAN_x1.pth"
+        bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space,
+        published_as="BigBiGAN_x1.pth", is_published=bigbigan.is_published,
     ),
-    "stylegan2": Family(stylegan2.build, stylegan2.read_published, published_as="stylegan2-car-config-f.pkl"),
+    "stylegan2": Family(
+        stylegan2.build, stylegan2.read_published, published_as="stylegan2-car-config-f.pkl",
+        is_published=stylegan2_pickle.is_published, names=stylegan2_pickle.stylegan2_names,
+    ),
     "linear-gaussian": Family(linear_gaussian.build, make=linear_gaussian.LinearGaussian),
-}
+}  # fmt: skip
 
 
 def bundled() -> list[str]:
@@ -107,6 +118,17 @@ def load_latent_space(
     if path is None and family is not None and family.latent_space is not None:
         return family.latent_space().use(use)
     return load_generator(name, path, device, use)
+
+
+def published_names(module: str, name: str) -> Meaning | None:
+    """What the pickle in some family's published file may name; for `checkpoints.CheckpointFile`."""
+    meanings = (family.names(module, name) for family in FAMILIES.values())
+    return next((meaning for meaning in meanings if meaning is not None), None)
+
+
+def family_of(root: Any) -> str | None:
+    """The family whose published file this is, told by its parsed content, or None."""
+    return next((name for name, family in FAMILIES.items() if family.is_published(root)), None)
 
 
 def save_generator(path: str | Path, generator: MultiLatentGenerator, family: str, **metadata: str) -> None:

@@ -314,6 +314,11 @@ def from_published(
     return generator
 
 
+def is_published(root: Any) -> bool:
+    """Whether a parsed checkpoint has the layout that `from_published` reads."""
+    return type(root) is dict and {"shared.weight", "linear.weight", "output_layer.2.weight"} <= root.keys()
+
+
 def read_published(path: Path) -> BigBiGAN:
     """The generator in a published file such as `BigBiGAN_x1.pth`, whatever its sizes."""
     try:

@@ -64,6 +64,13 @@ class PublishedStyleGAN2(NamedTuple):
     state: dict[str, Tensor]
 
 
+def is_published(root: Any) -> bool:
+    """Whether a parsed checkpoint is of one of the two formats, sound or not."""
+    if type(root) is tuple:
+        return any(isinstance(part, Record) and part.name == "Network" for part in root)
+    return type(root) is dict and "G_ema" in root
+
+
 def read_stylegan2(path: str | os.PathLike) -> PublishedStyleGAN2:
     """The generator of a published pickle, of either format.
 

@@ -1,0 +1,32 @@
+"""Turn a published file into this package's own: safetensors with its configuration. Nothing in the file is run.
+
+    python scripts/convert_checkpoint.py stylegan2-car-config-f.pkl cars.safetensors
+    python scripts/convert_checkpoint.py BigBiGAN_x1.pth bigbigan.safetensors
+    python scripts/convert_checkpoint.py w_COPGen_60032.pth walker.safetensors
+
+Reads StyleGAN2 pickles (TensorFlow's and PyTorch's), BigBiGAN state dicts, and walkers, told apart by their content.
+A walker's description goes to a .json file beside it. What is there already is not overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mi_ml_gen import cli
+from mi_ml_gen.convert import convert
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="IN", help="the published file")
+    parser.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
+    arguments = parser.parse_args(argv)
+    conversion = convert(arguments.source, arguments.target)
+    print(conversion.what)
+    print("written: " + ", ".join(map(str, conversion.written)))
+    print(f"use it with {conversion.flags}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
