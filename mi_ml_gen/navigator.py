@@ -351,13 +351,14 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
 
     The critic first learns to tell the pairs (the loss falls to a trough), then the walker takes information away
     (it rises). Kept is the earliest walker after the trough whose smoothed loss has made 90% of the rise to the
-    peak: what is gained later is little, and is paid for with a longer perturbation. Walkers whose smoothed delta
-    exceeds `independent`, the length between independent draws, have left what the generator knows and are out.
+    peak: what is gained later is little, and is paid for with a longer perturbation. Walkers whose delta, smoothed or
+    not (it may grow faster than a mean follows), exceeds `independent`, the length between independent draws, have
+    left what the generator knows and are out.
     """
     saved = [row for row in rows if row["saved"]]
     if not saved:
         raise UsageError("no walker has been saved yet")
-    within = [row for row in saved if row["smoothed_delta"] <= independent]
+    within = [row for row in saved if max(row["delta"], row["smoothed_delta"]) <= independent]
     if not within:
         return Selection(
             saved[0]["samples"], "every walker perturbs further than independent draws lie apart: the first"

@@ -254,6 +254,12 @@ def test_selection_leaves_out_walkers_beyond_independent_draws():
     assert select_checkpoint(course([1.0, 2.0], deltas=[9.0, 9.0]), 5.0).samples == 100
 
 
+def test_selection_does_not_trust_a_smoothed_delta_that_lags():
+    rows = course([1.0, 0.5, 1.0, 1.5, 6.0], deltas=[0.1, 0.5, 1.0, 2.0, 3.0])
+    rows[-1]["delta"] = 9.0
+    assert select_checkpoint(rows, 5.0).samples == 400
+
+
 def test_selection_needs_a_walker():
     with pytest.raises(UsageError, match="no walker"):
         select_checkpoint([], 1.0)
