@@ -30,7 +30,7 @@ CLASSES = {
 
 
 @contextlib.contextmanager
-def _named(value: Any, module: str, name: str) -> Iterator[None]:
+def named(value: Any, module: str, name: str) -> Iterator[None]:
     """Let pickle find `value` under a name, for as long as it writes."""
     value.__module__, value.__qualname__, value.__name__ = module, name, name
     parts = module.split(".")
@@ -103,7 +103,7 @@ def torch_pickle(root: Any, protocol: int = 3, prefix: str = "") -> bytes:
     def _reconstruct_persistent_obj(meta: dict) -> None:
         raise AssertionError("an unpickler ran")
 
-    with _named(
+    with named(
         _reconstruct_persistent_obj, f"{prefix}torch_utils.persistence", "_reconstruct_persistent_obj"
     ):
         Persistent.reconstruct = staticmethod(_reconstruct_persistent_obj)
@@ -113,7 +113,7 @@ def torch_pickle(root: Any, protocol: int = 3, prefix: str = "") -> bytes:
 def easy_dict_pickle(make_root: Any, protocol: int = 3, prefix: str = "") -> bytes:
     """As torch_pickle, where `make_root` is given the class EasyDict."""
     cls = type("EasyDict", (dict,), {})
-    with _named(cls, f"{prefix}dnnlib.util", "EasyDict"):
+    with named(cls, f"{prefix}dnnlib.util", "EasyDict"):
         return torch_pickle(make_root(cls), protocol, prefix)
 
 
@@ -134,7 +134,7 @@ class Network:
 
 
 def tensorflow_pickle(root: Any, protocol: int = 4, prefix: str = "") -> bytes:
-    with _named(Network, f"{prefix}dnnlib.tflib.network", "Network"):
+    with named(Network, f"{prefix}dnnlib.tflib.network", "Network"):
         return pickle.dumps(root, protocol)
 
 
