@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -343,17 +344,18 @@ class Selection(NamedTuple):
 
 
 RISE = 0.9
-"""Share of the loss's rise, from its trough to its peak, that the selected walker must have reached."""
+"""Share of the loss's rise from its trough that the selected walker must have reached for good."""
 
 
 def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Selection:
     """The saved walker to keep, from rows of metrics; a rule in place of a look at the curves.
 
     The critic first learns to tell the pairs (the loss falls to a trough), then the walker takes information away
-    (it rises). Kept is the earliest walker after the trough whose smoothed loss has made 90% of the rise to the
-    peak: what is gained later is little, and is paid for with a longer perturbation. Walkers whose delta, smoothed or
-    not (it may grow faster than a mean follows), exceeds `independent`, the length between independent draws, have
-    left what the generator knows and are out.
+    (it rises). Kept is the earliest walker after the trough from which on the smoothed loss never again lies below
+    90% of the rise to its last value: what is gained later is little, and is paid for with a longer perturbation; a
+    critic that stumbles for a moment counts for nothing. Walkers whose delta, smoothed or not (it may grow faster than
+    a mean follows), exceeds `independent`, the length between independent draws, have left what the generator knows
+    and are out.
     """
     saved = [row for row in rows if row["saved"]]
     if not saved:
@@ -365,10 +367,11 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
         )
     trough = min(range(len(within)), key=lambda i: within[i]["smoothed_loss"])
     after = within[trough:]
-    low, high = after[0]["smoothed_loss"], max(row["smoothed_loss"] for row in after)
-    chosen = next(row for row in after if row["smoothed_loss"] >= low + RISE * (high - low))
+    lasting = list(accumulate((row["smoothed_loss"] for row in reversed(after)), min))[::-1]  # least from here on
+    low, high = lasting[0], lasting[-1]
+    chosen = next(row for row, loss in zip(after, lasting, strict=True) if loss >= low + RISE * (high - low))
     return Selection(
-        chosen["samples"], f"the first with {RISE:.0%} of the loss's rise from {low:.3f} to {high:.3f} after its trough"
+        chosen["samples"], f"the first that keeps {RISE:.0%} of the loss's rise from its trough, {low:.3f}, to {high:.3f}"
     )
 
 

@@ -243,9 +243,18 @@ def course(losses, deltas=None, every=100):
     ]
 
 
-def test_selection_takes_the_first_walker_near_the_peak_after_the_trough():
+def test_selection_takes_the_first_walker_that_keeps_the_rise_after_the_trough():
     rows = course([6.0, 1.0, 0.5, 1.5, 2.4, 2.5, 2.4])
     assert select_checkpoint(rows, 10.0).samples == 500  # 0.5 + 90% of 2.0 is 2.3; the high start does not count
+
+
+def test_selection_is_not_taken_in_by_a_rise_that_does_not_last():
+    rows = course([2.0, 0.5, 3.0, 0.6, 1.0, 1.9, 2.0, 2.1])
+    assert select_checkpoint(rows, 10.0).samples == 700  # 0.5 + 90% of 1.6 is 1.94
+
+
+def test_selection_of_a_course_that_only_falls_is_its_last_walker():
+    assert select_checkpoint(course([3.0, 2.0, 1.0]), 10.0).samples == 300
 
 
 def test_selection_leaves_out_walkers_beyond_independent_draws():
