@@ -192,9 +192,9 @@ def _known(config_class: type, key: str, where: str) -> _Spec:
 
 
 def _find(path: str | Path) -> Path:
-    """The file itself, or the bundled configuration of that name."""
+    """The file itself, or the bundled configuration of that name (also where a folder has the same one)."""
     bundled = BUNDLED / f"{path}.yaml"
-    return bundled if not Path(path).exists() and bundled.is_file() else Path(path)
+    return bundled if not Path(path).is_file() and bundled.is_file() else Path(path)
 
 
 def _build(config_class: type[C], values: dict[str, Any]) -> C:

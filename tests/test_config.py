@@ -187,3 +187,13 @@ def test_help_names_every_flag_once():
         assert flag in text
     assert "--num-samples" not in text and "--no_simclr_aug" not in text
     assert "100% of the anchors (default 1000)" in text
+
+
+def test_a_folder_of_the_name_of_a_bundled_file_does_not_hide_it(tmp_path, monkeypatch):
+    """The quickstart makes a folder `quickstart` and reads the bundled quickstart.yaml at each start."""
+    monkeypatch.setattr(config, "BUNDLED", tmp_path / "bundled")
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled" / "quick.yaml").write_text("num_samples: 7\n")
+    (tmp_path / "quick").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config._find("quick") == tmp_path / "bundled" / "quick.yaml"
