@@ -370,9 +370,8 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
     lasting = list(accumulate((row["smoothed_loss"] for row in reversed(after)), min))[::-1]  # least from here on
     low, high = lasting[0], lasting[-1]
     chosen = next(row for row, loss in zip(after, lasting, strict=True) if loss >= low + RISE * (high - low))
-    return Selection(
-        chosen["samples"], f"the first that keeps {RISE:.0%} of the loss's rise from its trough, {low:.3f}, to {high:.3f}"
-    )
+    reason = f"the first that keeps {RISE:.0%} of the loss's rise from its trough, {low:.3f}, to {high:.3f}"
+    return Selection(chosen["samples"], reason)
 
 
 def should_stop(rows: Sequence[dict[str, Any]], settings: NavigatorConfig, independent: float) -> str | None:

@@ -80,7 +80,7 @@ def corrupt(what: str) -> NoReturn:
 class Span:
     """A range of bytes of an open file, or of memory. Never reads outside of itself."""
 
-    __slots__ = ("_file", "start", "size")
+    __slots__ = ("_file", "size", "start")
 
     def __init__(self, file: BinaryIO, start: int, size: int):
         self._file, self.start, self.size = file, start, size

@@ -73,10 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _command(settings: GanConfig) -> list[str]:
     """The flags that differ from the family's defaults."""
     defaults = config.to_dict(GanConfig(family=settings.family).resolved())
-    changed = {key: value for key, value in config.to_dict(settings).items() if value != defaults[key]}
-    return ["--family", settings.family] + [
-        part for key, value in changed.items() if key not in ("family", "save_folder") for part in (f"--{key}", str(value))
-    ]
+    shown = {key: value for key, value in config.to_dict(settings).items() if key not in ("family", "save_folder")}
+    changed = [part for key, value in shown.items() if value != defaults[key] for part in (f"--{key}", str(value))]
+    return ["--family", settings.family, *changed]
 
 
 def _machine(device: torch.device) -> str:

@@ -317,7 +317,7 @@ def test_near_averages_around_the_checkpoint():
 def test_killed_at_any_moment_it_ends_the_same(tmp_path):
     weights = tmp_path / "small.safetensors"
     save_generator(weights, make_small_generator(), "bigbigan")
-    flags = [part for key, value in config.to_dict(SETTINGS).items() if value not in (None, False)
+    flags = [part for key, value in config.to_dict(SETTINGS).items() if value not in (None, False, [])
              for part in (f"--{key}", str(value))]  # fmt: skip
     script = Path(__file__).parents[1] / "scripts" / "train_navigator.py"
     command = [sys.executable, str(script), *flags, "--generator", "bigbigan", "--g_path", str(weights)]

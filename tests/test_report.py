@@ -262,7 +262,7 @@ def test_colours_differ(n: int) -> None:
 class Outline(HTMLParser):
     """Tags that are open, all tags with their attributes, and the text."""
 
-    VOID = {"meta", "img", "br", "link"}
+    VOID = frozenset({"meta", "img", "br", "link"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
