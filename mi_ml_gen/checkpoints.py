@@ -517,9 +517,7 @@ def _load_weights_only(file: BinaryIO, stubs: Mapping[str, TensorStub]) -> dict[
 # Modules
 
 
-def module_state_dict(
-    module: Record, check: Callable[[Any, str], None] = lambda part, where: None
-) -> dict[str, Any]:
+def module_state_dict(module: Record, check: Callable[[Any, str], None] = lambda part, where: None) -> dict[str, Any]:
     """State dict of a parsed nn.Module, {"walker.0.weight": stub or tensor}, without non-persistent buffers.
 
     `check(part, where)` may refuse parts. Raises CorruptCheckpointError where the record has not the layout
@@ -626,9 +624,7 @@ def _check_walker(stubs: Mapping[str, TensorStub]) -> None:
     shapes = {name: stub.size for name, stub in stubs.items()}
     width = (*shapes.get("walker.0.bias", ()), 0)[:1]
     layers = ("walker.0", "walker.2")
-    expected = {f"{layer}.weight": width * 2 for layer in layers} | {
-        f"{layer}.bias": width for layer in layers
-    }
+    expected = {f"{layer}.weight": width * 2 for layer in layers} | {f"{layer}.bias": width for layer in layers}
     for name in sorted(expected.keys() | shapes.keys()):
         if name not in expected:
             corrupt(f"the walker has an unexpected {shown(name)}")

@@ -1,7 +1,7 @@
 """How a script begins and ends: `cli.run(main)` turns every failure into one line on stderr and an exit code.
 
-    0 done | 1 a fault of ours | 2 wrong usage | 3 a file refused | 4 the environment | 5 non-finite training
-    75 preempted, the same command resumes | 130 interrupted | 141 nobody reads our output | 143 terminated
+0 done | 1 a fault of ours | 2 wrong usage | 3 a file refused | 4 the environment | 5 non-finite training
+75 preempted, the same command resumes | 130 interrupted | 141 nobody reads our output | 143 terminated
 """
 
 from __future__ import annotations

@@ -122,9 +122,7 @@ class TensorFile(NamedTuple):
     metadata: dict[str, str]
 
 
-def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors and text metadata as safetensors, and the file's SHA-256 beside it."""
     separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_with_hash(Path(path), safetensors.torch.save(separate, dict(metadata or {})))

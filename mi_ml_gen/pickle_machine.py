@@ -279,9 +279,7 @@ class ArrayStub:
         if self.dtype.code in ("u2", "u4", "u8"):
             corrupt(f"an array of {self.dtype.dtype}, which torch does not compute with")
         if self.n_bytes != self.content.size or math.prod(max(n, 1) for n in self.shape) >= 1 << 40:
-            corrupt(
-                f"an array of shape {self.shape} takes {self.n_bytes} bytes, {self.content.size} are there"
-            )
+            corrupt(f"an array of shape {self.shape} takes {self.n_bytes} bytes, {self.content.size} are there")
 
     def build(self) -> Tensor:
         assert self.dtype is not None and self.content is not None

@@ -68,9 +68,7 @@ def image_grid(
     return canvas
 
 
-def pair_grid(
-    anchors: Tensor, positives: Tensor, n_columns: int = 8, padding: int = 2, gap: int = 8
-) -> np.ndarray:
+def pair_grid(anchors: Tensor, positives: Tensor, n_columns: int = 8, padding: int = 2, gap: int = 8) -> np.ndarray:
     """Anchors above their positives, in double rows that stand apart: uint8 (H, W, 3).
 
     anchors, positives: (n, c, h, w) in [0, 1].
@@ -82,8 +80,7 @@ def pair_grid(
     for start in range(0, len(anchors), n_columns):
         part = slice(start, start + n_columns)
         pair = [
-            image_grid(images[part], n_rows=1, n_columns=n_columns, padding=padding)
-            for images in (anchors, positives)
+            image_grid(images[part], n_rows=1, n_columns=n_columns, padding=padding) for images in (anchors, positives)
         ]
         between = np.full((padding, pair[0].shape[1], 3), 255, np.uint8)
         if double_rows:
@@ -158,9 +155,7 @@ class Table:
                 raise UsageError(f"table row {i} has {len(row)} cells, expected {len(self.columns)}")
         unknown = set(self.formats) - set(self.columns)
         if unknown:
-            raise UsageError(
-                f"table formats for unknown columns {sorted(unknown)}; columns: {', '.join(self.columns)}"
-            )
+            raise UsageError(f"table formats for unknown columns {sorted(unknown)}; columns: {', '.join(self.columns)}")
         if self.latex_columns is not None and len(self.latex_columns) != len(self.columns):
             raise UsageError(f"{len(self.latex_columns)} LaTeX columns for {len(self.columns)} columns")
 
@@ -217,9 +212,7 @@ class Table:
         right = [self.is_numeric(j) for j in range(len(self.columns))]
         lines = ["  ".join(_aligned(row, widths, right)).rstrip() for row in texts]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return (
-            "\n".join(([_one_line(self.caption).replace("`", ""), ""] if self.caption else []) + lines) + "\n"
-        )
+        return "\n".join(([_one_line(self.caption).replace("`", ""), ""] if self.caption else []) + lines) + "\n"
 
     def to_csv(self) -> str:
         """Comma-separated values at full precision; an Estimate takes two columns, name and "name spread"."""
@@ -259,15 +252,10 @@ class Table:
     def to_html(self) -> str:
         """A <table> without its caption; columns of numbers have the class "num"."""
         marks = [' class="num"' if self.is_numeric(j) else "" for j in range(len(self.columns))]
-        head = "".join(
-            f'<th scope="col"{mark}>{_escape(c)}</th>' for c, mark in zip(self.columns, marks, strict=True)
-        )
+        head = "".join(f'<th scope="col"{mark}>{_escape(c)}</th>' for c, mark in zip(self.columns, marks, strict=True))
         rows = []
         for row in self._texts():
-            row = [
-                text.replace("-", "\N{MINUS SIGN}") if mark else text
-                for text, mark in zip(row, marks, strict=True)
-            ]
+            row = [text.replace("-", "\N{MINUS SIGN}") if mark else text for text, mark in zip(row, marks, strict=True)]
             cells = "".join(f"<td{mark}>{_escape(cell)}</td>" for cell, mark in zip(row, marks, strict=True))
             rows.append(f"<tr>{cells}</tr>")
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -289,16 +277,12 @@ class Table:
         """All cells as text, numbers in their column's format."""
         formats = [self.formats.get(name) for name in self.columns]
         defaults = [_default_format([row[j] for row in self.rows]) for j in range(len(self.columns))]
-        return [
-            [_cell_text(cell, formats[j], defaults[j]) for j, cell in enumerate(row)] for row in self.rows
-        ]
+        return [[_cell_text(cell, formats[j], defaults[j]) for j, cell in enumerate(row)] for row in self.rows]
 
 
 def _default_format(cells: Iterable[Cell]) -> str:
     numbers = [
-        cell.value if isinstance(cell, Estimate) else cell
-        for cell in cells
-        if isinstance(cell, (float, Estimate))
+        cell.value if isinstance(cell, Estimate) else cell for cell in cells if isinstance(cell, (float, Estimate))
     ]
     largest = max((abs(number) for number in numbers if math.isfinite(number)), default=0.0)
     if largest == 0:
@@ -446,9 +430,7 @@ def bars(
     _dress(axes, "", x_label)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
-    estimates = [
-        value if isinstance(value, Estimate) else Estimate(float(value), 0.0) for value in values.values()
-    ]
+    estimates = [value if isinstance(value, Estimate) else Estimate(float(value), 0.0) for value in values.values()]
     finite = [e for e in estimates if math.isfinite(e.value)]
     largest = max((e.value + e.spread for e in finite), default=0.0)
     lowest = min((e.value - e.spread for e in finite), default=0.0)
@@ -470,9 +452,7 @@ def bars(
         )
         text = text.replace("-", "\N{MINUS SIGN}")
         end = max(0.0, estimate.value + estimate.spread)  # 0 where the value is not a number
-        axes.annotate(
-            text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5, color=_INK
-        )
+        axes.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5, color=_INK)
     for name, position in (references or {}).items():
         axes.axvline(position, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
@@ -584,11 +564,7 @@ def _add_legend(figure: Figure, axes: Axes, title: str) -> None:
 def _draw_run(
     axes: Axes, rows: Rows, x: str, quantity: str, color: str, name: str, span: int | None, mark: float | None
 ) -> None:
-    pairs = [
-        (float(row[x]), _as_float(row[quantity]))
-        for row in rows
-        if _is_finite(row.get(x)) and quantity in row
-    ]
+    pairs = [(float(row[x]), _as_float(row[quantity])) for row in rows if _is_finite(row.get(x)) and quantity in row]
     if not pairs:
         axes.plot([], [], color=color, linewidth=1.8, label=name)  # still in the legend: the run is there
         return
@@ -709,11 +685,7 @@ class Page:
     def figure(self, figure: Figure | Sequence[Figure], alt: str, caption: str = "") -> Page:
         """A figure of this module, or several side by side where there is room, in the reader's colours."""
         figures = list(figure) if isinstance(figure, Sequence) else [figure]
-        names = (
-            [alt]
-            if len(figures) == 1
-            else [f"{alt} ({i + 1} of {len(figures)})" for i in range(len(figures))]
-        )
+        names = [alt] if len(figures) == 1 else [f"{alt} ({i + 1} of {len(figures)})" for i in range(len(figures))]
         drawings = "".join(_svg(one, name) for one, name in zip(figures, names, strict=True))
         return self._add(f'<figure><div class="drawings">{drawings}</div>{_caption(caption)}</figure>')
 
@@ -721,9 +693,7 @@ class Page:
         """The whole page."""
         contents = ""
         if len(self._sections) >= 3:
-            links = "".join(
-                f'<li><a href="#{anchor}">{_inline(title)}</a></li>' for anchor, title in self._sections
-            )
+            links = "".join(f'<li><a href="#{anchor}">{_inline(title)}</a></li>' for anchor, title in self._sections)
             contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
         lead = f'<p class="lead">{_inline(_one_line(self.lead))}</p>' if self.lead else ""
         footer = f"<footer>{_inline(self.footer)}</footer>" if self.footer else ""

@@ -78,9 +78,7 @@ class RunFolder:
         self._state_is_loadable = False
 
     @classmethod
-    def open(
-        cls, path: str | Path, config: Mapping[str, Any], free: Collection[str] = (), keep: int = 2
-    ) -> RunFolder:
+    def open(cls, path: str | Path, config: Mapping[str, Any], free: Collection[str] = (), keep: int = 2) -> RunFolder:
         """Create a run folder, or reopen the one of an interrupted run.
 
         Reopened, it must have been made with the same `config`, but for keys in `free`, which may change from

@@ -91,9 +91,7 @@ def _check_precision(precision: str) -> None:
 # --- random streams -----------------------------------------------------------------------------------------
 
 
-def stream(
-    seed: int, name: str, step: int, rank: int, device: str | torch.device = "cpu"
-) -> torch.Generator:
+def stream(seed: int, name: str, step: int, rank: int, device: str | torch.device = "cpu") -> torch.Generator:
     """The generator of stream `name` at `step` on `rank`: a pure function of its arguments, numbers from 0
     on.
 

@@ -139,9 +139,7 @@ class Augment(nn.Module):
         self.normalize = normalize
         self.antialias = antialias
         if self.crop_size < 1 or (self.crop_size > image_size and not self.policy.crop):
-            raise UsageError(
-                f"crop_size {self.crop_size}: must lie between 1 and the image size {image_size}"
-            )
+            raise UsageError(f"crop_size {self.crop_size}: must lie between 1 and the image size {image_size}")
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -157,9 +155,7 @@ class Augment(nn.Module):
         """
         size = (3, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != size:
-            raise UsageError(
-                f"images of shape {tuple(images.shape)}: expected (n, {', '.join(map(str, size))})"
-            )
+            raise UsageError(f"images of shape {tuple(images.shape)}: expected (n, {', '.join(map(str, size))})")
         if not (self.policy.crop or self.policy.flip or self.policy.color):
             return self.view(images, None)
         return self.view(images, self.draw(len(images), rng, images.device))
@@ -199,9 +195,7 @@ class Augment(nn.Module):
         return (views - self.mean.to(views)) / self.std.to(views) if self.normalize else views
 
 
-def draw_parameters(
-    n: int, image_size: int, rng: torch.Generator | None, device: torch.device
-) -> ViewParameters:
+def draw_parameters(n: int, image_size: int, rng: torch.Generator | None, device: torch.device) -> ViewParameters:
     """The random half of T_x for n square images of side image_size pixels; see ViewParameters.
 
     A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision.
@@ -268,9 +262,7 @@ def resized_crop(images: Tensor, parameters: ViewParameters, size: int, antialia
     return rows[:, None] @ narrow.view(n, channels, image_height, size)
 
 
-def _interpolation(
-    start: Tensor, length: Tensor, flip: Tensor, n_in: int, n_out: int, antialias: bool
-) -> Tensor:
+def _interpolation(start: Tensor, length: Tensor, flip: Tensor, n_in: int, n_out: int, antialias: bool) -> Tensor:
     """Matrices (n, n_out, n_in) that take pixels start to start + length of a line to n_out pixels.
 
     Output pixel i lies at (i + 1/2) length / n_out. Its weights are a triangle of half width 1, or of the

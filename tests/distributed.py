@@ -1,9 +1,9 @@
 """Run a function in several gloo processes on this machine, and give back what each returned.
 
-    def _mean(value):                   # at the top level of a test module, so that children can import it
-        return runtime.all_reduce_mean(torch.tensor(value))
+def _mean(value):                   # at the top level of a test module, so that children can import it
+    return runtime.all_reduce_mean(torch.tensor(value))
 
-    first, second = run_processes(_mean, 2, 1.0)
+first, second = run_processes(_mean, 2, 1.0)
 """
 
 from __future__ import annotations

@@ -177,9 +177,7 @@ def payloads(canary: Path) -> dict[str, bytes]:
         "name made of numbers": whole(1) + whole(2) + b"\x93",
         "very long name": call(stack_name("a" * 100_000, "b" * 100_000), command),
         "name with a line break": call(stack_name("os\nsystem", "x\x1b[2J"), command),
-        "getattr": call(
-            call(name("builtins", "getattr"), name("torch", "serialization"), text("os")), command
-        ),
+        "getattr": call(call(name("builtins", "getattr"), name("torch", "serialization"), text("os")), command),
         "attrgetter": call(call(name("operator", "attrgetter"), text("system")), name("torch", "os")),
         "partial": call(name("functools", "partial"), name("os", "system"), command),
         "import": call(name("importlib", "import_module"), text("antigravity")),
@@ -189,9 +187,7 @@ def payloads(canary: Path) -> dict[str, bytes]:
         "torch.hub": call(name("torch.hub", "load"), text("a/b"), text("c")),
         "numpy's own runner": call(name("numpy.testing._private.utils", "runstring"), code, b"}"),
         "numpy.load": call(name("numpy", "load"), text(str(canary)), b"N", b"\x88"),
-        "copyreg constructor": call(
-            name("copyreg", "_reconstructor"), linear, name("builtins", "object"), b"N"
-        ),
+        "copyreg constructor": call(name("copyreg", "_reconstructor"), linear, name("builtins", "object"), b"N"),
         "extension 1": b"\x82\x01",
         "extension 2": b"\x83\x01\x00",
         "extension 4": b"\x84\x01\x00\x00\x00",

@@ -65,9 +65,7 @@ class Persistent:
         return Persistent.reconstruct, (self.meta,)
 
 
-def module(
-    name: str, tensors: Mapping[str, Any], parts: Mapping[str, Any] | None = None, **more: Any
-) -> Persistent:
+def module(name: str, tensors: Mapping[str, Any], parts: Mapping[str, Any] | None = None, **more: Any) -> Persistent:
     """A persistent nn.Module with parameters and buffers by their names, and the parts given."""
     state = {
         "training": False,
@@ -103,9 +101,7 @@ def torch_pickle(root: Any, protocol: int = 3, prefix: str = "") -> bytes:
     def _reconstruct_persistent_obj(meta: dict) -> None:
         raise AssertionError("an unpickler ran")
 
-    with named(
-        _reconstruct_persistent_obj, f"{prefix}torch_utils.persistence", "_reconstruct_persistent_obj"
-    ):
+    with named(_reconstruct_persistent_obj, f"{prefix}torch_utils.persistence", "_reconstruct_persistent_obj"):
         Persistent.reconstruct = staticmethod(_reconstruct_persistent_obj)
         return pickle.dumps(root, protocol)
 
@@ -142,9 +138,7 @@ def split_network(options: Mapping[str, Any], variables: Mapping[str, Any], **mo
     """Gs from variables by their flattened names."""
     components = {}
     for name, function in (("synthesis", "G_synthesis_stylegan2"), ("mapping", "G_mapping")):
-        own = [
-            (key.split("/", 1)[1], value) for key, value in variables.items() if key.startswith(f"{name}/")
-        ]
+        own = [(key.split("/", 1)[1], value) for key, value in variables.items() if key.startswith(f"{name}/")]
         components[name] = Network({}, own, name=f"G_{name}", build_func_name=function)
     top = [(key, value) for key, value in variables.items() if not key.startswith(("synthesis/", "mapping/"))]
     return Network(options, top, components, **more)

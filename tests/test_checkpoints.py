@@ -50,9 +50,7 @@ FILL = _fill()
 def _filled_walker(width, stem, prefix=""):
     """state dict of the golden walkers"""
     shapes = {f"walker.{i}.{leaf}": (width,) * n for i in (0, 2) for leaf, n in (("weight", 2), ("bias", 1))}
-    return {
-        key: torch.from_numpy(FILL(f"fixtures/{stem}/{prefix}{key}", shape)) for key, shape in shapes.items()
-    }
+    return {key: torch.from_numpy(FILL(f"fixtures/{stem}/{prefix}{key}", shape)) for key, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -251,23 +249,17 @@ def test_a_safetensors_file_that_is_not_what_its_hash_says(tmp_path):
 
 
 def _archive_end(n_members, size=0, offset=0):
-    return struct.pack(
-        "<4s4H2LH", b"PK\x05\x06", 0, 0, min(n_members, 65535), min(n_members, 65535), size, offset, 0
-    )
+    return struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, min(n_members, 65535), min(n_members, 65535), size, offset, 0)
 
 
 def _zip64_of(n_members):
     end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, n_members, n_members, 46 * n_members, 0)
-    return (
-        b"PK\x03\x04" + bytes(60) + end + struct.pack("<4sLQL", b"PK\x06\x07", 0, 64, 1) + _archive_end(65535)
-    )
+    return b"PK\x03\x04" + bytes(60) + end + struct.pack("<4sLQL", b"PK\x06\x07", 0, 64, 1) + _archive_end(65535)
 
 
 def _overlapping_zip():
     """Two members that quote the same bytes."""
-    content = hostile.zipped(
-        hostile.entries(a=hostile.tensor(hostile.stored("0"), (4,), (1,))), {"0": bytes(16)}
-    )
+    content = hostile.zipped(hostile.entries(a=hostile.tensor(hostile.stored("0"), (4,), (1,))), {"0": bytes(16)})
     directory = content.rindex(b"PK\x01\x02")
     entry = bytearray(content[directory:])
     entry_size = 46 + struct.unpack_from("<H", entry, 28)[0]
@@ -339,14 +331,10 @@ def _broken(tmp_path):
         "many axes": of_tensor(h.stored(), (1,) * 70, (1,) * 70),
         "axes without strides": of_tensor(h.stored(), (2, 2), (1,)),
         "storage that lies, zip": of_tensor(h.stored(n_elements=1 << 40), (4,), (1,)),
-        "storage that lies, stream": h.stream(
-            h.entries(a=h.tensor(h.stored("0", 1 << 40), (4,), (1,))), data
-        ),
+        "storage that lies, stream": h.stream(h.entries(a=h.tensor(h.stored("0", 1 << 40), (4,), (1,))), data),
         "storage of no size": of_tensor(h.stored(n_elements=-1), (4,), (1,)),
         "storage with two types": h.zipped(
-            h.entries(
-                a=h.tensor(h.stored(), (4,), (1,)), b=h.tensor(h.stored(type_name="IntStorage"), (4,), (1,))
-            ),
+            h.entries(a=h.tensor(h.stored(), (4,), (1,)), b=h.tensor(h.stored(type_name="IntStorage"), (4,), (1,))),
             data,
         ),
         "storage missing": of_tensor(h.stored("7"), (4,), (1,)),
@@ -406,16 +394,12 @@ def _broken(tmp_path):
         "safetensors, a header beyond the file": _safetensors("{}", n_header=1 << 20),
         "safetensors, not json": _safetensors("{,"),
         "safetensors, deep": _safetensors("{" + '"a":{' * 30_000),
-        "safetensors, outside": _safetensors(
-            '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(8)
-        ),
+        "safetensors, outside": _safetensors('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(8)),
         "safetensors, lying shape": _safetensors(
             '{"a":{"dtype":"F32","shape":[4000000000,4000000000],"data_offsets":[0,8]}}', bytes(8)
         ),
         "safetensors, a million entries": _safetensors(
-            "{"
-            + ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(10**6))
-            + "}"
+            "{" + ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(10**6)) + "}"
         ),
     }
     sequential = h.name("torch.nn.modules.container", "Sequential")
@@ -577,13 +561,9 @@ def test_a_flipped_bit_is_never_silently_wrong(tmp_path):
 @pytest.mark.parametrize("carrier", ["zip", "stream", "pickle"])
 def test_truncated_anywhere(tmp_path, carrier):
     if carrier == "pickle":
-        content = hostile.bare(
-            hostile.entries(a=hostile.tensor(hostile.nested(_nested_storage()), (2, 2), (2, 1)))
-        )
+        content = hostile.bare(hostile.entries(a=hostile.tensor(hostile.nested(_nested_storage()), (2, 2), (2, 1))))
     else:
-        content = _write(
-            tmp_path / "whole", {"a": torch.randn(50), "b": torch.randn(3, 3)}, carrier
-        ).read_bytes()
+        content = _write(tmp_path / "whole", {"a": torch.randn(50), "b": torch.randn(3, 3)}, carrier).read_bytes()
     path = tmp_path / "short"
     for size in range(0, len(content), max(1, len(content) // 150)):
         path.write_bytes(content[:size])
@@ -632,9 +612,7 @@ def test_walkers_of_another_shape(save_module, tmp_path, width, change, message)
             layers = value["nn_walker"].walker
             if int(index) == len(layers) + 1:
                 layers.extend([nn.ReLU(), nn.Identity()])
-            layers[int(index)].register_buffer(leaf, None) if leaf not in layers[
-                int(index)
-            ]._parameters else None
+            layers[int(index)].register_buffer(leaf, None) if leaf not in layers[int(index)]._parameters else None
             store = (
                 layers[int(index)]._parameters
                 if leaf in layers[int(index)]._parameters
@@ -656,9 +634,7 @@ def test_walkers_of_impossible_chunks(save_module, attributes):
         read_walker(path)
 
 
-@pytest.mark.parametrize(
-    "value", [{"a": 1}, {}, [torch.zeros(1)], {"a": {"b": torch.zeros(1)}}, {1: torch.zeros(1)}]
-)
+@pytest.mark.parametrize("value", [{"a": 1}, {}, [torch.zeros(1)], {"a": {"b": torch.zeros(1)}}, {1: torch.zeros(1)}])
 def test_what_is_no_state_dict(tmp_path, value):
     with pytest.raises(CorruptCheckpointError, match="state"):
         read_state_dict(_write(tmp_path / "state", value, "zip"))

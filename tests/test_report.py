@@ -161,9 +161,7 @@ def test_csv_and_json_hold_every_digit() -> None:
 
 def test_tables_are_written_in_four_forms(tmp_path: Path) -> None:
     paths = TABLE.write(tmp_path / "out", "table1")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"table1.{s}" for s in ("md", "tex", "csv", "json")
-    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table1.{s}" for s in ("md", "tex", "csv", "json")}
     assert paths["tex"].read_text(encoding="utf-8") == TABLE.to_latex()
 
 
@@ -196,9 +194,7 @@ def test_smoothing_equals_the_plain_sum() -> None:
 
 
 def test_curves_draw_what_is_there() -> None:
-    figure = curves(
-        {"a": rows(), "b": rows(30, 1.0)}, span=1, references={"loss": {"threshold": 2.5}}, marks={"a": 99}
-    )
+    figure = curves({"a": rows(), "b": rows(30, 1.0)}, span=1, references={"loss": {"threshold": 2.5}}, marks={"a": 99})
     loss, delta = figure.axes  # bound_nats is in no row
     assert "loss" in loss.get_title(loc="left") and "Delta" in delta.get_title(loc="left")
     lines = {line.get_label(): line for line in loss.lines if not str(line.get_label()).startswith("_")}
@@ -233,9 +229,7 @@ def test_nothing_to_draw_is_said() -> None:
 
 
 def test_bars_show_value_and_spread() -> None:
-    figure = bars(
-        {"0_1": Estimate(3.0, 0.5), "1_2": Estimate(-1.0, 0.25), "2_3": float("nan")}, number_format=".2f"
-    )
+    figure = bars({"0_1": Estimate(3.0, 0.5), "1_2": Estimate(-1.0, 0.25), "2_3": float("nan")}, number_format=".2f")
     axes = figure.axes[0]
     assert [patch.get_width() for patch in axes.patches[:2]] == [3.0, -1.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0_1", "1_2", "2_3"]
@@ -367,9 +361,7 @@ def test_figures_follow_the_readers_colours(page: Page) -> None:
         assert not re.search(r"#0{6}|#f{6}|black|white", drawing)
         texts = re.findall(r'<g id="text_\d+">\s*<!--.*?-->\s*<g ([^>]*)>', drawing, flags=re.DOTALL)
         assert len(texts) == drawing.count('<g id="text_') >= 4
-        assert all(
-            text.startswith('style="fill: var(--') for text in texts
-        )  # without a fill it would be black
+        assert all(text.startswith('style="fill: var(--') for text in texts)  # without a fill it would be black
 
 
 def test_page_is_the_same_each_time_and_written_whole(page: Page, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_streams_never_meet():
 
 def test_a_stream_holds_more_than_32_bits():
     """The generator's state is the one that SeedSequence asks for, word by word."""
-    sequence = np.random.SeedSequence((5, 0x62d277af, 6, 7))  # CRC-32 of "z"
+    sequence = np.random.SeedSequence((5, 0x62D277AF, 6, 7))  # CRC-32 of "z"
     words = sequence.generate_state(624, np.uint32)
     words[0] = 0x80000000
     twin = np.random.MT19937()

@@ -128,9 +128,7 @@ def test_resized_crop_equals_torchvision(antialias: bool, size: int) -> None:
     given = dataclasses.replace(drawn, top=top, left=left, height=height, width=width, flip=flip)
     result = views.resized_crop(images, given, size, antialias)
     for i, box in enumerate(boxes):
-        expected = F.resized_crop(
-            images[i], *box, [size, size], InterpolationMode.BILINEAR, antialias=antialias
-        )
+        expected = F.resized_crop(images[i], *box, [size, size], InterpolationMode.BILINEAR, antialias=antialias)
         expected = F.hflip(expected) if flip[i] else expected
         torch.testing.assert_close(result[i], expected, atol=2e-6, rtol=0)
 
@@ -161,9 +159,7 @@ def test_views_equal_torchvision_sample_by_sample(policy: str, antialias: bool) 
     parameters = augment.draw(40, stream(5), "cpu")
     result = augment.view(images, parameters)
     expected = torch.stack([torchvision_view(images[i], parameters, i, augment) for i in range(40)])
-    torch.testing.assert_close(
-        result, expected, atol=2e-4, rtol=0
-    )  # hue after a crop, divided by std of 0.225
+    torch.testing.assert_close(result, expected, atol=2e-4, rtol=0)  # hue after a crop, divided by std of 0.225
     assert (result - expected).abs().mean() < 1e-6
 
 
@@ -190,9 +186,7 @@ def test_draws_follow_torchvisions_law() -> None:
     counts = orders.unique(return_counts=True)[1]
     assert len(counts) == 24
     expected = n / 24
-    assert (
-        float(((counts - expected) ** 2 / expected).sum()) < 50
-    )  # chi squared, 23 degrees of freedom: p < 1e-3
+    assert float(((counts - expected) ** 2 / expected).sum()) < 50  # chi squared, 23 degrees of freedom: p < 1e-3
 
 
 def test_boxes_follow_torchvisions_law() -> None:

@@ -103,18 +103,14 @@ def fashion_mnist(split: str = "train", root: str | os.PathLike[str] | None = No
     images, labels = read_idx(image_path), read_idx(label_path)
 
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise UsageError(
-            f"{image_path}: {images.dtype} of shape {images.shape}, expected uint8 of shape (n, 28, 28)"
-        )
+        raise UsageError(f"{image_path}: {images.dtype} of shape {images.shape}, expected uint8 of shape (n, 28, 28)")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise UsageError(
             f"{label_path}: {labels.dtype} of shape {labels.shape}, expected uint8 of shape ({len(images)},)"
         )
     if labels.size and labels.max() >= len(FASHION_CLASSES):
         raise UsageError(f"{label_path}: label {labels.max()}, expected 0 to {len(FASHION_CLASSES) - 1}")
-    return LabelledImages(
-        torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), FASHION_CLASSES
-    )
+    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), FASHION_CLASSES)
 
 
 def _read_array(stream: BinaryIO, path: Path) -> np.ndarray:
@@ -125,20 +121,13 @@ def _read_array(stream: BinaryIO, path: Path) -> np.ndarray:
     values = _read_at_most(stream, expected + 1)  # one more byte than promised shows a file that is too long
     if len(values) != expected:
         found = "more" if len(values) > expected else str(len(values))
-        raise UsageError(
-            f"{path}: the header promises {expected} bytes of values for shape {shape}, found {found}"
-        )
+        raise UsageError(f"{path}: the header promises {expected} bytes of values for shape {shape}, found {found}")
     return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _read_header(stream: BinaryIO, path: Path) -> tuple[np.dtype, tuple[int, ...]]:
     magic = stream.read(4)
-    if (
-        len(magic) < 4
-        or magic[:2] != b"\0\0"
-        or magic[2] not in _TYPES
-        or not 1 <= magic[3] <= _MAX_DIMENSIONS
-    ):
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES or not 1 <= magic[3] <= _MAX_DIMENSIONS:
         raise UsageError(f"{path}: not an idx file (it begins with {magic.hex() or 'nothing'})")
     n_dimensions = magic[3]
     sizes = stream.read(4 * n_dimensions)

@@ -18,15 +18,11 @@ TYPE_BYTE = {"uint8": 0x08, "int16": 0x0B, "float32": 0x0D}
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
-    header = struct.pack(
-        f">BBBB{values.ndim}I", 0, 0, TYPE_BYTE[values.dtype.name], values.ndim, *values.shape
-    )
+    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, TYPE_BYTE[values.dtype.name], values.ndim, *values.shape)
     return header + values.astype(values.dtype.newbyteorder(">")).tobytes()
 
 
-def write_split(
-    folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray, compressed: bool = False
-) -> None:
+def write_split(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray, compressed: bool = False) -> None:
     for name, values in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
         content = idx_bytes(values)
         path = folder / (name + ".gz" if compressed else name)
@@ -106,9 +102,7 @@ def test_the_environment_names_the_folder(
 
 
 def test_compressed_files_are_found(tmp_path: Path) -> None:
-    write_split(
-        tmp_path, "t10k", np.full((2, 28, 28), 3, np.uint8), np.array([1, 2], np.uint8), compressed=True
-    )
+    write_split(tmp_path, "t10k", np.full((2, 28, 28), 3, np.uint8), np.array([1, 2], np.uint8), compressed=True)
     assert fashion_mnist("test", root=tmp_path).labels.tolist() == [1, 2]
 
 

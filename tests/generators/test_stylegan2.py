@@ -50,9 +50,7 @@ BENCH = _module(TESTS.parent / "bench" / "stylegan2.py")
 
 def _golden(name):
     with np.load(GOLDEN / f"stylegan2_{name}.npz") as arrays:
-        return {
-            key: arrays[key] if arrays[key].ndim == 0 else torch.from_numpy(arrays[key]) for key in arrays
-        }
+        return {key: arrays[key] if arrays[key].ndim == 0 else torch.from_numpy(arrays[key]) for key in arrays}
 
 
 def _filled(config):
@@ -179,9 +177,7 @@ def _tensorflow_state(config):
         shapes = {key: value.shape for key, value in StyleGAN2(config).state_dict().items()}
     state = {"mapping.w_avg": tf("dlatent_avg", config.w_dim)}
     for i in range(config.mapping_layers):
-        state[f"mapping.fc{i}.weight"] = tf(
-            f"mapping/Dense{i}/weight", *shapes[f"mapping.fc{i}.weight"][::-1]
-        ).T
+        state[f"mapping.fc{i}.weight"] = tf(f"mapping/Dense{i}/weight", *shapes[f"mapping.fc{i}.weight"][::-1]).T
         state[f"mapping.fc{i}.bias"] = tf(f"mapping/Dense{i}/bias", config.w_dim)
     noise = 0
     for side in config.resolutions:
@@ -261,9 +257,7 @@ def test_scaled_activations_equal_kernels_per_sample(architecture):
         torch.testing.assert_close(grads[key], twin_grads[key], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "taps", [(1,), (1, 1), (1, 2, 1), (1, 3, 3, 1), (3, -1, 4, 1, 5), (1, 4, 2, 8, 5, 7, 1, 3, 2)]
-)
+@pytest.mark.parametrize("taps", [(1,), (1, 1), (1, 2, 1), (1, 3, 3, 1), (3, -1, 4, 1, 5), (1, 4, 2, 8, 5, 7, 1, 3, 2)])
 def test_upsampling_equals_interleaving_zeros_and_filtering(taps):
     torch.manual_seed(0)
     image = torch.randn(2, 3, 5, 5, dtype=torch.float64)
@@ -462,9 +456,7 @@ def test_whole_image_is_resized_antialiased():
     expected = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=False, antialias=True)
     assert generator.resolution == 12
     _close(generator.decode(latents), (expected * 127.5 + 128).clamp(0, 255) / 255, 1e-5)
-    unfiltered = build({**generator.config(), "resampling": "corners"}, generator.state_dict()).decode(
-        latents
-    )
+    unfiltered = build({**generator.config(), "resampling": "corners"}, generator.state_dict()).decode(latents)
     expected = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=True)
     _close(unfiltered, (expected * 127.5 + 128).clamp(0, 255) / 255, 1e-6)
 
@@ -590,9 +582,7 @@ def test_weights_that_do_not_fit_are_refused():
     def refused(message, **changes):
         changed = {**state, **{key.replace("__", "."): value for key, value in changes.items()}}
         with pytest.raises(CorruptCheckpointError, match=message):
-            StyleGAN2.from_tensors(
-                config, {key: value for key, value in changed.items() if value is not None}
-            )
+            StyleGAN2.from_tensors(config, {key: value for key, value in changed.items() if value is not None})
 
     refused("mapping.fc1.bias is missing", mapping__fc1__bias=None)
     refused("unknown keys synthesis.b64.const", synthesis__b64__const=torch.zeros(1))
@@ -616,9 +606,7 @@ def test_a_published_pickle_becomes_a_generator(tiny):
 
 def test_a_new_network_has_unit_weights_and_sane_activations():
     torch.manual_seed(0)
-    generator = StyleGAN2(
-        StyleGAN2Config(z_dim=64, w_dim=64, img_resolution=32, channel_base=2048, channel_max=64)
-    )
+    generator = StyleGAN2(StyleGAN2Config(z_dim=64, w_dim=64, img_resolution=32, channel_base=2048, channel_max=64))
     assert abs(generator.synthesis.b16.conv0.weight.std() - 1) < 0.02
     assert abs(generator.mapping.fc3.weight.std() - 100) < 3  # stored over the learning-rate multiplier
     assert generator.synthesis.b8.conv1.noise_strength == 0

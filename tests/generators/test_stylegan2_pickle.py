@@ -36,9 +36,7 @@ def _helper(path):
 
 
 FILL = _helper(GOLDEN / "fill_stylegan2.py")
-audited, hostile, files = (
-    _helper(TESTS / f"{name}.py") for name in ("audited", "hostile", "stylegan2_files")
-)
+audited, hostile, files = (_helper(TESTS / f"{name}.py") for name in ("audited", "hostile", "stylegan2_files"))
 
 OPTIONS = {
     "z_dim": 8,
@@ -180,9 +178,7 @@ def _reference_tensorflow_state(shapes):
         part, block, *rest = key.split(".")
         if part == "mapping":
             name = f"mapping/Dense{block[2:]}/{rest[0]}"
-            state[key] = (
-                FILL.fill_tf(name, shape[::-1]).T if rest[0] == "weight" else FILL.fill_tf(name, shape)
-            )
+            state[key] = FILL.fill_tf(name, shape[::-1]).T if rest[0] == "weight" else FILL.fill_tf(name, shape)
             continue
         r = int(block[1:])
         if rest == ["const"]:
@@ -213,9 +209,7 @@ def test_published_tensorflow_file():
     _assert_equal(state, _reference_tensorflow_state(expected_shapes(config)))
 
 
-@pytest.mark.parametrize(
-    "file, golden, image", [(TORCH_FILE, "tiny", "img"), (TENSORFLOW_FILE, "tiny_tf", "img")]
-)
+@pytest.mark.parametrize("file, golden, image", [(TORCH_FILE, "tiny", "img"), (TENSORFLOW_FILE, "tiny_tf", "img")])
 def test_published_files_give_the_reference_images(file, golden, image):
     generator = StyleGAN2.from_file(file).freeze()
     with np.load(GOLDEN / f"stylegan2_{golden}.npz") as arrays, torch.no_grad():
@@ -263,15 +257,12 @@ def test_protocols_and_prefixes(tmp_path, protocol, prefix):
 def test_easy_dicts_and_channels_last(tmp_path):
     state = _network_state(OPTIONS)
     last = {
-        key: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value
-        for key, value in state.items()
+        key: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value for key, value in state.items()
     }
     assert not last["synthesis.b8.conv0.weight"].is_contiguous()
 
     def root(easy_dict):
-        options = {
-            key: easy_dict(value) if isinstance(value, dict) else value for key, value in OPTIONS.items()
-        }
+        options = {key: easy_dict(value) if isinstance(value, dict) else value for key, value in OPTIONS.items()}
         network = files.generator(last, options)
         return {"training_set_kwargs": easy_dict(path="data.zip"), "G_ema": network, "augment_pipe": None}
 
@@ -285,9 +276,7 @@ def test_easy_dicts_and_channels_last(tmp_path):
 def test_only_the_moving_average_is_built(tmp_path):
     """Other networks may be of any make, and what they hold may be broken: nobody asks for it."""
     other = {key: value + 1 for key, value in _network_state(OPTIONS).items()}
-    odd = files.module(
-        "MinibatchStdLayer", {"weight": torch.ones(3)}, {"b4": files.module("Odd", {})}, _init_args=(1,)
-    )
+    odd = files.module("MinibatchStdLayer", {"weight": torch.ones(3)}, {"b4": files.module("Odd", {})}, _init_args=(1,))
     root = {
         "G": files.generator(other, OPTIONS),
         "D": odd,
@@ -556,9 +545,7 @@ CARRIERS = {
     "G_ema": lambda value: hostile.entries(G_ema=value),
     "options": lambda value: hostile.entries(G_ema=_persistent(_module_state(_init_kwargs=value))),
     "hooks": lambda value: hostile.entries(G_ema=_persistent(_module_state(_forward_hooks=value))),
-    "D": lambda value: hostile.entries(
-        D=_persistent(_module_state(x=value)), G_ema=_persistent(_module_state())
-    ),
+    "D": lambda value: hostile.entries(D=_persistent(_module_state(x=value)), G_ema=_persistent(_module_state())),
     "storage": lambda value: hostile.entries(G_ema=_persistent(_storage_in(value))),
     "storage of D": lambda value: hostile.entries(D=_persistent(_storage_in(value)), G_ema=b"N"),
     "meta": lambda value: hostile.entries(
