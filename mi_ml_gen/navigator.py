@@ -148,6 +148,9 @@ def train_navigator(
     decode_pair: Callable[..., ImagePair] = generator.decode_pair
     score: Callable[..., torch.Tensor] = critic
     if settings.compile:
+        from torch import _dynamo  # takes seconds to import
+
+        _dynamo.config.suppress_errors = True  # what cannot be compiled here runs as it is
         decode_pair, score = torch.compile(generator.decode_pair), torch.compile(critic)
 
     # --- Scales that the course of training is held against
