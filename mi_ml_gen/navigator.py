@@ -346,7 +346,7 @@ class Selection(NamedTuple):
     reason: str
 
 
-RISE = 0.9
+RISE = 0.8
 """Share of the loss's rise from its trough that the selected walker must have reached for good."""
 
 
@@ -355,7 +355,7 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
 
     The critic first learns to tell the pairs (the loss falls to a trough), then the walker takes information away
     (it rises). Kept is the earliest walker after the trough from which on the smoothed loss never again lies below
-    90% of the rise to its last value: what is gained later is little, and is paid for with a longer perturbation; a
+    80% of the rise to its last value: what is gained later is little, and is paid for with a longer perturbation; a
     critic that stumbles for a moment counts for nothing. Walkers whose delta, smoothed or not (it may grow faster than
     a mean follows), exceeds `independent`, the length between independent draws, have left what the generator knows
     and are out.
