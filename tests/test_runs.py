@@ -710,7 +710,8 @@ def send_sigterm_to_a_forked_worker() -> None:
         worker = os.fork()
         if worker == 0:
             os.write(writer, b"x")
-            time.sleep(60)
+            for _ in range(500):  # Python sees a signal between two calls: one long sleep could begin just before it
+                time.sleep(0.1)
             os._exit(0)
         os.read(reader, 1)
         os.kill(worker, signal.SIGTERM)
