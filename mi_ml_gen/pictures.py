@@ -12,6 +12,7 @@ from mi_ml_gen import report, runtime
 from mi_ml_gen.errors import UsageError
 from mi_ml_gen.files import atomic_write
 from mi_ml_gen.generators import MultiLatentGenerator
+from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers import Pair, Walker, load_walker
 
 
@@ -35,6 +36,24 @@ def save_chunks(path: Path, generator: MultiLatentGenerator, walkers: Sequence[W
     rows = [decode_shown(generator, generator.latents(z))]
     rows += [decode_shown(generator, walker(generator, z).positive) for walker in walkers]
     return report.save_png(path, report.image_grid(torch.cat(rows), n_columns=len(z)))
+
+
+@torch.no_grad()
+def save_swaps(
+    path: Path, generator: MultiLatentGenerator, z: torch.Tensor, donors: torch.Tensor, groups: Sequence[Chunks]
+) -> Path:
+    """The anchors of noise z, a row per group of chunks with that group taken from the donors, then the donors.
+
+    Style mixing (Karras et al., 2019, section 3.1), for every family: what a group of chunks decides is what
+    changes from the first row to its row, and what it shares with the last row.
+    """
+    anchor, donor = generator.latents(z), generator.latents(donors)
+    rows = [anchor]
+    for group in groups:
+        at = generator.layout.slice(group)
+        rows.append(torch.cat([anchor[:, : at.start], donor[:, at], anchor[:, at.stop :]], dim=1))
+    images = torch.cat([decode_shown(generator, latents) for latents in [*rows, donor]])
+    return report.save_png(path, report.image_grid(images, n_columns=len(z)))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.files import atomic_write
 from mi_ml_gen.generators import MultiLatentGenerator
 from mi_ml_gen.information import infonce_bound
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.navigator import NavigatorConfig, near, select_checkpoint, train_navigator, walker_name
 from mi_ml_gen.pictures import decode_shown
 from mi_ml_gen.walkers import Walker, load_walker
@@ -172,12 +172,9 @@ def train_missing(
 
     Interrupted, the same call resumes. Raises UsageError when the chunks cannot be cut into such groups.
     """
-    n_chunks = generator.layout.n_chunks
-    if not 1 <= group <= n_chunks or n_chunks % group:
-        raise UsageError(f"--groups {group}: must divide the {n_chunks} chunks of {generator.name}")
     stem = "chunk" if group == 1 else "group_"
-    for i, start in enumerate(range(0, n_chunks, group)):
-        own = dataclasses.replace(settings, chunks=str(Chunks(start, start + group)))
+    for i, chunks in enumerate(generator.groups(group)):
+        own = dataclasses.replace(settings, chunks=str(chunks))
         train_navigator(own, generator, Path(base) / f"{stem}{i}", progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
@@ -10,6 +11,7 @@ from stylegan2_files import named
 from test_scripts import assert_refused, call
 from torch import nn
 
+from mi_ml_gen import pictures, report
 from mi_ml_gen.generators import load_generator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.walkers import NonlinearWalker, Walker, load_walker, save_walker
@@ -74,6 +76,31 @@ def test_table_1_of_published_walkers(monkeypatch, capsys, tmp_path):
     for chunks, walker in walkers.items():
         line = next(line for line in out.splitlines() if line.startswith(chunks))
         assert float(line.split()[1]) == pytest.approx(brute_force_delta(walker, 1.0), rel=0.05)
+
+
+def test_pictures_of_a_generator(monkeypatch, capsys, tmp_path):
+    argv = [*STYLEGAN2, "--groups", 2, "--n_images", 3, "--device", "cpu", "--out", tmp_path]
+    code, _, err = call(monkeypatch, capsys, "visualize_generator", *argv)
+    assert code == 0, err
+    with Image.open(tmp_path / "samples.png") as samples, Image.open(tmp_path / "swaps.png") as swaps:
+        assert samples.size == (3 * 32 + 2 * 2, 3 * 32 + 2 * 2)
+        assert swaps.size == (3 * 32 + 2 * 2, 6 * 32 + 5 * 2)
+    refused = [*STYLEGAN2, "--groups", 3, "--out", tmp_path / "none"]
+    says = "--groups 3: must divide the 8 chunks of stylegan2"
+    assert_refused(monkeypatch, capsys, "visualize_generator", refused, 2, says)
+    assert not (tmp_path / "none").exists()
+
+
+def test_swaps_take_a_group_at_a_time_from_the_donors(tmp_path):
+    """Rows of the picture: anchors, anchors with each group of the donors' W+, donors."""
+    generator = load_generator("stylegan2", PICKLE)
+    z, donors = torch.randn(2, 3, generator.noise_dim, generator=torch.Generator().manual_seed(0))
+    path = pictures.save_swaps(tmp_path / "swaps.png", generator, z, donors, generator.groups(4))
+    anchor, donor = (generator.latents(noise).unflatten(1, (8, 64)) for noise in (z, donors))
+    rows = [anchor, torch.cat([donor[:, :4], anchor[:, 4:]], 1), torch.cat([anchor[:, :4], donor[:, 4:]], 1), donor]
+    expected = report.image_grid(torch.cat([generator.decode(row.flatten(1)) for row in rows]).detach(), n_columns=3)
+    with Image.open(path) as shown:
+        assert np.array_equal(np.asarray(shown), expected)
 
 
 def test_pictures_of_a_yaml_of_groups(monkeypatch, capsys, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mi_ml_gen import config
-from mi_ml_gen.errors import CorruptCheckpointError
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.latents import Chunks, LatentLayout
 
 
@@ -75,6 +75,13 @@ class MultiLatentGenerator(nn.Module):
     def chunks(self, text: str, flag: str = "--chunks") -> Chunks:
         """`Chunks.parse` within this generator's range."""
         return Chunks.parse(text, self.layout.n_chunks, self.name, flag)
+
+    def groups(self, size: int, flag: str = "--groups") -> list[Chunks]:
+        """All chunks, in ranges of `size`. Raises UsageError, naming the flag, when they cannot be cut so."""
+        n_chunks = self.layout.n_chunks
+        if not 1 <= size <= n_chunks or n_chunks % size:
+            raise UsageError(f"{flag} {size}: must divide the {n_chunks} chunks of {self.name}")
+        return [Chunks(start, start + size) for start in range(0, n_chunks, size)]
 
     def walk_slice(self, chunks: Chunks) -> slice:
         """The part of z that a walker changes in order to perturb `chunks`: the chunks themselves."""
