@@ -196,8 +196,7 @@ class Basis:
         return Basis(self.mean, self.axes[:, :n_components], self.variances[:n_components], self.total_variance)
 
     def to(self, device: torch.device) -> Basis:
-        moved = (tensor.to(device) for tensor in (self.mean, self.axes, self.variances))
-        return Basis(*moved, total_variance=self.total_variance)
+        return Basis(self.mean.to(device), self.axes.to(device), self.variances.to(device), self.total_variance)
 
     def project(self, images: Tensor) -> Tensor:
         """Images (n, 28, 28) in [0, 1] -> coefficients (n, K)."""
