@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from torch import nn
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError, nearest
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, Use, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
+from mi_ml_gen.resampling import resize
 
 NOISE_MODES = ("const", "random", "none")
 _GAINS = {"lrelu": math.sqrt(2), "linear": 1.0}
@@ -835,7 +836,7 @@ class StyleGAN2(MultiLatentGenerator):
 
     def _shown(self, image: torch.Tensor) -> torch.Tensor:
         """Cropped output (n, img_channels, crop, crop) -> images (n, 3, resolution, resolution) in [0, 1]."""
-        image = _resized(image, self.resolution, self.settings.resampling_kind)
+        image = resize(image, self.resolution, self.settings.resampling_kind)
         image = ((image * 127.5 + 128) / 255).clamp(0, 1)  # the authors' bytes, not rounded: 0 becomes 128/255
         return image.expand(-1, 3, -1, -1)
 
@@ -844,27 +845,6 @@ def _check_shape(what: str, x: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != shape:
         wanted = ", ".join(["n", *map(str, shape)])
         raise UsageError(f"{what} of shape {tuple(x.shape)}: must be ({wanted})")
-
-
-def _resized(image: torch.Tensor, size: int, resampling: str) -> torch.Tensor:
-    """Square images to size x size."""
-    if image.shape[-1] == size:
-        return image
-    if resampling == "corners":
-        return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=True)
-    # Two fixed matrix products: unlike interpolate's, their backward on CUDA gives the same bits each time.
-    rows = _antialias_matrix(image.shape[-1], size, image.dtype, image.device)
-    with torch.autocast(image.device.type, enabled=False):
-        return rows @ image @ rows.T
-
-
-@lru_cache(maxsize=16)
-def _antialias_matrix(side: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(size, side): antialiased bilinear resizing along one axis."""
-    with torch.inference_mode(False), torch.no_grad():
-        identity = torch.eye(side, dtype=dtype)[None, None]
-        rows = F.interpolate(identity, size=(size, side), mode="bilinear", align_corners=False, antialias=True)
-        return rows[0, 0].to(device)
 
 
 def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str = "stylegan2") -> StyleGAN2:
