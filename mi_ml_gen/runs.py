@@ -4,6 +4,7 @@
     metrics.jsonl    one JSON object a line, each with its "step"
     checkpoints/     state_<step>.pt and .sha256 beside, the newest few; walkers and encoders in safetensors
     images/          figures
+    environment.json command, machine, software and time of each start: see environment.py
     .lock            held by the process that writes here
 
 Under torchrun only rank 0 touches the folder, and the others hear from it. Locks need Linux or macOS.
@@ -31,7 +32,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from mi_ml_gen import runtime
+from mi_ml_gen import environment, runtime
 from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.files import (
     UNFINISHED,
@@ -75,6 +76,7 @@ class RunFolder:
         self.images = path / "images"
         self._keep = keep
         self._lock: _Lock | None = None
+        self._record: environment.Record | None = None
         self._state_is_loadable = False
 
     @classmethod
@@ -98,12 +100,16 @@ class RunFolder:
         try:
             _sweep(self)
             _agree(self.path / "config.yaml", config, free)
+            self._record = environment.Record(self.path)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Let other processes have the folder."""
+        if self._record is not None:
+            self._record.end()
+            self._record = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
