@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mi_ml_gen import report, runtime
@@ -39,9 +40,9 @@ def save_chunks(path: Path, generator: MultiLatentGenerator, walkers: Sequence[W
 
 
 @torch.no_grad()
-def save_swaps(
-    path: Path, generator: MultiLatentGenerator, z: torch.Tensor, donors: torch.Tensor, groups: Sequence[Chunks]
-) -> Path:
+def swaps(
+    generator: MultiLatentGenerator, z: torch.Tensor, donors: torch.Tensor, groups: Sequence[Chunks]
+) -> np.ndarray:
     """The anchors of noise z, a row per group of chunks with that group taken from the donors, then the donors.
 
     Style mixing (Karras et al., 2019, section 3.1), for every family: what a group of chunks decides is what
@@ -53,7 +54,7 @@ def save_swaps(
         at = generator.layout.slice(group)
         rows.append(torch.cat([anchor[:, : at.start], donor[:, at], anchor[:, at.stop :]], dim=1))
     images = torch.cat([decode_shown(generator, latents) for latents in [*rows, donor]])
-    return report.save_png(path, report.image_grid(images, n_columns=len(z)))
+    return report.image_grid(images, n_columns=len(z))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from mi_ml_gen.generators import MultiLatentGenerator
 from mi_ml_gen.information import infonce_bound
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.navigator import NavigatorConfig, near, select_checkpoint, train_navigator, walker_name
-from mi_ml_gen.pictures import decode_shown
+from mi_ml_gen.pictures import decode_shown, swaps
 from mi_ml_gen.walkers import Walker, load_walker
 
 
@@ -245,53 +245,71 @@ def delta_figure(rows: Sequence[Row]) -> Any:
     return report.bars(values, x_label="delta (mean ± standard deviation over anchors)")
 
 
-@torch.no_grad()
-def write_page(
-    path: str | Path,
-    generator: MultiLatentGenerator,
-    rows: Sequence[Row],
-    title: str,
-    commands: str,
-    law: TruncatedNormal | None = None,
-    seed: int = 0,
-    n_images: int = 10,
-    device: torch.device | str = "cpu",
-) -> Path:
-    """One self-contained HTML page: the table, delta as bars, the curves, and anchors beside positives per chunk."""
-    law = law or TruncatedNormal()
-    z = law.sample((n_images, generator.noise_dim), runtime.stream(seed, "page", 0, 0, device))
+class Study(NamedTuple):
+    """A generator, the rows of its Table 1, and the noise with which it was measured."""
+
+    generator: MultiLatentGenerator
+    rows: Sequence[Row]
+    law: TruncatedNormal
+    seed: int
+    device: torch.device | str
+
+
+def write_page(path: str | Path, studies: Sequence[Study], title: str, commands: str, n_images: int = 10) -> Path:
+    """One self-contained HTML page: for each generator the table, delta as bars, anchors beside positives per chunk,
+    chunks exchanged, and the curves of training."""
     page = report.Page(
         title,
-        "A walker was trained on each latent variable (chunk) of a frozen generator: it perturbs that chunk alone, so "
-        "that image and perturbed image share as little information as a critic can find. The length of the "
-        "perturbation, delta, and what changes in the images say what the chunk does.",
+        "A walker was trained on each latent variable (chunk, or group of chunks) of a frozen generator: it perturbs "
+        "that part alone, so that image and perturbed image share as little information as a critic can find. The "
+        "length of the perturbation, delta, and what changes in the images say what the part does.",
     )
-    page.section("Table 1").table(to_table(rows))
+    for study in studies:
+        _add_study(page, study, n_images)
+    page.section("Commands").code(commands)
+    return page.write(path)
+
+
+@torch.no_grad()
+def _add_study(page: report.Page, study: Study, n_images: int) -> None:
+    generator, rows = study.generator, study.rows
+    shape = (n_images, generator.noise_dim)
+    z, donors = (
+        study.law.sample(shape, runtime.stream(study.seed, name, 0, 0, study.device)) for name in ("page", "donors")
+    )
+    page.section(f"Table 1 of {generator.name}").table(to_table(rows))
     page.text(
         "`of independent` is delta over the length between two independent draws of the chunk: at 100% the anchor is "
         "forgotten. `bound` is a lower bound on the mutual information of the pair, in nats."
     )
-    page.figure(delta_figure(rows), "Delta of each chunk as a bar")
-    page.section("What each latent variable does")
+    page.figure(delta_figure(rows), f"Delta of each walker of {generator.name} as a bar")
+    page.section(f"What each latent variable of {generator.name} does")
     page.text(f"The same {n_images} anchors in every row, each above its positive.")
+    scale = max(1.0, 64 / generator.resolution)
     anchor = decode_shown(generator, generator.latents(z))
     for row in rows:
         positive = decode_shown(generator, row.walker.walker(generator, z).positive)
         page.rows(
             {"anchor": anchor, "positive": positive},
-            f"anchors and positives, chunks {row.walker.chunks}",
+            f"anchors and positives of {generator.name}, chunks {row.walker.chunks}",
             f"chunks {row.walker.chunks}: delta {row.delta.mean:.2f}",
-            scale=max(1.0, 64 / generator.resolution),
+            scale=scale,
         )
+    page.text("The same anchors with these chunks exchanged for those of other images, the donors; nothing is trained.")
+    groups = [chunks for row in rows for chunks in row.walker.walker.chunks]
+    page.image(
+        swaps(generator, z, donors, groups),
+        f"anchors of {generator.name}, a row per part taken from the donors, donors",
+        f"anchors; {', '.join(map(str, groups))} from the donors; donors",
+        scale=scale,
+    )
     courses = {f"chunks {row.walker.chunks}": row.walker.rows for row in rows if row.walker.rows}
     if courses:
-        page.section("Training").figure(
+        page.section(f"Training of the walkers of {generator.name}").figure(
             [
                 report.curves(courses, (name,), x="samples", x_label="samples")
                 for name in ("loss", "bound_nats", "delta")
             ],
-            "Loss, bound and delta during training, a line for each chunk",
+            "Loss, bound and delta during training, a line for each walker",
             "The critic first learns to tell pairs (the loss falls), then the walker takes information away.",
         )
-    page.section("Commands").code(commands)
-    return page.write(path)

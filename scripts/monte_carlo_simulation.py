@@ -70,10 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = table1.write_table(rows, out)
     if a.page:
         command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(sys.argv[1:] if argv is None else argv)])
-        page = out / "table1.html"
-        written.append(
-            table1.write_page(page, generator, rows, f"Table 1 of {a.generator}", command, law, a.seed, device=device)
-        )
+        study = table1.Study(generator, rows, law, a.seed, device)
+        written.append(table1.write_page(out / "table1.html", [study], f"Table 1 of {a.generator}", command))
     print("written: " + ", ".join(map(str, written)))
 
 

@@ -1,55 +1,66 @@
-"""From a bundled generator to Table 1 in a few minutes: train a walker per chunk, measure delta, write a page.
+"""From bundled generators to Table 1 in a few minutes: train walkers, measure delta, write a page.
 
-    python scripts/quickstart.py                      (what `make quickstart` runs)
-    python scripts/quickstart.py --num_samples 64000  (longer, nearer to convergence)
+    python scripts/quickstart.py                             (what `make quickstart` runs)
+    python scripts/quickstart.py --num_samples 64000         (longer, nearer to convergence)
+    python scripts/quickstart.py --generator tiny-stylegan --groups 2
 
-The settings are those of mi_ml_gen/configs/quickstart.yaml, and every flag of train_navigator.py overrides them.
+Without --generator or --config: a walker for each chunk of tiny-bigbigan, and for the coarse and the fine half of
+tiny-stylegan's. The settings are those of mi_ml_gen/configs/quickstart.yaml, and every flag of train_navigator.py overrides them.
 Interrupted, the same command goes on. The page is quickstart/index.html.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from mi_ml_gen import cli, config, pictures, runtime, table1
+from mi_ml_gen.errors import UsageError
 from mi_ml_gen.generators import load_generator
 from mi_ml_gen.navigator import NavigatorConfig
+
+STUDIES = {"tiny-bigbigan": 1, "tiny-stylegan": 4}
+"""The generators of a plain `make quickstart`, and how many chunks each of their walkers perturbs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, NavigatorConfig)
+    parser.add_argument("--groups", type=int, metavar="N", help="with --generator: chunks per walker (default 1)")
     parser.add_argument("--n_samples", type=int, default=500_000, metavar="N", help="draws for each delta")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="PATH", help="folder of all results")
     arguments = parser.parse_args(argv)
+    plain = arguments.generator is None and arguments.config is None
+    if plain and arguments.groups is not None:
+        raise UsageError(f"--groups {arguments.groups}: give --generator, too")
     arguments.config = arguments.config or "quickstart"
     settings = config.from_arguments(NavigatorConfig, arguments)
+    chosen = STUDIES if plain else {settings.generator: arguments.groups or 1}
     device = runtime.resolve_device(settings.device)
-    generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    n_chunks = generator.layout.n_chunks
 
-    print(f"1 of 3: a walker for each of the {n_chunks} chunks of {generator.name}")
-    walkers = arguments.out / "walkers"
-    table1.train_missing(walkers, settings, generator)
+    studies = []
+    for i, (name, group) in enumerate(chosen.items(), start=1):
+        own = dataclasses.replace(settings, generator=name)
+        generator = load_generator(name, own.g_path, device, own.g_use)
+        folder = arguments.out / name
+        groups = generator.groups(group)
+        print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
+        table1.train_missing(folder, own, generator, group)
+        found = table1.find_walkers(folder)
+        rows = table1.estimate_rows(generator, found, arguments.n_samples, own.law, own.seed, device, True)
+        table1.write_table(rows, folder)
+        print("\n" + table1.to_table(rows).to_terminal() + "\n")
+        z = own.law.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
+        pictures.save_chunks(folder / "chunks.png", generator, [one.walker for one in found], z)
+        studies.append(table1.Study(generator, rows, own.law, own.seed, device))
 
-    print(f"2 of 3: delta of each, over {arguments.n_samples:,} draws")
-    found = table1.find_walkers(walkers)
-    rows = table1.estimate_rows(generator, found, arguments.n_samples, settings.law, settings.seed, device, True)
-    table1.write_table(rows, arguments.out)
-    print("\n" + table1.to_table(rows).to_terminal() + "\n")
-
-    print("3 of 3: the page")
     command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
-    page = table1.write_page(
-        arguments.out / "index.html", generator, rows, f"What each latent variable of {generator.name} does",
-        command, settings.law, settings.seed, device=device,
-    )  # fmt: skip
-    z = settings.law.sample((12, generator.noise_dim), runtime.stream(settings.seed, "page", 0, 0, device))
-    pictures.save_chunks(arguments.out / "chunks.png", generator, [one.walker for one in found], z)
+    title = f"What each latent variable of {' and '.join(chosen)} does"
+    page = table1.write_page(arguments.out / "index.html", studies, title, command)
     print(f"done in {time.monotonic() - started:.0f} s; open {page}")
 
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     samples = pictures.decode_shown(generator, generator.latents(many))
     written = [report.save_png(a.out / "samples.png", report.image_grid(samples, n_columns=a.n_images))]
-    written.append(pictures.save_swaps(a.out / "swaps.png", generator, z, donors, groups))
+    written.append(report.save_png(a.out / "swaps.png", pictures.swaps(generator, z, donors, groups)))
     print("written: " + ", ".join(map(str, written)))
 
 

@@ -184,3 +184,27 @@ def test_from_weights_to_pictures(monkeypatch, capsys, tmp_path, weights):
     assert code == 0, err
     for name in ("strength.png", "training.png", "curves.png"):
         assert (base / "chunk0" / "images" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_quickstart_of_one_generator_and_again(monkeypatch, capsys, weights, tmp_path):
+    argv = ["--generator", "bigbigan", "--g_path", weights, "--num_samples", 16, "--save_freq", 16, "--batch_size", 8]
+    argv += ["--critic_width", 4, "--n_samples", 1000, "--device", "cpu", "--out", tmp_path / "q"]
+    first = call(monkeypatch, capsys, "quickstart", *argv)
+    assert first[0] == 0, first[2]
+    walkers = sorted((tmp_path / "q" / "bigbigan").glob("*/walker.safetensors"))
+    assert [path.parent.name for path in walkers] == ["chunk0", "chunk1"]
+    text = (tmp_path / "q" / "index.html").read_text()
+    assert "chunks 1_2: delta" in text and "Table 1 of small" in text
+    written = [path.read_bytes() for path in walkers]
+    logged = [(path.parent / "metrics.jsonl").read_bytes() for path in walkers]
+    again = call(monkeypatch, capsys, "quickstart", *argv)
+    assert again[0] == 0, again[2]
+    assert [path.read_bytes() for path in walkers] == written
+    assert [(path.parent / "metrics.jsonl").read_bytes() for path in walkers] == logged  # nothing trained again
+    table = [line for line in first[1].splitlines() if line.startswith(("0_1", "1_2"))]
+    assert len(table) == 2 and all(line in again[1].splitlines() for line in table)
+
+
+def test_quickstart_refuses_groups_without_a_generator(monkeypatch, capsys, tmp_path):
+    argv = ["--groups", 2, "--out", tmp_path / "q"]
+    assert_refused(monkeypatch, capsys, "quickstart", argv, 2, "--groups 2: give --generator, too")

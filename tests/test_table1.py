@@ -72,9 +72,11 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
 def test_the_page_stands_alone(trained, tmp_path):
     generator = make_small_generator()
     rows = table1.estimate_rows(generator, table1.find_walkers(trained), 500)
-    page = table1.write_page(tmp_path / "index.html", generator, rows, "A title", "python a.py", n_images=3)
+    study = table1.Study(generator, rows, TruncatedNormal(), 0, "cpu")
+    page = table1.write_page(tmp_path / "index.html", [study, study], "A title", "python a.py", n_images=3)
     text = page.read_text()
-    assert "A title" in text and "chunks 1_2" in text and text.count("data:image/png;base64,") >= 4
+    assert "A title" in text and "chunks 1_2" in text and "Table 1 of small" in text
+    assert text.count("data:image/png;base64,") >= 2 * 5  # pairs of two chunks, and the exchanged chunks
     assert "http://" not in text.replace("http://www.w3.org", "") and 'src="/' not in text
 
 
