@@ -5,8 +5,8 @@
     python scripts/quickstart.py --generator tiny-stylegan --groups 2
 
 Without --generator or --config: a walker for each chunk of tiny-bigbigan, and for the coarse and the fine half of
-tiny-stylegan's. The settings are those of mi_ml_gen/configs/quickstart.yaml, and every flag of train_navigator.py overrides them.
-Interrupted, the same command goes on. The page is quickstart/index.html.
+tiny-stylegan's. The settings are those of mi_ml_gen/configs/quickstart.yaml, and every flag of train_navigator.py
+overrides them. Interrupted, the same command goes on. The page is quickstart/index.html.
 """
 
 from __future__ import annotations
