@@ -280,7 +280,7 @@ def _on_disk(request: Request) -> ImageSource:
         what = "is a file; give a folder of images or a .beton file" if path.is_file() else "no such file or folder"
         raise UsageError(f"{path}: {what}; sets by name are {', '.join(NAMED)}{_near(request.reference)}")
     if beton is not None and (request.loader != "torch" or path == beton or not _has_images(path, request.split)):
-        from mi_ml_gen.data.beton import load_beton
+        from mi_ml_gen.data.beton_images import load_beton
 
         return load_beton(beton, request)
     if request.loader == "ffcv":
