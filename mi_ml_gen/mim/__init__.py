@@ -6,7 +6,7 @@ beside the variational auto-encoder and the auto-encoder that it is held against
 
 from __future__ import annotations
 
-from mi_ml_gen.mim import losses
+from mi_ml_gen.mim import losses as losses
 from mi_ml_gen.mim.model import MIM, load_mim
 
 __all__ = ["MIM", "datasets", "load_mim", "losses"]

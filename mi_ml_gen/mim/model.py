@@ -18,7 +18,7 @@ that axis: x (S, n, x_dim), log-probabilities (S, n).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,7 +42,11 @@ from mi_ml_gen.mim.distributions import (
 )
 
 MODES = ("anchor", "prior", "marginal", "gmm-marginal")
-ACTIVATIONS = {"swish": nn.functional.silu, "tanh": torch.tanh, "relu": torch.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": nn.functional.silu,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
 FORMAT = "mi_ml_gen.mim/1"
 
 
@@ -104,7 +108,7 @@ class MIM(nn.Module):
         n_models: int | None = None,
     ) -> None:
         super().__init__()
-        self._config = dict(
+        self._config: dict[str, Any] = dict(
             x_dim=x_dim, z_dim=z_dim, mid_dim=mid_dim, layers=layers, act=act, min_logvar=min_logvar, binary=binary,
             p_z=p_z, q_x=q_x, q_x_gmm=q_x_gmm, q_zx_gmm=q_zx_gmm, p_z_gmm=p_z_gmm, p_xz_gmm=p_xz_gmm,
             learn_P_z=learn_P_z, fixed_std=fixed_std, as_published=as_published,
@@ -214,7 +218,11 @@ class MIM(nn.Module):
         with torch.no_grad():
             z = self.P_z.rsample(rng, n)
         decoding = self.decode(z)
-        x, x_given_z = decoding.sample_with_log_prob(rng)
+        if self.binary:
+            x = decoding.rsample(rng).detach()
+            x_given_z = decoding.log_prob(x)
+        else:
+            x, x_given_z = decoding.sample_with_log_prob(rng)
         encoding = self.encode(x)
         z_given_x = encoding.log_prob(z)
         q_x = None
@@ -279,6 +287,10 @@ class MIM(nn.Module):
         model = MIM(**self._config, anchor=self.P_x)
         model.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
         return model.to(self.q_z_given_x.linear.weight)
+
+    def resized(self, n_models: int) -> None:
+        """Tell a stack that its parameters have been cut to n_models."""
+        self.n_models, self._standard = n_models, None
 
     def config(self) -> dict[str, Any]:
         """What rebuilds it, but for the anchor P(x) and the parameters."""

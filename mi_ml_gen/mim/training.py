@@ -1,0 +1,542 @@
+"""Training of MIM models, one seed or several at once; after Livne, Swersky and Fleet (arXiv 1910.03175), section 4.
+
+Several seeds are trained as one model whose parameters have a leading axis (`MIM.stack`). Each seed has its own initial
+parameters, data and noise, each from streams of its own, its own best model and its own early stop, and leaves the
+stack when it stops; its result is that of a run by itself, but for the rounding of the matrix products.
+
+Noise is drawn for blocks of steps, a stream a block, so that a run resumes at any block as if it had not been
+interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mi_ml_gen import config, runs, runtime
+from mi_ml_gen.config import option
+from mi_ml_gen.errors import Preempted, UsageError
+from mi_ml_gen.information import ksg_mutual_information
+from mi_ml_gen.mim import datasets, losses
+from mi_ml_gen.mim.datasets import Dataset, Items
+from mi_ml_gen.mim.distributions import Noise, Rng
+from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate
+from mi_ml_gen.mim.losses import Loss
+from mi_ml_gen.mim.model import MIM, Terms, check_modes
+
+Parameters = dict[str, Tensor]
+Mode = Literal["anchor", "prior", "marginal", "gmm-marginal"]
+
+BLOCK_STEPS = 16
+"""Steps between looks at signals; their noise is one stream."""
+TEST_ROWS = 2048
+"""Test items at a time: what is in work then stays in a processor's caches."""
+
+
+@dataclass
+class MimConfig:
+    """What `scripts/train_mim.py` takes; names and defaults are the published ones."""
+
+    dataset: str = option("toyMIM", help="toyN, toy-N, toyN_D, toyTEXT, ToyN ..., mnist, pca-fashion-mnistK")
+    batch_size: int = option(128, at_least=1, flag="batch-size", help="items a step; also draws of the sampling half")
+    epochs: int = option(50, at_least=1, help="passes over the training items, at most")
+    seed: int = option(1, at_least=0, help="of initial parameters and all draws")
+    seeds: int = option(1, at_least=1, help="train so many seeds at once, from --seed on, as one vectorised model")
+    lr: float = option(1e-3, above=0, help="peak of the learning rate (Noam schedule, Adam)")
+    warmup_steps: int = option(10, at_least=1, flag="warmup-steps", help="EPOCHS of warm-up of lr and beta; patience")
+    log_interval: int = option(10, at_least=1, flag="log-interval", help="steps between moves of the progress bar")
+    show_detailed: bool = option(False, flag="show-detailed", help="the picture of the best model in more detail")
+    plot_x_recon_err: bool = option(False, flag="plot-x-recon-err", help="reconstruction errors in that picture")
+    vis_progress: bool = option(False, flag="vis-progress", help="a picture every epoch, and the animation of all")
+
+    mim_loss: bool = option(False, flag="mim-loss", help="MIM instead of VAE")
+    mim_samp: bool = option(False, flag="mim-samp", help="with the sampling half: symmetric MIM")
+    ae_loss: bool = option(False, flag="ae-loss", help="auto-encoder: beta 0, the encoder's std fixed to the floor")
+    inv_H_loss: bool = option(False, flag="inv-H-loss", help="VAE, AE: add joint entropy; MIM: take it away")
+    learn_P_z: bool = option(False, flag="learn-P-z", help="draw the sampling half from p(z) instead of N(0, I)")
+
+    z_dim: int = option(2, at_least=1, flag="z-dim", help="latent dimensions")
+    mid_dim: int = option(400, at_least=1, flag="mid-dim", help="hidden units")
+    layers: int = option(2, at_least=1, help="affine layers of the encoder, and of the decoder")
+    act: Literal["swish", "tanh", "relu"] = option("tanh", help="activation")
+    min_logvar: float = option(10, above=0, flag="min-logvar", help="M: 10**-M is added to every standard deviation")
+    p_z: Mode = option("anchor", flag="p-z", help="prior p(z)")
+    q_x: Mode = option("marginal", flag="q-x", help="data density q(x)")
+    q_x_gmm: int = option(0, at_least=0, flag="q-x-gmm", help="components of q(x); 0: a single one")
+    q_zx_gmm: int = option(0, at_least=0, flag="q-zx-gmm", help="components of q(z|x)")
+    p_z_gmm: int = option(0, at_least=0, flag="p-z-gmm", help="components of p(z)")
+    p_xz_gmm: int = option(0, at_least=0, flag="p-xz-gmm", help="components of p(x|z)")
+
+    as_published: bool = option(False, flag="as-published", help="as the published code, where it left the paper")
+    mi_interval: int = option(
+        10, at_least=0, flag="mi-interval", help="epochs between KSG estimates; 0: at the end only"
+    )
+    save_folder: str = option("./mim_runs", flag="save-folder", help="folder of run folders")
+    data_root: str | None = option(None, flag="data-root", help="folder of the idx files of (Fashion-)MNIST")
+    tag: str = option("", help="end of the run folder's name")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+    no_cuda: bool = option(False, flag="no-cuda", help="the CPU, whatever else is there")
+    state_interval_s: float = option(60.0, at_least=0, flag="state-interval-s", help="seconds between saved states")
+
+    @property
+    def loss_name(self) -> str:
+        """vae, ae, mim, mim-samp: the part of the folder's name."""
+        if self.mim_loss:
+            return "mim-samp" if self.mim_samp else "mim"
+        return "ae" if self.ae_loss else "vae"
+
+    def folder(self, seeds: Sequence[int]) -> Path:
+        """Where a run over these seeds goes; what the name does not say is in config.yaml."""
+        name = (
+            f"{self.loss_name}_logvar{self.min_logvar:g}_mid-dim{self.mid_dim}_layers{self.layers}"
+            f"_q-x{self.q_x_gmm}{self.q_x}_q-zx{self.q_zx_gmm}_p-z{self.p_z_gmm}{self.p_z}_p-xz{self.p_xz_gmm}"
+        )
+        marks = dict(inv_H=self.inv_H_loss, learn_P_z=self.learn_P_z, self=self.dataset[:1] == "T")
+        name += "".join(f"-{mark}" for mark, given in marks.items() if given)
+        name += ("-as_published" if self.as_published else "") + (f"-{self.tag}" if self.tag else "")
+        several = f"-{seeds[-1]}" if len(seeds) > 1 else ""
+        return Path(self.save_folder) / self.dataset / f"z{self.z_dim}" / name / f"seed{seeds[0]}{several}"
+
+
+FREE = ("epochs", "log_interval", "show_detailed", "plot_x_recon_err", "vis_progress", "mi_interval", "save_folder",
+        "data_root", "device", "no_cuda", "state_interval_s")  # fmt: skip
+"""Settings that may differ when a run is resumed."""
+
+
+class MimRecord(NamedTuple):
+    """What the training of one seed came to."""
+
+    seed: int
+    path: Path
+    """The folder with its best.safetensors and results.csv."""
+    statistics: Statistics | None
+    """Of the best model; None where it was not asked for."""
+    best_epoch: int
+    best_loss: float
+    """Lowest test loss, from the end of the warm-up on."""
+    epochs: int
+    """Epochs that were trained."""
+    reason: str
+    """Why training ended."""
+
+
+# --- schedules and losses -----------------------------------------------------------------------------------
+
+
+def noam(epoch: int, lr: float, warmup: int, decay: bool = True, min_lr: float = 0.0) -> float:
+    """Learning rate of an epoch: linear up to `lr` at epoch `warmup`, then falling as its inverse square root
+    (Vaswani et al. 2017, section 5.3). Without decay it stays at `lr`."""
+    if epoch >= warmup and not decay:
+        return max(min_lr, lr)
+    return max(min_lr, lr * math.sqrt(warmup) * min(epoch * warmup**-1.5, max(epoch, 1) ** -0.5))
+
+
+def beta_at(epoch: int, warmup: int) -> float:
+    """Warm-up of the losses: linear up to 1 at epoch `warmup`."""
+    return min(1.0, epoch / warmup)
+
+
+def loss_of(settings: MimConfig) -> Loss:
+    """The loss that the flags name. Raises UsageError for flags that exclude each other."""
+    if settings.ae_loss and settings.mim_loss:
+        raise UsageError("--ae-loss --mim-loss: choose one of them")
+    if settings.mim_samp and not settings.mim_loss:
+        raise UsageError("--mim-samp: the sampling half belongs to MIM; give --mim-loss too")
+    if settings.mim_loss:
+        return losses.mim_minus_entropy if settings.inv_H_loss else losses.a_mim
+    if settings.ae_loss:
+        return losses.auto_encoder_plus_entropy if settings.inv_H_loss else losses.auto_encoder
+    return losses.vae_plus_entropy if settings.inv_H_loss else losses.vae
+
+
+def batch_loss(
+    model: MIM, x: Tensor, rng: Rng, loss: Loss, beta: float, sampling: bool, x_in: Tensor | None = None
+) -> Tensor:
+    """Mean loss of a batch x (n, x_dim) or (S, n, x_dim), with the sampling half where asked for: () or (S,)."""
+    data = loss(model.data_half(x, rng, x_in), beta).mean(-1)
+    if not sampling:
+        return data
+    terms: Terms = model.sampling_half(x.shape[-2], rng)
+    sampled = loss(terms, beta)
+    if model.binary:  # draws of coins carry no gradient
+        sampled = losses.with_score(sampled, terms.x_given_z)
+    return losses.symmetric(data, sampled.mean(-1), beta)
+
+
+@torch.no_grad()
+def test_loss(
+    model: MIM, items: Items, rng: Rng, loss: Loss, beta: float, sampling: bool, rows: int = TEST_ROWS
+) -> Tensor:
+    """Mean loss over all items (S, n, d), and as many draws of the sampling half; the mean of both halves: (S,)."""
+    x_in = items.x if items.x_in is None else items.x_in
+    parts = [
+        batch_loss(model, x, rng, loss, beta, sampling, seen) * x.shape[-2]
+        for x, seen in zip(items.x.split(rows, -2), x_in.split(rows, -2), strict=True)
+    ]
+    return torch.stack(parts).sum(0) / items.x.shape[-2] / (2 if sampling else 1)
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def train_mim(settings: MimConfig, path: str | Path | None = None, progress: bool = True) -> MimRecord:
+    """Train, measure and keep one model; see `train_seeds`. Of several seeds, the record of the first."""
+    return train_seeds(settings, path=path, progress=progress)[0]
+
+
+def train_seeds(
+    settings: MimConfig,
+    seeds: Sequence[int] | None = None,
+    path: str | Path | None = None,
+    dataset: Dataset | None = None,
+    measure: bool = True,
+    neighbours: bool = True,
+    progress: bool = True,
+) -> list[MimRecord]:
+    """Train one model a seed, all at once; the same call goes on with an interrupted run.
+
+    seeds: default settings.seed, and settings.seeds of them. path: the run folder (default: settings.folder); of
+    several seeds, each has its folder seed_N in it. dataset: loaded from the settings where it is not given.
+    measure: evaluate each best model and write its results.csv; neighbours: with the KNN accuracies.
+    Raises UsageError for settings that make no sense or differ from the folder's, NonFiniteError when a loss is no
+    finite number, Preempted when a signal asked to stop (the state is saved).
+    """
+    # --- What is to be trained
+    seeds = list(range(settings.seed, settings.seed + settings.seeds)) if seeds is None else list(seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {seeds}: must be different, and at least one")
+    device = runtime.resolve_device("cpu" if settings.no_cuda else settings.device)
+    runtime.set_precision("fp32")
+    loss = loss_of(settings)
+    check_modes(settings.p_z, settings.q_x, settings.p_z_gmm, settings.q_x_gmm, settings.learn_P_z)
+    if dataset is None:
+        dataset = datasets.load(
+            settings.dataset, as_published=settings.as_published, root=settings.data_root, device=device
+        )
+    n_steps = dataset.n_train // settings.batch_size  # what is left over is not used, as in the reference
+    if n_steps == 0:
+        raise UsageError(f"--batch-size {settings.batch_size}: more than the {dataset.n_train} items of an epoch")
+    model = MIM.stack([build(settings, dataset, seed) for seed in seeds]).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=device.type in ("cpu", "cuda"))
+    course = Course(seeds, list(seeds), [SeedCourse() for _ in seeds])
+    warmup = settings.warmup_steps
+    normals_a_step = settings.batch_size * (3 * settings.z_dim + dataset.x_dim)
+
+    # --- Run folder
+    path = Path(path) if path is not None else settings.folder(seeds)
+    settings = dataclasses.replace(settings, seed=seeds[0], seeds=len(seeds))
+    described = config.to_dict(settings) | {"trained_seeds": seeds}
+    with runs.RunFolder.open(path, described, free=FREE) as run, runs.Preemption() as preemption:
+        if (saved := run.load_latest()) is not None:
+            course.load_state_dict(saved[1]["course"])
+            keep_members(model, optimizer, [seeds.index(seed) for seed in course.active])
+            model.load_state_dict(saved[1]["model"])
+            optimizer.load_state_dict(saved[1]["optimizer"])
+        guard = runtime.FiniteGuard()
+        totals = course.totals.to(device)
+        last_state = time.monotonic()
+
+        def save_state() -> None:
+            course.totals = totals.cpu()
+            parts = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), course=course.state_dict())
+            run.save_state((course.epoch - 1) * n_steps + course.step, parts)
+
+        bar = tqdm(
+            total=settings.epochs * n_steps, initial=(course.epoch - 1) * n_steps + course.step, unit="batch",
+            desc=f"{settings.loss_name} {settings.dataset}", disable=not progress,
+        )  # fmt: skip
+        while course.active and course.epoch <= settings.epochs:
+            # --- An epoch's data, one draw a seed
+            epoch, active = course.epoch, course.active
+            beta = 0.0 if settings.ae_loss else beta_at(epoch, warmup)
+            sampling = settings.mim_samp and beta >= 1
+            for group in optimizer.param_groups:
+                group["lr"] = noam(epoch, settings.lr, warmup)
+            items = stacked([dataset.draw_epoch(runtime.stream(s, "mim data", epoch, 0, device)) for s in active])
+
+            # --- Steps, in blocks of noise
+            moved = 0
+            for step in range(course.step, n_steps):
+                if step % BLOCK_STEPS == 0:
+                    if preemption.requested:
+                        save_state()
+                        raise Preempted(f"{path} is saved in epoch {epoch}; the same command goes on from there")
+                    block = epoch * -(-n_steps // BLOCK_STEPS) + step // BLOCK_STEPS
+                    streams = [runtime.stream(s, "mim noise", block, 0, device) for s in active]
+                    noise = Noise(streams, BLOCK_STEPS * normals_a_step)
+                rows = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
+                x = items.x[:, rows]
+                x_in = None if items.x_in is None else items.x_in[:, rows]
+                batch = batch_loss(model, x, noise, loss, beta, sampling, x_in)
+                optimizer.zero_grad(set_to_none=True)
+                batch.sum().backward()  # the seeds share nothing: each gets the gradient of its own mean
+                optimizer.step()
+                totals += batch.detach()
+                course.step = step + 1
+                moved += 1
+                if moved == settings.log_interval or course.step == n_steps:
+                    bar.update(moved)
+                    moved = 0
+
+            # --- Test, and one look at the device
+            losses_now = epoch_test(model, dataset, settings, loss, epoch, active)
+            for i, seed in enumerate(active):
+                guard.watch(f"the training loss of seed {seed}", totals[i])
+                guard.watch(f"the test loss of seed {seed}", losses_now[i])
+            guard.check(epoch * n_steps, run.last_state)
+            train_now = (
+                totals / n_steps / (2 if settings.mim_samp and (sampling or settings.as_published) else 1)
+            ).tolist()
+            test_now = losses_now.tolist()
+            mi_now = epoch_information(model, dataset, settings, epoch, active)
+            totals = torch.zeros_like(totals)
+
+            # --- The best models, and which seeds have stopped
+            for i, seed in enumerate(active):
+                own = course.of(seed)
+                own.epochs = epoch
+                if epoch >= warmup and (own.best_epoch == 0 or test_now[i] < own.best_loss):
+                    own.best_epoch, own.best_loss = epoch, test_now[i]
+                    own.best = parameters_of(model, i)
+                if epoch >= warmup and epoch - own.best_epoch > warmup:
+                    own.reason = f"no lower test loss for {epoch - own.best_epoch} epochs"
+                lr = optimizer.param_groups[0]["lr"]
+                row = dict(epoch=epoch, seed=seed, lr=lr, beta=beta, train_loss=train_now[i], test_loss=test_now[i])
+                run.log(epoch * n_steps, **row, best_epoch=own.best_epoch, **({"MI_ksg": mi_now[i]} if mi_now else {}))
+            bar.set_postfix(epoch=epoch, test=f"{sum(test_now) / len(test_now):.3f}", seeds=len(active))
+            if settings.vis_progress:
+                save_frames(run, model, dataset, epoch, course, n_seeds=len(seeds))
+            going_on = [i for i, seed in enumerate(active) if not course.of(seed).reason]
+            if len(going_on) < len(active):
+                keep_members(model, optimizer, going_on)
+                totals = totals[going_on]
+                course.active = [active[i] for i in going_on]
+            course.epoch, course.step = epoch + 1, 0
+
+            # --- Now and then: a state
+            is_last = not course.active or epoch == settings.epochs
+            if is_last or preemption.requested or time.monotonic() - last_state >= settings.state_interval_s:
+                save_state()
+                last_state = time.monotonic()
+            if preemption.requested and not is_last:
+                raise Preempted(f"{path} is saved after epoch {epoch}; the same command goes on from there")
+        bar.close()
+
+        # --- The best models, measured; where training ended within the warm-up, the last ones
+        for i, seed in enumerate(course.active):
+            course.of(seed).best = course.of(seed).best or parameters_of(model, i)
+        records = []
+        for seed in seeds:
+            if preemption.requested:
+                raise Preempted(f"{path} is trained; the same command measures the models")
+            records.append(finish(run, settings, dataset, course, seed, measure, neighbours, device))
+    return records
+
+
+def build(settings: MimConfig, dataset: Dataset, seed: int) -> MIM:
+    """The untrained model of one seed, on the CPU."""
+    s = settings
+    model = MIM(
+        dataset.x_dim, s.z_dim, s.mid_dim, s.layers, s.act, s.min_logvar, dataset.binary, s.p_z, s.q_x, s.q_x_gmm,
+        s.q_zx_gmm, s.p_z_gmm, s.p_xz_gmm, s.learn_P_z, fixed_std=s.ae_loss, as_published=s.as_published,
+        anchor=dataset.anchor, rng=runtime.stream(seed, "mim parameters", 0, 0),
+    )  # fmt: skip
+    if s.p_z == "gmm-marginal":
+        first = dataset.draw_epoch(runtime.stream(seed, "mim pseudo inputs", 0, 0, dataset.test.x.device))
+        model.start_pseudo_inputs(first.x.cpu())
+    return model
+
+
+def epoch_test(
+    model: MIM, dataset: Dataset, settings: MimConfig, loss: Loss, epoch: int, active: Sequence[int]
+) -> Tensor:
+    """Test loss of each seed, (S,): beta 1 (0 for AE), the sampling half always with --mim-samp.
+
+    Items and noise are the same in every epoch, so that epochs differ by their models alone; as published, both are
+    drawn anew, and what does not fill a batch is left out.
+    """
+    device = dataset.test.x.device
+    noise_of = epoch if settings.as_published else 0
+    noise = Noise([runtime.stream(s, "mim test noise", noise_of, 0, device) for s in active])
+    if settings.as_published:
+        items = stacked([dataset.draw_test(runtime.stream(s, "mim test data", epoch, 0, device)) for s in active])
+        whole = items.x.shape[-2] // settings.batch_size * settings.batch_size or items.x.shape[-2]
+        items = mapped(items, lambda part: part[:, :whole])
+    else:
+        items = mapped(dataset.test, lambda part: part.expand(len(active), *part.shape))
+    beta = 0.0 if settings.ae_loss else 1.0
+    return test_loss(model, items, noise, loss, beta, settings.mim_samp)
+
+
+@torch.no_grad()
+def epoch_information(
+    model: MIM, dataset: Dataset, settings: MimConfig, epoch: int, active: Sequence[int]
+) -> list[float]:
+    """KSG estimates in nats, one a seed, in the epochs that --mi-interval names; otherwise none."""
+    if settings.mi_interval == 0 or epoch % settings.mi_interval:
+        return []
+    x = dataset.test.x[:N_KSG]
+    noise = Noise([runtime.stream(s, "mim test noise", 0, 1, x.device) for s in active])
+    z = model.encode(x.expand(len(active), *x.shape)).rsample(noise)
+    return [ksg_mutual_information(x, own, k=5).nats for own in z]
+
+
+def parameters_of(model: MIM, index: int) -> Parameters:
+    """A copy of the parameters of one model of a stack, on the CPU, by the names that a model by itself has."""
+    return {name: value[index].detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def stacked(draws: Sequence[Items]) -> Items:
+    """One epoch's items of several seeds: x (S, N, d) and so on."""
+    x_in = [draw.x_in for draw in draws if draw.x_in is not None]
+    return Items(
+        torch.stack([draw.x for draw in draws]),
+        torch.stack(x_in) if x_in else None,
+        torch.stack([draw.labels for draw in draws]),
+    )
+
+
+def mapped(items: Items, change: Callable[[Tensor], Tensor]) -> Items:
+    """Each part of the items changed, where it is there."""
+    return Items(change(items.x), None if items.x_in is None else change(items.x_in), change(items.labels))
+
+
+@torch.no_grad()
+def keep_members(model: MIM, optimizer: torch.optim.Optimizer, members: Sequence[int]) -> None:
+    """Take the other models out of a stack, and out of what the optimiser remembers of them, in place."""
+    assert model.n_models is not None
+    if len(members) == model.n_models:
+        return
+    for parameter in model.parameters():
+        index = torch.tensor(list(members), device=parameter.device, dtype=torch.long)
+        parameter.data = parameter.data[index]
+        parameter.grad = None
+        for name, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor) and value.ndim:
+                optimizer.state[parameter][name] = value[index]
+    model.resized(len(members))
+
+
+# --- the course of a run ------------------------------------------------------------------------------------
+
+
+@dataclass
+class SeedCourse:
+    """What the loop remembers of one seed."""
+
+    best_epoch: int = 0
+    """0: none yet."""
+    best_loss: float = math.inf
+    best: Parameters = field(default_factory=dict)
+    epochs: int = 0
+    reason: str = ""
+    """Why it stopped early."""
+
+
+@dataclass
+class Course:
+    """What the loop remembers of its own course; part of the saved state."""
+
+    seeds: list[int]
+    active: list[int]
+    """Seeds still in training, in the order of the stack."""
+    own: list[SeedCourse]
+    epoch: int = 1
+    """The epoch that is next, or in which training is."""
+    step: int = 0
+    """Its steps that are done."""
+    totals: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """Sums of the training loss over these steps: (S,)."""
+
+    def __post_init__(self) -> None:
+        self.totals = torch.zeros(len(self.active))
+
+    def of(self, seed: int) -> SeedCourse:
+        return self.own[self.seeds.index(seed)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self) | {"own": [vars(own) for own in self.own]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state["seeds"] == self.seeds, "the run folder compares the settings"
+        vars(self).update(state | {"own": [SeedCourse(**own) for own in state["own"]]})
+
+
+# --- what a run leaves --------------------------------------------------------------------------------------
+
+
+def finish(
+    run: runs.RunFolder,
+    settings: MimConfig,
+    dataset: Dataset,
+    course: Course,
+    seed: int,
+    measure: bool,
+    neighbours: bool,
+    device: torch.device,
+) -> MimRecord:
+    """Write one seed's best model, and measure it: best.safetensors, results.csv, the animation."""
+    own = course.of(seed)
+    folder = member_folder(run.path, seed, len(course.seeds))
+    epoch, lowest = (own.best_epoch, own.best_loss) if own.best_epoch else (own.epochs, math.nan)
+    model = build(settings, dataset, seed)
+    model.load_state_dict(own.best)
+    model.save(folder / "best.safetensors", dataset=settings.dataset, seed=seed, epoch=epoch, loss=settings.loss_name)
+    statistics = None
+    if measure:
+        rng = runtime.stream(seed, "mim evaluation", 0, 0, device)
+        known = lowest if own.best_epoch else None
+        statistics = evaluate(model.to(device), dataset, rng, epoch=epoch, loss=known, neighbours=neighbours)
+        run.write_text(str((folder / "results.csv").relative_to(run.path)), csv_text(statistics))
+    if settings.vis_progress:
+        animate_frames(run, course, seed)
+    reason = own.reason or f"all {settings.epochs} epochs are done"
+    return MimRecord(seed, folder, statistics, epoch, lowest, own.epochs, reason)
+
+
+def csv_text(statistics: Statistics) -> str:
+    """Rows of key and value, in the order of the published files."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows((name, repr(value)) for name, value in statistics.as_dict().items())
+    return text.getvalue()
+
+
+def member_folder(path: Path, seed: int, n_seeds: int) -> Path:
+    """Where one seed's files are: the run folder itself, or seed_N in the folder of several."""
+    return path if n_seeds == 1 else path / f"seed_{seed}"
+
+
+def save_frames(run: runs.RunFolder, model: MIM, dataset: Dataset, epoch: int, course: Course, n_seeds: int) -> None:
+    """A picture of each seed's model after an epoch, into progress/."""
+    from mi_ml_gen.mim import pictures  # matplotlib takes its time
+
+    for i, seed in enumerate(course.active):
+        rng = runtime.stream(seed, "mim frame", 0, 0, dataset.test.x.device)
+        frame = pictures.progress_frame(model.member(i), dataset, rng, title=f"epoch {epoch}")
+        pictures.save_frame(member_folder(run.path, seed, n_seeds) / "progress" / f"{epoch:03d}.png", frame)
+
+
+def animate_frames(run: runs.RunFolder, course: Course, seed: int) -> None:
+    """The animation of the pictures in progress/ up to the last epoch."""
+    import numpy as np
+    from PIL import Image
+
+    from mi_ml_gen.mim import pictures
+
+    folder = member_folder(run.path, seed, len(course.seeds))
+    names = [folder / "progress" / f"{epoch:03d}.png" for epoch in range(1, course.of(seed).epochs + 1)]
+    frames = [np.asarray(Image.open(name).convert("RGB")) for name in names if name.exists()]
+    if frames:
+        pictures.animate(folder / "progress", frames)

@@ -1,0 +1,38 @@
+"""Train a Mutual Information Machine, a VAE or an auto-encoder on toy and low-dimensional data.
+
+    python scripts/train_mim.py --dataset toy4 --z-dim 2 --mid-dim 50 --min-logvar 6 --seed 1 --batch-size 128 \\
+        --epochs 200 --warmup-steps 3 --mim-loss --mim-samp
+    python scripts/train_mim.py --dataset toyVAE --mid-dim 50 --min-logvar 6 --epochs 49 --warmup-steps 25 \\
+        --vis-progress
+    python scripts/train_mim.py --dataset toy4 --mid-dim 50 --min-logvar 6 --epochs 200 --warmup-steps 3 --seeds 10
+
+The run folder holds the settings, metrics, the best model and its results.csv. The same command goes on with an
+interrupted run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen import cli, config
+from mi_ml_gen.mim.training import MimConfig, train_seeds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, MimConfig)
+    parser.add_argument("--dry-run", action="store_true", help="print the settings, then stop")
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(MimConfig, arguments)
+    if arguments.dry_run:
+        print(config.to_yaml(settings), end="")
+        return
+    for record in train_seeds(settings):
+        assert record.statistics is not None
+        print(f"seed {record.seed}: {record.reason}; the model of epoch {record.best_epoch}, in {record.path}")
+        for name, value in record.statistics.as_dict().items():
+            print(f"  {name:16s} {value:.4f}" if isinstance(value, float) else f"  {name:16s} {value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
