@@ -86,7 +86,7 @@ def load(
     Raises UsageError for names that mean nothing or nothing possible, and where the files are not found.
     """
     device = runtime.resolve_device(device)
-    if name[:3].lower() == "toy" and name[3:] and name[0] in "tT":
+    if name[:3] in ("toy", "Toy") and name[3:]:
         return ToyDataset(name, toy.mixture(name[3:]).to(device), name[0] == "T", as_published)
     if name == "mnist":
         return MnistDataset(name, _mnist("train", root), _mnist("test", root), device)

@@ -103,13 +103,12 @@ def circle_mixture(n_modes: int, with_origin: bool, dim: int = 2) -> Mixture:
     linspace(-10 k, 10 k, k dim), for k components.
     """
     k = n_modes + with_origin
-    angles = 2 * math.pi * np.arange(n_modes) / k
-    locs = np.linspace(-10 * k, 10 * k, k * dim).reshape(k, dim)
+    angles = 2 * math.pi * torch.arange(n_modes, dtype=torch.float64) / k
+    on_circle = torch.stack([angles.cos(), angles.sin()], dim=1)
+    locs = torch.linspace(-10 * k, 10 * k, k * dim).view(k, dim)  # in float32, whose rounding was published, too
     locs[:, :2] = 0
-    on_circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    locs[with_origin:, :2] = on_circle[:, : min(dim, 2)]
-    scales = np.full((k, dim), SPREAD / k)
-    return Mixture(torch.from_numpy(locs).float(), torch.from_numpy(scales).float())
+    locs[k - n_modes :, :2] = on_circle[:, : min(dim, 2)].float()
+    return Mixture(locs, torch.full((k, dim), SPREAD / k))
 
 
 def text_mixture(text: str) -> Mixture:
