@@ -62,3 +62,7 @@ def nearest(word: str, known: Iterable[str], what: str) -> str:
     if matches:
         return f"; nearest known {what}: {matches[0]}"
     return f"; known {what}s: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+class CollapseError(NonFiniteError):
+    """The features of an encoder in training collapsed, and the run was told to stop at that."""

@@ -1,0 +1,180 @@
+"""What the three methods of representation learning share: a backbone, outputs of two views, a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mi_ml_gen.backbone import ResNet, torchvision_key
+from mi_ml_gen.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of an encoder, from which, with a state dict, the same one is built again.
+
+    depth: of the ResNet, 18 or 50. width: channels of its first stage, 64 as published. small_images: the stem
+    without stride and pooling. dim: of the projections. pred: hidden units of the predictor, where there is one.
+    """
+
+    depth: int = 50
+    width: int = 64
+    small_images: bool = False
+    dim: int = 2048
+    pred: int = 512
+
+    def backbone(self, zero_init_residual: bool = False) -> ResNet:
+        return ResNet(self.depth, self.small_images, self.width, zero_init_residual)
+
+
+class Outputs(NamedTuple):
+    """What the network gives for two views, a row for each sample.
+
+    features: the backbone's, of the first views, (n, feature_dim), without a graph: what is watched for collapse.
+    parts: what the loss is made of.
+    """
+
+    features: Tensor
+    parts: tuple[Tensor, ...]
+
+
+class Gradients(NamedTuple):
+    """What `accumulate_gradients` tells of the step: the loss (scalar) and the features, both without a graph."""
+
+    loss: Tensor
+    features: Tensor
+
+
+class Encoder(nn.Module):
+    """A backbone with what its method trains around it.
+
+    A method defines `backbone`, `forward` (the heavy part: views to outputs) and `loss`.
+    """
+
+    method: ClassVar[str]
+    couples_samples: ClassVar[bool] = False
+    """Whether the loss of a sample depends on the other samples (of all processes)."""
+    architecture: Architecture
+
+    @property
+    def backbone(self) -> ResNet:
+        """What is kept for later use: normalised images (n, 3, H, W) -> features (n, feature_dim)."""
+        raise NotImplementedError
+
+    def forward(self, first: Tensor, second: Tensor) -> Outputs:
+        """Two batches of normalised views (n, 3, H, W), row i of both of the same sample -> outputs."""
+        raise NotImplementedError
+
+    def loss(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """The scalar loss, in float32, of the parts that `forward` gave; of all processes where they are coupled."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters for an optimiser; `fix_lr` says that a group keeps the peak learning rate."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": trained, "fix_lr": False}]
+
+    def after_step(self) -> None:
+        """What follows the optimiser's step."""
+
+
+def accumulate_gradients(
+    encoder: Encoder, first: Tensor, second: Tensor, n_parts: int, context: AbstractContextManager, run: Any = None
+) -> Gradients:
+    """Add the gradient of the loss over a process's batch to the parameters, worked on in `n_parts` parts.
+
+    The memory is that of one part, the loss that of the batch. Where samples are coupled all outputs are computed
+    first without a graph, the loss is taken back to them, and each part is then run again with one (Gao et al.
+    2021, "Scaling deep contrastive learning batch size under memory limited setup"). Batch normalisation sees one
+    part at a time. context: such as autocast, for the forward passes. run: the encoder, or a compiled form of it.
+    """
+    run = encoder if run is None else run
+    n = len(first)
+    parts = list(zip(first.chunk(n_parts), second.chunk(n_parts), strict=True))
+    if len(parts) == 1 or not encoder.couples_samples:
+        total, seen = torch.zeros((), device=first.device), []
+        for one, other in parts:
+            with context:
+                outputs = run(one, other)
+            loss = encoder.loss(outputs.parts) * (len(one) / n)
+            loss.backward()
+            total += loss.detach()
+            seen.append(outputs.features)
+        return Gradients(total, torch.cat(seen))
+
+    with torch.no_grad(), frozen_statistics(encoder), context:
+        without_graph = [run(one, other) for one, other in parts]
+    columns = zip(*(outputs.parts for outputs in without_graph), strict=True)
+    whole = tuple(torch.cat(column).requires_grad_() for column in columns)
+    loss = encoder.loss(whole)
+    loss.backward()
+    slopes = [tensor.grad.split([len(one) for one, _ in parts]) for tensor in whole if tensor.grad is not None]
+    for i, (one, other) in enumerate(parts):
+        with context:
+            outputs = run(one, other)
+        torch.autograd.backward(outputs.parts, [slope[i] for slope in slopes])
+    return Gradients(loss.detach(), torch.cat([outputs.features for outputs in without_graph]))
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms work as they do, but their running statistics and counters stay."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+def mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    """Linear, norm, ReLU, Linear: the predictor of SimSiam, and both heads of BYOL."""
+    return nn.Sequential(
+        nn.Linear(n_in, n_hidden, bias=False),
+        nn.BatchNorm1d(n_hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(n_hidden, n_out),
+    )
+
+
+def float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32; the rest as it is."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Published files
+
+POSITIONS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+"""The parts of a torchvision ResNet by their place among its children, as published BYOL encoders name them."""
+
+
+def named_by_position(key: str) -> str:
+    """ "4.0.conv1.weight" -> "layer1.0.conv1.weight"; other keys stay."""
+    place, dot, rest = key.partition(".")
+    return POSITIONS.get(place, place) + dot + rest
+
+
+def backbone_key(key: str) -> str:
+    """The name in `ResNet` of a backbone's tensor, whichever of the published ways it is named in."""
+    return named_by_position(torchvision_key(key))
+
+
+def architecture_of(backbone: Mapping[str, Tensor], dim: int = 2048, pred: int = 512) -> Architecture:
+    """The sizes of a backbone, read off its tensors. Raises CheckpointError where it is no ResNet-18 or -50."""
+    stem = backbone.get("conv1.weight")
+    if stem is None or stem.ndim != 4:
+        raise CheckpointError("backbone: there is no conv1.weight of four axes")
+    depth = 50 if "layer1.0.conv3.weight" in backbone else 18
+    return Architecture(depth, stem.shape[0], stem.shape[-1] == 3, dim, pred)

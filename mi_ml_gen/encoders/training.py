@@ -1,0 +1,493 @@
+"""Training an encoder on views of generated or stored images (Serez et al., 2025, sections 5 and 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mi_ml_gen import config, report, runs, runtime
+from mi_ml_gen.backbone import SMALL_IMAGE_PX
+from mi_ml_gen.config import option
+from mi_ml_gen.data.sources import ImageSource, load_source
+from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
+from mi_ml_gen.encoders.byol import BYOL
+from mi_ml_gen.encoders.loading import save_encoder
+from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
+from mi_ml_gen.encoders.schedules import LearningRate, peak_rate, warmup_steps
+from mi_ml_gen.encoders.simclr import SimCLR
+from mi_ml_gen.encoders.simsiam import SimSiam
+from mi_ml_gen.errors import CollapseError, Preempted, UsageError, nearest
+from mi_ml_gen.features import Extraction
+from mi_ml_gen.generators import MultiLatentGenerator, load_generator
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.views import Augment, GeneratedImages, Origin, StoredImages, Views, ViewSampler, walker_from
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 50
+"""Steps between lines of metrics, which are also the only reads of the device's values."""
+COLLAPSED_ROWS = 3
+"""Lines of metrics in a row that must say so before a collapse is announced."""
+N_SHOWN = 8
+"""Pairs in a grid of views."""
+
+
+@dataclass
+class EncoderConfig:
+    """What `scripts/train_encoder.py` takes; the defaults are the paper's for SimSiam and BYOL."""
+
+    encoder: Literal["simclr", "simsiam", "byol"] = option(help="method of representation learning")
+    generator: str | None = option(None, help="generated images: bigbigan, stylegan2, tiny-bigbigan ... (none: stored)")
+    g_path: str | None = option(None, help="weights of the generator, where none are bundled")
+    g_use: list[str] = option([], help="its use, KEY=VALUE ...: psi=0.7 crop=256 size=128 label=3 noise_mode=random")
+    mean: float = option(0.0, help="mean of the anchors' noise")
+    std: float = option(1.0, above=0, help="standard deviation of the anchors' noise")
+    truncation: float = option(2.0, above=0, help="bound of the anchors' noise, in standard deviations")
+    Tz: Any = option(None, help='walker: none, a path, or groups: "0_1=runs/w.safetensors 1_6=0,0.2,2 3_4=null"')
+    samples_per_epoch: int | None = option(None, at_least=1, help="generated images an epoch (must be given for them)")
+    data_path: str | None = option(
+        None, help="stored images: fashion-mnist, digits, torchvision:CIFAR10:data, a folder of images or .beton files"
+    )
+    framing: str = option("whole", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
+    workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
+    img_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
+    Tx: Literal["none", "no_crop", "no_color", "simclr"] | None = option(
+        "simclr", help="augmentation of the images; none: the centre crop"
+    )
+    crop_size: int | None = option(None, at_least=8, help="side of the views (default: 7/8 of the images')")
+
+    depth: Literal[18, 50] = option(50, help="layers of the ResNet")
+    width: int = option(64, at_least=1, help="channels of its first stage; 64 is the published network")
+    dim: int = option(2048, at_least=2, help="dimensions of the projections")
+    pred: int = option(512, at_least=1, help="hidden units of the predictor")
+    temperature: float = option(0.1, above=0, help="of SimCLR's loss")
+    base_temperature: float | None = option(None, above=0, help="SimCLR's loss is multiplied by temperature over it")
+    target_momentum: float = option(0.996, at_least=0, at_most=1, help="what BYOL's target keeps at each step")
+
+    max_epochs: int = option(100, at_least=1, help="epochs to train")
+    cumulative_bs: int = option(512, at_least=2, help="samples a step, of all processes together")
+    micro_batches: int = option(1, at_least=1, help="parts that a process's batch is worked on in, to save memory")
+    base_lr: float = option(0.05, above=0, help="learning rate for 256 samples a step; the peak is in proportion")
+    decay: bool = option(True, help="let the rate fall to a tenth, along a cosine")
+    warmup: bool = option(False, help="let it rise from 0 over the first tenth (with --decay only)")
+    momentum: float = option(0.9, at_least=0, below=1, help="of SGD")
+    weight_decay: float = option(1e-4, at_least=0, help="of SGD")
+
+    knn_data: str | None = option(None, help="labelled set for the kNN accuracy (default: stored images' own labels)")
+    knn_freq: int = option(5, at_least=1, help="epochs between kNN accuracies")
+    abort_on_collapse: bool = option(False, help="stop, with exit code 5, when the features collapse")
+    save_freq: int = option(5, at_least=1, help="epochs between saved encoders and grids of views")
+    state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
+    save_folder: str = option("./encoder_runs", help="folder of run folders")
+    run_name: str | None = option(None, help="name of the run folder (default: from the settings)")
+
+    seed: int = option(0, at_least=0, help="of weights and all draws")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of generator and encoder")
+    compile: bool = option(False, help="compile generator and encoder with torch.compile")
+    decode_at_once: int | None = option(None, at_least=1, help="pairs decoded together (default: all of a batch)")
+
+    @property
+    def law(self) -> TruncatedNormal:
+        return TruncatedNormal(self.mean, self.std, self.truncation)
+
+    @property
+    def policy(self) -> str:
+        return self.Tx or "none"
+
+    @property
+    def folder(self) -> Path:
+        name = f"{self.encoder}_{self.generator or 'stored'}_{self.policy}_seed{self.seed}"
+        return Path(self.save_folder) / (self.run_name or name)
+
+
+FREE = ("g_path", "device", "compile", "state_interval_s", "save_freq", "save_folder", "run_name", "workers", "loader",
+        "decode_at_once", "knn_freq", "abort_on_collapse")  # fmt: skip
+"""Settings that may differ when a run is resumed."""
+
+
+class EncoderResult(NamedTuple):
+    """Where a run ended."""
+
+    path: Path
+    """The run folder; encoder.safetensors in it is the trained encoder, which `load_encoder` reads."""
+    samples: int
+    knn_accuracy: float | None
+    """Of the trained encoder, where there was a labelled set."""
+
+
+def train_encoder(
+    settings: EncoderConfig,
+    generator: MultiLatentGenerator | None = None,
+    source: ImageSource | None = None,
+    path: str | Path | None = None,
+    progress: bool = True,
+    on_row: Callable[[Mapping[str, Any]], object] | None = None,
+) -> EncoderResult:
+    """Train an encoder; the same settings resume an interrupted run.
+
+    generator, source: loaded from the settings where they are not given. path: the run folder (default:
+    settings.folder). on_row: called with each line of metrics, in the main process. Raises UsageError for settings that
+    make no sense or differ from the folder's, NonFiniteError when the loss is no finite number, CollapseError when
+    the features collapse and the settings say so, Preempted when a signal asked to stop (the state is saved).
+    """
+    # --- Views and network
+    device = runtime.resolve_device(settings.device)
+    runtime.setup_distributed(device)
+    runtime.set_precision(settings.precision)
+    config.validate(settings)
+    sampler = view_sampler(settings, generator, source, device)
+    judge = knn_monitor(settings, sampler)
+    torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
+    encoder = build_encoder(settings, sampler.augment.crop_size)
+    if device.type == "cuda" and runtime.world_size() > 1:
+        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    encoder = encoder.to(device).to(memory_format=torch.channels_last).train()
+    run_encoder: Callable[..., Any] = encoder
+    if settings.compile:
+        from torch import _dynamo  # takes seconds to import
+
+        _dynamo.config.suppress_errors = True  # what cannot be compiled here runs as it is
+        run_encoder = torch.compile(encoder)
+        if isinstance(sampler.origin, GeneratedImages):
+            sampler.origin.compile()
+
+    # --- Steps and learning rates
+    steps_per_epoch = epoch_length(settings, sampler.origin)
+    n_steps = settings.max_epochs * steps_per_epoch
+    peak = peak_rate(settings.base_lr, settings.cumulative_bs)
+    warm_up = warmup_steps(settings.max_epochs, steps_per_epoch) if settings.warmup else 0
+    rate = LearningRate(peak, n_steps, warm_up, settings.decay)
+    optimizer = torch.optim.SGD(
+        encoder.parameter_groups(), lr=peak, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+    # --- Run folder
+    path = Path(path) if path is not None else settings.folder
+    described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    with runs.RunFolder.open(path, described, free=FREE) as run, runs.Preemption() as preemption:
+        first, course = 0, Course()
+        if (saved := run.load_latest()) is not None:
+            first, state = saved
+            encoder.load_state_dict(state["encoder"])
+            optimizer.load_state_dict(state["optimizer"])
+            course.load_state_dict(state["course"])
+        course.rows = runtime.on_main(run.metrics)
+        runtime.broadcast_module(encoder)
+        guard = runtime.FiniteGuard()
+        total = course.total.to(device)  # sum of the loss since the last line of metrics
+        started, started_at = time.monotonic(), first
+        last_state = time.monotonic()
+
+        bar = tqdm(
+            total=n_steps * settings.cumulative_bs, initial=first * settings.cumulative_bs, unit="image",
+            unit_scale=True, desc=settings.encoder, disable=not (progress and runtime.is_main()),
+        )  # fmt: skip
+        for step in range(first, n_steps):
+            # --- Views, loss, gradients
+            views = sampler(step)
+            context = runtime.autocast(device, settings.precision)
+            optimizer.zero_grad(set_to_none=True)
+            loss, features = accumulate_gradients(encoder, *views, settings.micro_batches, context, run_encoder)
+            runtime.average_gradients(encoder)
+
+            # --- Step
+            for group in optimizer.param_groups:
+                group["lr"] = peak if group["fix_lr"] else rate.at(step)
+            optimizer.step()
+            encoder.after_step()
+
+            # --- Counters stay on the device
+            total += loss
+            guard.watch("loss", loss)
+            done = step + 1
+            epoch = done // steps_per_epoch  # finished ones
+            ends_epoch = done % steps_per_epoch == 0
+            is_last = done == n_steps
+            bar.update(settings.cumulative_bs)
+
+            # --- Now and then: a grid of views, a line of metrics, an encoder, a state
+            if step % (steps_per_epoch * settings.save_freq) == 0 and runtime.is_main():
+                save_views(run.images / f"views_{epoch:04d}.png", sampler.augment, views)
+            if done % LOG_INTERVAL == 0 or ends_epoch:
+                guard.check(done, run.last_state)
+                watched = runtime.all_reduce_mean(torch.cat([total[None], health(features)])).tolist()
+                row = course.row(done, epoch, settings, rate.at(step), watched)
+                total.zero_()
+                if judge is not None and ends_epoch and (epoch % settings.knn_freq == 0 or is_last):
+                    row["knn_accuracy"] = judge.accuracy(encoder.backbone)
+                images_per_s = (done - started_at) * settings.cumulative_bs / (time.monotonic() - started)
+                run.log(**row, images_per_s=round(images_per_s, 2))
+                if on_row is not None and runtime.is_main():
+                    on_row(row | {"images_per_s": images_per_s})
+                bar.set_postfix(loss=f"{row['loss']:.3f}", rank=f"{row['effective_rank']:.1f}")
+                announce_collapse(course, settings)
+            if ends_epoch and (epoch % settings.save_freq == 0 or is_last) and runtime.is_main():
+                about = description(settings, sampler.augment, epoch, done)
+                save_encoder(run.path / "encoders" / f"e_{epoch:04d}.safetensors", encoder, **about)
+                report_run(run, settings, course.rows)
+            stop_now = runtime.broadcast_flag(preemption.requested)
+            due = ends_epoch and runtime.broadcast_flag(time.monotonic() - last_state >= settings.state_interval_s)
+            if due or is_last or stop_now:
+                guard.check(done, run.last_state)
+                course.total = total.cpu()
+                run.save_state(
+                    done,
+                    {
+                        "encoder": encoder.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "course": course.state_dict(),
+                    },
+                )
+                last_state = time.monotonic()
+            if stop_now and not is_last:
+                samples = done * settings.cumulative_bs
+                raise Preempted(f"{path} is saved at {samples:,} samples; the same command goes on from there")
+        bar.close()
+
+        # --- The trained encoder
+        if runtime.is_main():
+            about = description(settings, sampler.augment, settings.max_epochs, n_steps)
+            save_encoder(run.path / "encoder.safetensors", encoder, **about)
+            run.write_json("summary.json", summary(course.rows))
+            report_run(run, settings, course.rows)
+        runtime.barrier()
+    return EncoderResult(path, n_steps * settings.cumulative_bs, course.rows[-1].get("knn_accuracy"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# From settings to parts
+
+
+def named_configuration(name: str, other: str | None = None) -> str:
+    """What --config takes for the configuration that --conf names: a bundled one of encoders, or a file.
+
+    Raises UsageError where there is none of that name, and where --config (`other`) names one as well.
+    """
+    if other is not None:
+        raise UsageError(f"--conf {name} and --config {other}: give one of them")
+    folder = config.BUNDLED / "encoders"
+    for path in (folder / f"{name}.yaml", Path(name), Path(f"{name}.yaml")):
+        if path.is_file():
+            return str(path)
+    known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    near = nearest(name, known, "configuration")
+    raise UsageError(f"--conf {name}: no bundled configuration of that name, and no file{near}")
+
+
+def resumed_settings(folder: Path, flags: Mapping[str, Any]) -> EncoderConfig:
+    """The settings of the run in a folder, with the flags (by name, None where not given) on top.
+
+    Raises UsageError where the folder is no run, and for a --config, for the run has its own.
+    """
+    if flags.get("config") is not None:
+        raise UsageError("--resume_from: the run's own settings are used; leave --conf and --config out")
+    if folder.is_file():
+        raise UsageError(f"--resume_from {folder}: give a run's folder (for a file there is load_encoder)")
+    found = runs.read_config(folder)
+    names = {field.name for field in dataclasses.fields(EncoderConfig)}
+    given = {name: value for name, value in flags.items() if name in names and value is not None}
+    return config.load(EncoderConfig, None, {name: found[name] for name in names & found.keys()} | given)
+
+
+def view_sampler(
+    settings: EncoderConfig,
+    generator: MultiLatentGenerator | None = None,
+    source: ImageSource | None = None,
+    device: torch.device | None = None,
+) -> ViewSampler:
+    """The views that the settings name. Raises UsageError where they name none, or both kinds of images."""
+    device = torch.device("cpu") if device is None else device
+    n_here, left = divmod(settings.cumulative_bs, runtime.world_size())
+    if left or n_here % settings.micro_batches or n_here // settings.micro_batches < 2:
+        raise UsageError(
+            f"--cumulative_bs {settings.cumulative_bs}: must divide into {runtime.world_size()} processes and "
+            f"{settings.micro_batches} parts each, of at least 2 samples"
+        )
+    is_generated = generator is not None or settings.generator is not None
+    if is_generated and (source is not None or settings.data_path is not None):
+        raise UsageError("--generator and --data_path: the views come from one of them; leave the other out")
+    origin: Origin
+    if is_generated:
+        if generator is None:
+            assert settings.generator is not None
+            generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
+        if settings.img_size not in (None, generator.resolution):
+            raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
+        walker = walker_from(settings.Tz, generator, device)
+        origin = GeneratedImages(generator, walker, settings.law, settings.decode_at_once)
+    else:
+        if settings.Tz is not None and settings.Tz not in config.NOTHING:
+            raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")
+        origin = StoredImages(source if source is not None else _load_source(settings, settings.data_path))
+    return ViewSampler(origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision)
+
+
+def _load_source(settings: EncoderConfig, reference: str | None, img_size: int | None = None) -> ImageSource:
+    if reference is None:
+        raise UsageError("nothing to train on: give --generator NAME, or --data_path with images")
+    size = img_size or settings.img_size
+    return load_source(
+        reference, image_size=size, framing=settings.framing, loader=settings.loader, n_workers=settings.workers
+    )
+
+
+def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | None:
+    """The labelled set that an encoder is judged by along the way: the one that is named, else the stored images
+    themselves where they have labels."""
+    how = Extraction(sampler.device, settings.precision)
+    if settings.knn_data is not None:
+        return KnnMonitor(_load_source(settings, settings.knn_data, sampler.origin.image_size), how)
+    if isinstance(sampler.origin, StoredImages) and sampler.origin.source.labels is not None:
+        return KnnMonitor(sampler.origin.source, how)
+    return None
+
+
+def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
+    """A new encoder for views of view_px pixels; small ones get the stem that keeps the resolution."""
+    sizes = Architecture(settings.depth, settings.width, view_px < SMALL_IMAGE_PX, settings.dim, settings.pred)
+    if settings.encoder == "simclr":
+        return SimCLR(sizes, settings.temperature, settings.base_temperature)
+    if settings.encoder == "byol":
+        return BYOL(sizes, settings.target_momentum)
+    return SimSiam(sizes)
+
+
+def epoch_length(settings: EncoderConfig, origin: Origin) -> int:
+    """Steps of an epoch: whole batches only. Raises UsageError where there is none."""
+    if origin.n_images is not None and settings.samples_per_epoch is not None:
+        raise UsageError("--samples_per_epoch: an epoch of stored images is each of them once; leave it out")
+    n_samples = settings.samples_per_epoch if origin.n_images is None else origin.n_images
+    if n_samples is None:
+        raise UsageError("--samples_per_epoch must be given: generated images have no end")
+    if n_samples < settings.cumulative_bs:
+        raise UsageError(f"--cumulative_bs {settings.cumulative_bs}: an epoch has only {n_samples} samples")
+    return n_samples // settings.cumulative_bs
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The course of training
+
+
+@dataclass
+class Course:
+    """What the loop remembers of its own course; part of the saved state."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Sum of the loss since the last row."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def row(
+        self, step: int, epoch: int, settings: EncoderConfig, lr: float, watched: Sequence[float]
+    ) -> dict[str, Any]:
+        """The next row of metrics. watched: sum of the loss since the last one, then what `health` gives."""
+        n = step - (self.rows[-1]["step"] if self.rows else 0)
+        state = Health(*watched[1:])
+        row = dict(
+            step=step, epoch=epoch, samples=step * settings.cumulative_bs, loss=watched[0] / n, lr=lr,
+            feature_std=state.feature_std, effective_rank=state.effective_rank, collapsed=state.collapsed,
+        )  # fmt: skip
+        self.rows.append(row)
+        return row
+
+    def collapsed(self) -> bool:
+        """Whether the last rows all say so."""
+        last = self.rows[-COLLAPSED_ROWS:]
+        return len(last) == COLLAPSED_ROWS and all(row["collapsed"] for row in last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.total = state["total"]
+
+
+def announce_collapse(course: Course, settings: EncoderConfig) -> None:
+    """Say once that the features have collapsed, or raise CollapseError where the settings ask for that."""
+    if not course.collapsed():
+        return
+    row = course.rows[-1]
+    what = (
+        f"the features have collapsed at step {row['step']}: spread {row['feature_std']:.3g}, effective rank "
+        f"{row['effective_rank']:.3g} over the last {COLLAPSED_ROWS} lines of metrics; a lower --base_lr may help"
+    )
+    if settings.abort_on_collapse:
+        raise CollapseError(what)
+    is_new = len(course.rows) == COLLAPSED_ROWS or not course.rows[-COLLAPSED_ROWS - 1]["collapsed"]
+    if is_new and runtime.is_main():
+        logger.warning("%s", what)
+
+
+def description(settings: EncoderConfig, augment: Augment, epoch: int, step: int) -> dict[str, Any]:
+    """What a saved encoder says of itself."""
+    names = ("generator", "Tz", "data_path", "Tx", "seed")
+    return {
+        "image_size": augment.image_size,
+        "crop_size": augment.crop_size,
+        "epoch": epoch,
+        "samples": step * settings.cumulative_bs,
+    } | {name: value for name, value in config.to_dict(settings).items() if name in names}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is shown
+
+
+@torch.no_grad()
+def save_views(path: Path, augment: Augment, views: Views) -> Path:
+    """The first pairs of a batch, one view above the other, without the normalisation."""
+    first, second = ((half[:N_SHOWN] * augment.std + augment.mean).clamp(0, 1).cpu() for half in views)
+    return report.save_png(path, report.pair_grid(first, second, n_columns=N_SHOWN))
+
+
+CURVES = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "feature_std": "spread of the features",
+    "effective_rank": "effective rank",
+    "knn_accuracy": "kNN accuracy",
+}
+
+
+def report_run(run: runs.RunFolder, settings: EncoderConfig, rows: Sequence[Mapping[str, Any]]) -> None:
+    """images/curves.png and index.html, anew."""
+    figure = report.curves(rows, tuple(CURVES), x="samples", x_label="samples", labels=CURVES)
+    run.save_figure("curves.png", figure)
+    last = rows[-1]
+    lead = f"After {last['samples']:,} of {settings.max_epochs * last['samples'] // max(1, last['epoch']):,} samples."
+    page = report.Page(f"Encoder: {settings.encoder}", lead)
+    facts = {"loss": last["loss"], "spread of the features": last["feature_std"]}
+    facts |= {"effective rank": last["effective_rank"]}
+    knn = [row["knn_accuracy"] for row in rows if "knn_accuracy" in row]
+    page.facts(facts | ({"kNN accuracy": knn[-1]} if knn else {}))
+    page.section("Course").figure(figure, "Loss, learning rate, spread, effective rank and kNN accuracy over samples")
+    page.section("Views")
+    page.text("Pairs of views as the encoder saw them, the second below the first, from the start of training on.")
+    grids = sorted(run.images.glob("views_*.png"))
+    for grid in grids[:: max(1, len(grids) // 4)]:
+        pixels = np.asarray(Image.open(grid).convert("RGB"))
+        page.image(pixels, f"pairs of views, epoch {int(grid.stem.removeprefix('views_'))}", scale=2.0)
+    page.section("Settings").code(config.to_yaml(settings))
+    page.write(run.path / "index.html")
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run came to, as plain values: the content of summary.json."""
+    last = {key: value for key, value in rows[-1].items() if key != "step"}
+    knn = {row["epoch"]: row["knn_accuracy"] for row in rows if "knn_accuracy" in row}
+    return last | {"knn_accuracy_by_epoch": knn, "ever_collapsed": any(row["collapsed"] for row in rows)}
+
+
+__all__ = ["EncoderConfig", "EncoderResult", "build_encoder", "train_encoder", "view_sampler"]

@@ -1,0 +1,57 @@
+"""Train an encoder (SimCLR, SimSiam, BYOL) on views of generated or of stored images.
+
+    python scripts/train_encoder.py --encoder simclr --conf small/fashion_learned --seed 0
+    python scripts/train_encoder.py --encoder simsiam --conf simsiam_bigbigan/encoder_imagenet_chunks_learned --seed 0
+    torchrun --nproc_per_node 8 scripts/train_encoder.py --encoder simsiam \\
+        --conf simsiam_bigbigan/encoder_imagenet_baseline_real --data_path datasets/imagenet/ffcv --seed 0
+
+--conf names one of the bundled configurations of encoders, or a YAML file; every setting is a flag, too. The run folder
+holds the settings, metrics, curves, grids of views, and the encoder (encoder.safetensors). The same command resumes an
+interrupted run, as does --resume_from with its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mi_ml_gen import cli, config, runtime
+from mi_ml_gen.encoders import tracking
+from mi_ml_gen.encoders.training import EncoderConfig, named_configuration, resumed_settings, train_encoder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, EncoderConfig)
+    parser.add_argument("--conf", metavar="NAME", help="a bundled configuration of encoders, or a YAML file")
+    parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="go on with the run in this folder")
+    parser.add_argument("--resume-from", type=Path, dest="resume_from", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--logging", nargs="?", const="wandb", choices=tracking.TRACKERS, help="follow the run in a tracker, too"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    arguments = parser.parse_args(argv)
+    if arguments.conf is not None:
+        arguments.config = named_configuration(arguments.conf, arguments.config)
+    if arguments.resume_from is not None:
+        settings = resumed_settings(arguments.resume_from, vars(arguments))
+    else:
+        settings = config.from_arguments(EncoderConfig, arguments)
+    path = arguments.resume_from or settings.folder
+    if arguments.dry_run:
+        print(config.to_yaml(settings), end="")
+        return
+    try:
+        with tracking.tracker(arguments.logging, path, config.to_dict(settings)) as on_row:
+            result = train_encoder(settings, path=path, on_row=on_row)
+        if runtime.is_main():
+            knn = "" if result.knn_accuracy is None else f", kNN accuracy {result.knn_accuracy:.1%}"
+            print(f"trained on {result.samples:,} samples{knn}")
+            print(f"run folder: {result.path}")
+    finally:
+        runtime.teardown()
+
+
+if __name__ == "__main__":
+    cli.run(main)
