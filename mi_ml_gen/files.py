@@ -15,13 +15,14 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from mi_ml_gen.errors import CorruptCheckpointError, EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where tensors are read and written: what only needs files starts at once
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
 
@@ -124,6 +125,8 @@ class TensorFile(NamedTuple):
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors and text metadata as safetensors, and the file's SHA-256 beside it."""
+    import safetensors.torch
+
     separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_with_hash(Path(path), safetensors.torch.save(separate, dict(metadata or {})))
 
@@ -131,6 +134,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 def load_tensors(path: str | Path) -> TensorFile:
     """Read a safetensors file; its hash is checked where there is one. Raises CorruptCheckpointError when
     hash or format is wrong, UsageError when there is no such file."""
+    import safetensors.torch
+
     data = read_with_hash(Path(path), hash_required=False)
     try:
         tensors = safetensors.torch.load(data)
