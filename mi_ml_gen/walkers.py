@@ -17,10 +17,11 @@ import torch
 import yaml
 from torch import nn
 
-from mi_ml_gen import checkpoints, config, files
+from mi_ml_gen import checkpoints, config, files, hub
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.sharing import Shared
 
 
 class Pair(NamedTuple):
@@ -43,7 +44,7 @@ class PublishedSeed(NamedTuple):
 Rng = torch.Generator | PublishedSeed | None
 
 
-class Walker(nn.Module):
+class Walker(Shared):
     """What all walkers share: from moved noise to a pair."""
 
     def moves(
@@ -307,18 +308,20 @@ def load_groups(
         4_8: [0, 1, 2]                         # noise: [mean, std, truncation], or [low, high]
         8_12: null                             # left alone
 
-    A file's relative paths count from the file, a mapping's from here; a mapping may also hold walkers. Raises
+    A file's relative paths count from the file, a mapping's from here; a mapping may also hold walkers. In place of a
+    path a reference may stand (see hub.py). Raises
     UsageError for groups that overlap or do not fit the generator, else as `load_walker`.
     """
     where, content, base = "groups", groups, Path()
     if not isinstance(groups, Mapping):
-        where, content, base = str(groups), _read_groups(Path(groups)), Path(groups).parent
+        path = hub.local_path(groups)
+        where, content, base = str(groups), _read_groups(path), path.parent
     assert isinstance(content, Mapping)
     members: dict[str, Walker | Sequence[float] | None] = {}
     for text, group in content.items():
         generator.chunks(text, f"{where}: group")
         if isinstance(group, str | Path) and str(group) not in config.NOTHING:
-            path = base / group
+            path = Path(group) if hub.is_reference(group) else base / group
             members[text] = load_walker(path / "walker.safetensors" if path.is_dir() else path, device)
         else:
             members[text] = group if isinstance(group, Walker) else _numbers(group, f"{where}: group {text}")
@@ -363,10 +366,11 @@ def load_walker(
 ) -> Walker:
     """Read a walker that `save_walker` wrote (either of its two files), or a published pickle, which is never run.
 
-    With the generator that it is for, `path` may also be a YAML of groups, see `load_groups`. Raises UsageError for
-    a missing file, UnsafeCheckpointError or CorruptCheckpointError for one that is refused.
+    With the generator that it is for, `path` may also be a YAML of groups, see `load_groups`, and, always, a reference
+    to a file (see hub.py). Raises UsageError for a missing file, UnsafeCheckpointError or CorruptCheckpointError for
+    one that is refused.
     """
-    path = Path(path)
+    path = hub.local_path(path)
     if path.suffix in (".yaml", ".yml") and generator is not None:
         return load_groups(path, generator, device)
     if path.suffix in (".safetensors", ".json"):
@@ -376,7 +380,7 @@ def load_walker(
 
 def read_published(path: str | Path) -> NonlinearWalker:
     """The walker in a published pickle, whatever its name; raises as `load_walker`."""
-    published = checkpoints.read_walker(path)
+    published = checkpoints.read_walker(hub.local_path(path))
     width = len(published.state["walker.0.bias"])
     # COP-Gen's walker records no chunks: it perturbs all of BigBiGAN's.
     start, stop = published.attributes.get("start", 0), published.attributes.get("stop", 6)

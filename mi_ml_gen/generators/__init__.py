@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen import checkpoints, files
+from mi_ml_gen import checkpoints, files, hub
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators import bigbigan, linear_gaussian, stylegan2, stylegan2_pickle
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
@@ -26,9 +26,11 @@ __all__ = [
     "family_of",
     "load_generator",
     "load_latent_space",
+    "load_own",
     "names",
     "published_names",
     "save_generator",
+    "save_own",
 ]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -85,7 +87,8 @@ def load_generator(
     """A frozen generator in evaluation mode; gradients flow to its latents, not to its weights.
 
     name: a family, or a generator that comes with the package ("tiny-bigbigan").
-    path: its weights, a file as published or one that `save_generator` wrote; needed only where none are bundled.
+    path: its weights, a file as published or one that `save_generator` wrote, or a reference to one (see hub.py);
+        needed only where none are bundled.
     use: how it is used, see `MultiLatentGenerator.use`: {"psi": 0.7} or ["psi=0.7"], as the flag --g_use has it.
     Raises UsageError for an unknown name or option or a missing path, UnsafeCheckpointError or CorruptCheckpointError
     for a file that is refused.
@@ -138,7 +141,19 @@ def save_generator(path: str | Path, generator: MultiLatentGenerator, family: st
     files.save_tensors(path, generator.state_dict(), header)
 
 
+def save_own(path: str | Path, generator: MultiLatentGenerator) -> None:
+    """As `save_generator`, of the family whose file the generator's class is in."""
+    module = type(generator).__module__
+    save_generator(path, generator, next(name for name, known in FAMILIES.items() if known.build.__module__ == module))
+
+
+def load_own(path: str | Path) -> MultiLatentGenerator:
+    """What `save_generator` wrote, of whatever family, as `load_generator` gives it."""
+    return _read("", Path(path)).freeze().to(memory_format=torch.channels_last)
+
+
 def _read(name: str, path: Path) -> MultiLatentGenerator:
+    path = hub.local_path(path)
     if path.suffix != ".safetensors":
         read_published = FAMILIES[name].read_published if name in FAMILIES else None
         if read_published is None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
 
 from mi_ml_gen import config
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.latents import Chunks, LatentLayout
+from mi_ml_gen.sharing import Shared
 
 
 class ImagePair(NamedTuple):
@@ -31,7 +31,7 @@ class Use:
     """How a generator is used, where its weights leave that open; a family with choices adds fields to it."""
 
 
-class MultiLatentGenerator(nn.Module):
+class MultiLatentGenerator(Shared):
     """A frozen generator whose input is a flat latent vector cut into chunks.
 
     A family sets `layout`, `noise_dim`, `resolution` and `name`, and defines `synthesize` and `decode`; one whose
