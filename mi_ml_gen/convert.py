@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mi_ml_gen import files, generators, walkers
+from mi_ml_gen import files, generators, hub, walkers
 from mi_ml_gen.checkpoints import CheckpointFile
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators import FAMILIES, MultiLatentGenerator
@@ -28,14 +28,16 @@ class Conversion(NamedTuple):
 
 
 def convert(source: str | Path, target: str | Path) -> Conversion:
-    """Read a published generator or walker and write it as `target`, a .safetensors file that is not there yet.
+    """Read a published generator or walker, a path or a reference (see hub.py), and write it as `target`, a
+    .safetensors file that is not there yet.
 
     A walker gets a .json beside it, all files their SHA-256. Raises UsageError for paths that make no sense,
     UnsafeCheckpointError or CorruptCheckpointError for a file that is refused or not known, EnvironmentFault when
     writing fails; then nothing is left behind.
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
     _check_free(target)
+    source = hub.local_path(source)
     with CheckpointFile(source, generators.published_names) as file:
         root = file.root
         if file.format == "safetensors" and {"family", "format"} & files.load_tensors(source).metadata.keys():

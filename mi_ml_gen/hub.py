@@ -44,7 +44,7 @@ from mi_ml_gen.downloads import (
 from mi_ml_gen.errors import CorruptCheckpointError, EnvironmentFault, UsageError, nearest
 from mi_ml_gen.files import atomic_write, disk_faults, hash_file
 
-__all__ = ["NotCached", "cache_folder", "fetch", "fetch_folder", "is_offline", "is_reference", "list_files",
+__all__ = ["HubFile", "NotCached", "cache_folder", "fetch", "fetch_folder", "is_offline", "is_reference", "list_files",
            "local_path", "parse"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,12 @@ def _constants() -> Any:
     return constants
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """HF_ENDPOINT."""
     return str(_constants().ENDPOINT)
+
+
+_endpoint = endpoint
 
 
 def is_offline() -> bool:
@@ -285,14 +289,14 @@ def _drop(path: Path, wrong: str) -> None:
 
 
 @contextlib.contextmanager
-def _hub_faults(file: HubFile) -> Iterator[None]:
+def hub_faults(file: HubFile) -> Iterator[None]:
     """What the Hub's client raises, as errors of ours. Those of HTTP by name: it has changed its library twice."""
     from huggingface_hub import errors
 
     try:
         yield
     except errors.GatedRepoError as error:
-        page = f"{_endpoint()}/{file.repo}"
+        page = f"{endpoint()}/{file.repo}"
         raise EnvironmentFault(f"{file}: access is on request; ask for it at {page}{LOG_IN}") from error
     except errors.RepositoryNotFoundError as error:
         private = "" if error.response.status_code == 404 else f", or it is private{LOG_IN}"
@@ -306,12 +310,15 @@ def _hub_faults(file: HubFile) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise NotCached(file) from error
     except errors.HfHubHTTPError as error:
-        raise status_fault(error.response.status_code, str(file), _endpoint(), error.response.headers) from error
+        raise status_fault(error.response.status_code, str(file), endpoint(), error.response.headers) from error
     except Exception as error:
         libraries = {base.__module__.partition(".")[0].rstrip("2") for base in type(error).__mro__}
         if not libraries & {"httpx", "httpcore", "requests", "urllib3", "ssl", "socket"}:
             raise
         raise network_fault(error, str(file)) from error
+
+
+_hub_faults = hub_faults
 
 
 def _nearest_file(file: HubFile) -> str:
@@ -341,8 +348,8 @@ def list_files(
         raise EnvironmentFault(f"{repository}: HF_HUB_OFFLINE forbids to list it")
 
     def ask() -> list[Listed]:
-        api, timeout_s = HfApi(endpoint=_endpoint()), _constants().HF_HUB_ETAG_TIMEOUT
-        with _hub_faults(repository):
+        api, timeout_s = HfApi(endpoint=endpoint()), _constants().HF_HUB_ETAG_TIMEOUT
+        with hub_faults(repository):
             info = api.model_info(repo, revision=revision, timeout=timeout_s, files_metadata=True)
         return [Listed(f.rfilename, f.size, f.lfs.sha256 if f.lfs is not None else None) for f in info.siblings or ()]
 
@@ -358,7 +365,7 @@ def fetch_folder(reference: str | os.PathLike, local_dir: str | os.PathLike | No
     if is_offline():
         from huggingface_hub import snapshot_download
 
-        with _hub_faults(meant):
+        with hub_faults(meant):
             root = Path(snapshot_download(meant.repo, revision=meant.revision, local_files_only=True))
         if not (root / meant.path).is_dir():
             raise NotCached(meant)
@@ -392,11 +399,11 @@ def _ask(file: HubFile, pauses_s: Sequence[float] | None) -> _Remote:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     def ask() -> _Remote:
-        with _hub_faults(file):
-            url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=_endpoint())
+        with hub_faults(file):
+            url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=endpoint())
             found = get_hf_file_metadata(url, timeout=_constants().HF_HUB_ETAG_TIMEOUT)
         if found.commit_hash is None or found.etag is None:
-            raise EnvironmentFault(f"{file}: {_endpoint()} does not answer as a Hub; look at HF_ENDPOINT and proxies")
+            raise EnvironmentFault(f"{file}: {endpoint()} does not answer as a Hub; look at HF_ENDPOINT and proxies")
         return _Remote(found.commit_hash, found.etag, found.size)
 
     return retrying(ask, pauses_s)
@@ -509,9 +516,9 @@ def _into_cache(file: HubFile, pinned: HubFile, artifact: Artifact | None, remot
             if (remote.size_bytes or 0) < CLIENT_ONLY_FROM_BYTES:
                 _carry(pinned, blob, expected)
                 by_client = False
-        with _hub_faults(file), disk_faults(blob):
+        with hub_faults(file), disk_faults(blob):
             path = Path(
-                hf_hub_download(file.repo, file.path, revision=file.revision, endpoint=_endpoint(), cache_dir=cache)
+                hf_hub_download(file.repo, file.path, revision=file.revision, endpoint=endpoint(), cache_dir=cache)
             )
         by_client |= _commit_of(path, file.path) != remote.commit  # something newer has just been published
         if by_client and (wrong := _wrong(path, expected, whole=True)) is not None:
@@ -525,7 +532,7 @@ def _carry(pinned: HubFile, target: Path, expected: Expected) -> str:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
-    url = hf_hub_url(pinned.repo, pinned.path, revision=pinned.revision, endpoint=_endpoint())
+    url = hf_hub_url(pinned.repo, pinned.path, revision=pinned.revision, endpoint=endpoint())
     label = f"hf://{pinned.repo}/{pinned.path}"
     timeout_s = _constants().HF_HUB_DOWNLOAD_TIMEOUT
     return download(Address(url, label, timeout_s, build_hf_headers().get("authorization")), target, expected)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from mi_ml_gen import config, files, runs, runtime
+from mi_ml_gen import config, files, hub, runs, runtime
 from mi_ml_gen.backbone import ResNet
 from mi_ml_gen.checkpoints import read_checkpoint
 from mi_ml_gen.classification import Evaluation, evaluate_scores, write_evaluations
@@ -435,13 +435,14 @@ def save_classifier(path: str | Path, classifier: LinearClassifier) -> None:
 
 
 def load_classifier(path: str | Path) -> LinearClassifier:
-    """The classifier of a probe's run folder, of its classifier.safetensors, or of a published Lightning checkpoint.
+    """The classifier of a probe's run folder, of its classifier.safetensors, or of a published Lightning checkpoint, a
+    path or a reference (see hub.py).
 
     Every tensor of the network must be there, and no other. A published file names no classes, so they are "0", "1"
     ..., and was trained on images of 128 px.
     Raises UsageError for a missing file, UnsafeCheckpointError or CorruptCheckpointError for one that is refused.
     """
-    path = Path(path)
+    path = hub.local_path(path)
     if path.is_dir():
         path = next((path / name for name in ("classifier.safetensors", "last.ckpt") if (path / name).is_file()), path)
         if path.is_dir():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_ml_gen import files
+from mi_ml_gen import files, hub
 from mi_ml_gen.backbone import ResNet
 from mi_ml_gen.checkpoints import CheckpointFile
 from mi_ml_gen.encoders.base import Architecture, Encoder, architecture_of, backbone_key
@@ -82,13 +82,14 @@ class LoadedEncoder:
 
 
 def load_encoder(path: str | Path, device: torch.device | str | None = None) -> LoadedEncoder:
-    """The backbone in a run folder, a .safetensors file of ours, or a published checkpoint.
+    """The backbone in a run folder, a .safetensors file of ours, or a published checkpoint; or of a reference to a
+    file (see hub.py).
 
     Published: the Lightning checkpoints of SimSiam, BYOL and the linear classifiers, COP-Gen's SimCLR encoders, and
     torchvision's ResNet-18 and -50. Raises UsageError for a missing file, UnsafeCheckpointError or
     CorruptCheckpointError for one that is refused, or whose backbone is not exactly a ResNet's.
     """
-    path = Path(path)
+    path = hub.local_path(path)
     if path.is_dir():
         path = _newest(path)
     if path.suffix == ".safetensors" and (own := _own(path)) is not None:
