@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,10 +214,11 @@ def write_evaluations(folder: str | Path, evaluations: dict[str, Evaluation], sh
     folder, chosen = Path(folder), evaluations[shown]
     accuracy_table(evaluations, caption).write(folder, "accuracy")
     class_table(chosen).write(folder, "classes")
-    lines = [",".join(["", *map(json.dumps, chosen.classes)])]
-    for name, row in zip(chosen.classes, chosen.confusion.tolist(), strict=True):
-        lines.append(",".join([json.dumps(name), *map(str, row)]))
-    atomic_write(folder / "confusion.csv", ("\n".join(lines) + "\n").encode())
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["true class", *chosen.classes])
+    writer.writerows([name, *row] for name, row in zip(chosen.classes, chosen.confusion.tolist(), strict=True))
+    atomic_write(folder / "confusion.csv", buffer.getvalue().encode())
     figure = confusion_figure(chosen, f"{shown}: {chosen.top1.value:.2%} of {chosen.top1.n:,} images")
     atomic_write(folder / "images" / "confusion.png", report.figure_png(figure))
 
