@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mi_ml_gen.mim.stacked import StackedLinear
+
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -302,26 +304,6 @@ def truncated(log_weights: Tensor) -> Tensor:
 
 
 # --- layers -------------------------------------------------------------------------------------------------
-
-
-class StackedLinear(nn.Module):
-    """An affine map, or one for each of S stacked models. weight: (out, in) or (S, out, in).
-
-    Initial values are those of torch.nn.Linear: uniform within 1 / sqrt(in).
-    """
-
-    def __init__(self, n_in: int, n_out: int, n_models: int | None = None, rng: torch.Generator | None = None) -> None:
-        super().__init__()
-        lead = () if n_models is None else (n_models,)
-        bound = 1 / math.sqrt(n_in)
-        self.weight = nn.Parameter((2 * torch.rand(*lead, n_out, n_in, generator=rng) - 1) * bound)
-        self.bias = nn.Parameter((2 * torch.rand(*lead, n_out, generator=rng) - 1) * bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, in) -> (n, out), or (S, n, in) -> (S, n, out)."""
-        if self.weight.ndim == 2:
-            return nn.functional.linear(x, self.weight, self.bias)
-        return torch.baddbmm(self.bias.unsqueeze(-2), x, self.weight.mT)
 
 
 class GaussianLayer(nn.Module):

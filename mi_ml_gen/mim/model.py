@@ -37,9 +37,10 @@ from mi_ml_gen.mim.distributions import (
     GaussianPrior,
     Mixture,
     Rng,
-    StackedLinear,
     equal_mixture,
 )
+from mi_ml_gen.mim.stacked import StackedLinear
+from mi_ml_gen.sharing import Shared
 
 MODES = ("anchor", "prior", "marginal", "gmm-marginal")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,7 +74,7 @@ class Terms(NamedTuple):
     """d = log q(z|x)"""
 
 
-class MIM(nn.Module):
+class MIM(Shared):
     """Encoder, decoder, prior and data density. Raises UsageError for combinations that mean nothing.
 
     x_dim, z_dim, mid_dim: widths of data, latent and hidden layers. layers: affine layers in the encoder and in the
@@ -158,13 +159,13 @@ class MIM(nn.Module):
     def encode(self, x: Tensor) -> Gaussian | Mixture:
         """q(z|x) of x (..., n, x_dim)."""
         for layer in self.encoder:
-            x = self.act(layer(x))
+            x = layer(x, self.act)
         return self.q_z_given_x(x)
 
     def decode(self, z: Tensor) -> Gaussian | Bernoulli | Mixture:
         """p(x|z) of z (..., n, z_dim)."""
         for layer in self.decoder:
-            z = self.act(layer(z))
+            z = layer(z, self.act)
         return self.p_x_given_z(z)
 
     @property
@@ -302,6 +303,11 @@ class MIM(nn.Module):
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         text = {"format": FORMAT, "config": json.dumps(self._config), "about": json.dumps(about)}
         files.save_tensors(path, tensors, text)
+
+
+def save_mim(path: str | Path, model: MIM) -> None:
+    """As `MIM.save`."""
+    model.save(path)
 
 
 def load_mim(path: str | Path, anchor: Density | None = None, device: torch.device | str = "cpu") -> MIM:
