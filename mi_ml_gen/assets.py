@@ -95,17 +95,23 @@ class Assets(NamedTuple):
 @functools.cache
 def assets() -> Assets:
     """The table of the package."""
+    return read_table(resources.files("mi_ml_gen").joinpath("assets.toml").read_text(encoding="utf-8"))
+
+
+def read_table(text: str) -> Assets:
+    """A table from its TOML."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    text = resources.files("mi_ml_gen").joinpath("assets.toml").read_text(encoding="utf-8")
     content = tomllib.loads(text)
     artifacts = {}
-    for line in content["artifact"]:
+    for line in content.get("artifact", ()):
         where, also = source_of(line["where"]), tuple(map(source_of, line.get("also", ())))
         artifacts[line["name"]] = Artifact(**{**line, "where": where, "also": also})
-    folders = [Folder(**{"family": "", **line, "where": _hub_file(line["where"])}) for line in content["folder"]]
+    folders = [
+        Folder(**{"family": "", **line, "where": _hub_file(line["where"])}) for line in content.get("folder", ())
+    ]
     return Assets(artifacts, tuple(folders))
 
 

@@ -59,6 +59,18 @@ def convert(source: str | Path, target: str | Path) -> Conversion:
     raise CorruptCheckpointError(f"{source}: holds {_glimpse(root)}: no generator or walker that is known here")
 
 
+def convert_beside(source: Path, name: str, folder: Path) -> str:
+    """Convert a fetched file into a folder, under its name of the table, or its own; says what was done. What is there
+    already stays. Raises as `convert`."""
+    stem = source.stem if "/" in name else name
+    target = folder / f"{stem}.safetensors"
+    if target.exists():
+        return f"{target}: is there already"
+    folder.mkdir(parents=True, exist_ok=True)
+    conversion = convert(source, target)
+    return f"converted: {conversion.what}; use it with {conversion.flags}"
+
+
 def _files(target: Path) -> tuple[Path, ...]:
     """All that may be written for a target: weights, their hash, a walker's description."""
     return target, files.hash_file(target), target.with_suffix(".json")

@@ -19,7 +19,7 @@ from mi_ml_gen.convert import convert
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("source", type=Path, metavar="IN", help="the published file")
+    parser.add_argument("source", type=Path, metavar="IN", help="the published file, or a reference to it")
     parser.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
     arguments = parser.parse_args(argv)
     conversion = convert(arguments.source, arguments.target)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use = settings.get("g_use", []) if a.g_use is None else a.g_use
     if name is None:
         raise UsageError("--generator must be given with --walker")
-    out = a.out or (a.run / "images" if a.run else a.walker.parent)
+    out = a.out or (a.run / "images" if a.run else a.walker.parent if a.walker.exists() else Path())
     device = runtime.resolve_device(a.device)
     generator = load_generator(name, weights, device, use)
     walker = load_walker(a.walker or a.run / "walker.safetensors", device, generator)

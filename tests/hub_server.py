@@ -134,6 +134,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.web: dict[str, bytes] = {}
         """Plain files, served under `endpoint`/web/NAME, with ranges and without the Hub's headers."""
+        self.web_has_etags = True
         self.uploads: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -176,7 +177,7 @@ class HubServer:
         return {
             "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"),
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_TOKEN_PATH": str(home / "token"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **more,
         }  # fmt: skip
 
@@ -207,7 +208,7 @@ def use_in_this_process(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPa
         "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False,
         "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_ETAG_TIMEOUT": 1, "HF_HUB_DOWNLOAD_TIMEOUT": 1,
     }.items():  # fmt: skip
-        monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(constants, name, value, raising=False)
 
 
 class _Answered(Exception):
@@ -278,7 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Accept-Ranges": "bytes", **(headers or {})}
         if self.fault is not None and self.fault.replace is not None:
             content = self.fault.replace
-        if asked is None or (self.fault is not None and self.fault.no_range):
+        is_other = self.headers.get("If-Range") not in (None, headers.get("ETag"))
+        if asked is None or is_other or (self.fault is not None and self.fault.no_range):
             self._send(200, content, headers)
         assert asked is not None
         start, stop = int(asked[1]), min(int(asked[2] or len(content)) + bool(asked[2]), len(content))
@@ -365,7 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.web.get(name)
         if content is None:
             return lambda: self._send(404, b"no such page")
-        return lambda: self._content(content)
+        mark = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'} if self.hub.web_has_etags else {}
+        return lambda: self._content(content, mark)
 
     def _info(self, body: bytes, query: Any, repo_id: str, revision: str | None) -> Any:
         repo = self._repo(repo_id)

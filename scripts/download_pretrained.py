@@ -1,0 +1,65 @@
+"""Fetch published weights: by name, by kind, or by glob; checked, resumed, and, if asked for, converted.
+
+    python scripts/download_pretrained.py --list
+    python scripts/download_pretrained.py bigbigan-x1 walker-bigbigan-1_6
+    python scripts/download_pretrained.py --walkers bigbigan --convert
+    python scripts/download_pretrained.py 'runs/walkers/*chunk0*' hf://owner/repo/file.pth@v1 --local-dir weights
+
+Files go into the Hugging Face cache (HF_HOME), or into --local-dir. --list asks the repositories what they hold, unless
+HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --local-dir, or here. The names also stand for paths in the flags of all scripts: --g_path bigbigan-x1. Each file has
+a licence of its own, which is shown before it comes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mi_ml_gen import catalogue, cli, hub
+from mi_ml_gen.assets import KINDS, is_reference
+from mi_ml_gen.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="name of the table, hf://owner/repo/file, address, or glob")
+    for kind in KINDS:
+        add(f"--{kind}s", nargs="?", const="*", metavar="FAMILY", help=f"all {kind}s, or those of a family")
+    add("--list", action="store_true", help="show what there is, then stop")
+    add("--dry-run", action="store_true", help="show what would be fetched, then stop")
+    add("--revision", metavar="NAME", help="branch, tag or commit of the repositories (default: main)")
+    add("--local-dir", type=Path, metavar="PATH", help="put the files there, in place of the cache")
+    add(
+        "--convert",
+        action="store_true",
+        help="also write generators and walkers as safetensors, into --local-dir or here",
+    )
+    add("--accept-change", action="store_true", help="take files whose hash is not the one recorded at first sight")
+    a = parser.parse_args(argv)
+
+    kinds = {kind: getattr(a, f"{kind}s") for kind in KINDS if getattr(a, f"{kind}s") is not None}
+    if not (a.list or a.names or kinds):
+        raise UsageError("name what to fetch, or give --list (see --help)")
+    needs_listing = a.list or a.dry_run or kinds or not all(map(is_reference, a.names))
+    known = catalogue.catalogue(bool(needs_listing) and not hub.is_offline(), a.revision)
+    for fault in known.faults:
+        print(f"warning: not listed: {fault}", file=sys.stderr)
+    chosen = catalogue.select(known.entries, a.names, kinds) if a.names or kinds else known.entries
+    if a.list or a.dry_run:
+        print(catalogue.to_text(chosen))
+        if a.dry_run:
+            print(catalogue.plan(chosen, a.local_dir))
+        return
+    for entry in chosen:
+        path = hub.fetch(entry.name, a.revision, a.local_dir, a.accept_change)
+        print(f"{entry.name}: {path}", flush=True)
+        if a.convert and entry.kind in ("generator", "walker"):
+            from mi_ml_gen.convert import convert_beside  # here: it brings torch, which fetching does not need
+
+            print(convert_beside(path, entry.name, a.local_dir or Path()))
+
+
+if __name__ == "__main__":
+    cli.run(main)
