@@ -1,0 +1,343 @@
+"""The published comparisons of MIM with VAE, each a loop over a width and over seeds (Livne et al. 2019, section 5).
+
+    expressiveness    toy4, hidden units from 5 to 500
+    entropy           the same with the joint entropy added to VAE and taken from MIM (--inv-H-loss)
+    bottleneck        five Gaussians in 20 dimensions, latent dimensions from 2 to 20
+    bottleneck-pca    20 principal coefficients of Fashion-MNIST, latent dimensions from 2 to 20
+
+    for result in run_sweep(settings):     # trains what is missing, reads back what is there
+        ...
+    write_report(settings)                 # figure.png, table.*, runs.csv of all that is there
+
+The folder of a sweep:
+
+    FOLDER/SECTION[-quick]/config.yaml             the settings that all its runs share
+                           mim-samp_20/seeds_1-3/  one run folder (`mi_ml_gen.mim.training`) of stacked seeds
+                           runs.csv  table.*  figure.png
+
+All seeds of a point train at once as one stacked model. Seeds and values may be added later: what is finished stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mi_ml_gen import config, report, runs
+from mi_ml_gen.config import option
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError, nearest
+from mi_ml_gen.files import atomic_write
+from mi_ml_gen.mim import datasets, pictures
+from mi_ml_gen.mim.evaluate import over_seeds
+from mi_ml_gen.mim.training import MimConfig, train_seeds
+
+QUANTITIES = {
+    "MI_ksg": "Mutual information, KSG (nats)",
+    "H_q_x": "NLL (nats)",
+    "x_recon_err": "Reconstruction error",
+    "clf_acc_KNN5": "KNN-5 accuracy",
+}
+"""The four figures of a section."""
+
+
+class Method(NamedTuple):
+    """One line of a figure: its name in folders, in figures, and the flags that make it."""
+
+    name: str
+    label: str
+    flags: dict[str, bool]
+
+
+MIM = Method("mim-samp", "MIM", {"mim_loss": True, "mim_samp": True})
+VAE = Method("vae", "VAE", {})
+MIM_MINUS_H = Method("mim-samp-inv_H", "MIM − H", {"mim_loss": True, "mim_samp": True, "inv_H_loss": True})
+VAE_PLUS_H = Method("vae-inv_H", "VAE + H", {"inv_H_loss": True})
+
+
+@dataclass(frozen=True)
+class Section:
+    """One published comparison: methods over the values of one setting, on one data set."""
+
+    text: str
+    dataset: str
+    varied: str
+    values: tuple[int, ...]
+    quick_values: tuple[int, ...]
+    methods: tuple[Method, ...] = (MIM, VAE)
+    mid_dim: int = 50
+
+    @property
+    def x_label(self) -> str:
+        return {"mid_dim": "hidden units", "z_dim": "latent dimensions"}[self.varied]
+
+
+_WIDTHS, _QUICK_WIDTHS = (5, 20, 50, 100, 200, 300, 400, 500), (5, 50, 500)
+_LATENTS, _QUICK_LATENTS = (2, 4, 6, 8, 10, 12, 14, 16, 18, 20), (2, 10, 20)
+SECTIONS = {
+    "expressiveness": Section("MIM and VAE by hidden units", "toy4", "mid_dim", _WIDTHS, _QUICK_WIDTHS),
+    "entropy": Section(
+        "joint entropy added to VAE, taken from MIM", "toy4", "mid_dim", _WIDTHS, _QUICK_WIDTHS,
+        (MIM_MINUS_H, VAE_PLUS_H),
+    ),
+    "bottleneck": Section("MIM and VAE by latent dimensions", "toy4_20", "z_dim", _LATENTS, _QUICK_LATENTS),
+    "bottleneck-pca": Section(
+        "MIM and VAE by latent dimensions", "pca-fashion-mnist20", "z_dim", _LATENTS, _QUICK_LATENTS
+    ),
+}  # fmt: skip
+EPOCHS, QUICK_EPOCHS = 200, 20
+
+
+@dataclass
+class SweepConfig:
+    """What `scripts/sweep_mim.py` takes; the defaults are the published loops."""
+
+    section: str = option(help=f"which comparison: {', '.join(SECTIONS)}")
+    seeds: int = option(10, at_least=1, help="seeds 1 to N")
+    quick: bool = option(False, help=f"three values and at most {QUICK_EPOCHS} epochs: a look, for a laptop")
+    values: list[int] | None = option(None, at_least=1, help="hidden units or latent dimensions instead of all")
+    epochs: int | None = option(None, at_least=1, help=f"at most (default {EPOCHS}, quick {QUICK_EPOCHS})")
+    at_once: int = option(10, at_least=1, flag="at-once", help="seeds trained at once as one stacked model")
+    as_published: bool = option(False, flag="as-published", help="as the published code, where it left the paper")
+    save_folder: str = option("./mim_sweeps", flag="save-folder", help="folder of the sweeps' folders")
+    data_root: str | None = option(None, flag="data-root", help="folder of the idx files of Fashion-MNIST")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+
+    def __post_init__(self) -> None:
+        if self.section not in SECTIONS:
+            raise UsageError(f"section {self.section!r} is unknown{nearest(self.section, SECTIONS, 'section')}")
+
+    @property
+    def about(self) -> Section:
+        return SECTIONS[self.section]
+
+    @property
+    def wanted_values(self) -> tuple[int, ...]:
+        return tuple(self.values or (self.about.quick_values if self.quick else self.about.values))
+
+    @property
+    def wanted_seeds(self) -> range:
+        return range(1, self.seeds + 1)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.save_folder) / (self.section + ("-quick" if self.quick else ""))
+
+    def run_settings(self, method: Method, value: int) -> MimConfig:
+        """Those of one point's run: batch 128, M = 6, warm-up and patience of 3 epochs, as published."""
+        about = self.about
+        given = {
+            "dataset": about.dataset, "epochs": _epochs(self), "batch_size": 128, "warmup_steps": 3, "min_logvar": 6,
+            "mid_dim": about.mid_dim, "z_dim": 2, "mi_interval": 0, "as_published": self.as_published,
+            "device": self.device, "data_root": self.data_root, **method.flags, about.varied: value,
+        }  # fmt: skip
+        return config.load(MimConfig, None, given)
+
+
+class Row(NamedTuple):
+    """The results of one seed at one point."""
+
+    method: Method
+    value: int
+    seed: int
+    statistics: Mapping[str, float]
+
+
+class Result(NamedTuple):
+    """One point that is finished: its rows, and whether they were trained just now."""
+
+    method: Method
+    value: int
+    rows: list[Row]
+    is_new: bool
+    wall_s: float
+
+    @property
+    def line(self) -> str:
+        """What there is to say of it in one line."""
+        summary = over_seeds(row.statistics for row in self.rows)
+        told = ", ".join(f"{name} {summary[name].value:.3f}" for name in QUANTITIES if name in summary)
+        how = f"{self.wall_s:.0f} s" if self.is_new else "read back"
+        return f"{self.method.label} {self.value}: {told} over {len(self.rows)} seeds ({how})"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The run folder of some seeds of a point, seeds_1-3, whether it is there or not."""
+
+    path: Path
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, point: Path, seeds: Sequence[int]) -> Group:
+        name = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+        return cls(point / f"seeds_{name}", tuple(seeds))
+
+    @cached_property
+    def statistics(self) -> dict[int, dict[str, float]]:
+        """Of the seeds that are finished."""
+        folders = {seed: self.path / f"seed_{seed}" if len(self.seeds) > 1 else self.path for seed in self.seeds}
+        files = {seed: folder / "results.csv" for seed, folder in folders.items()}
+        return {seed: read_statistics(file) for seed, file in files.items() if file.exists()}
+
+    @property
+    def is_finished(self) -> bool:
+        return set(self.statistics) == set(self.seeds)
+
+
+def run_sweep(settings: SweepConfig, progress: bool = True) -> Iterator[Result]:
+    """Train what is missing, one point after the other, and give each point as it is finished.
+
+    The same settings go on with an interrupted sweep. Raises UsageError where the folder was made with others,
+    and what `train_seeds` raises.
+    """
+    free = ("seeds", "values", "at_once", "save_folder", "data_root", "device")
+    dataset = None
+    with runs.RunFolder.open(settings.path, config.to_dict(settings), free=free):
+        for value in settings.wanted_values:
+            for method in settings.about.methods:
+                started, is_new = time.perf_counter(), False
+                for group in unfinished(settings, method, value):
+                    dataset = dataset or _load(settings)
+                    _train(settings.run_settings(method, value), group, dataset, progress)
+                    is_new = True
+                rows = [row for row in read_rows(settings) if (row.method, row.value) == (method, value)]
+                yield Result(method, value, rows, is_new, time.perf_counter() - started)
+
+
+def unfinished(settings: SweepConfig, method: Method, value: int) -> list[Group]:
+    """The groups that still have to be trained for the wanted seeds: begun ones as they were, then new ones."""
+    point = _point(settings, method, value)
+    known = found_groups(point)
+    begun = [group for group in known if not group.is_finished and set(group.seeds) & set(settings.wanted_seeds)]
+    covered = {seed for group in known for seed in group.seeds}
+    missing = [seed for seed in settings.wanted_seeds if seed not in covered]
+    new: list[list[int]] = []
+    for seed in missing:
+        if new and seed == new[-1][-1] + 1 and len(new[-1]) < settings.at_once:
+            new[-1].append(seed)
+        else:
+            new.append([seed])
+    return begun + [Group.of(point, seeds) for seeds in new]
+
+
+def found_groups(point: Path) -> list[Group]:
+    """The run folders of a point, by their first seed."""
+    groups = []
+    for path in point.glob("seeds_*"):
+        first, _, last = path.name.removeprefix("seeds_").partition("-")
+        if first.isdecimal() and (not last or last.isdecimal()) and (path / "config.yaml").exists():
+            groups.append(Group(path, tuple(range(int(first), int(last or first) + 1))))
+    return sorted(groups, key=lambda group: group.seeds)
+
+
+def read_rows(settings: SweepConfig) -> list[Row]:
+    """All finished runs of the wanted values and seeds, by value, method and seed."""
+    rows = []
+    for value in settings.wanted_values:
+        for method in settings.about.methods:
+            for group in found_groups(_point(settings, method, value)):
+                found = group.statistics.items()
+                rows += [Row(method, value, seed, row) for seed, row in found if seed in settings.wanted_seeds]
+    return rows
+
+
+def read_statistics(path: Path) -> dict[str, float]:
+    """A results.csv: lines of a name and a number. Raises CorruptCheckpointError for anything else."""
+    try:
+        pairs = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+        return {name: float(value) for name, value in pairs}
+    except ValueError as error:
+        raise CorruptCheckpointError(
+            f"{path}: not lines of name,number; remove it to have it measured again"
+        ) from error
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def write_report(settings: SweepConfig) -> list[Path]:
+    """The figure, the table over seeds and the table of all runs, of what is finished; gives the files.
+
+    Raises UsageError where nothing is finished.
+    """
+    rows = read_rows(settings)
+    if not rows:
+        raise UsageError(f"{settings.path}: no run is finished there; leave out --report-only to train")
+    path, about = settings.path, settings.about
+    atomic_write(path / "runs.csv", _runs_csv(rows, about.varied).encode())
+    figure = pictures.band_figure(series(rows), QUANTITIES, about.x_label)
+    atomic_write(path / "figure.png", report.figure_png(figure))
+    return [path / "figure.png", path / "runs.csv", *to_table(rows, settings).write(path, "table").values()]
+
+
+def series(rows: Sequence[Row]) -> dict[str, dict[float, dict[str, report.Estimate]]]:
+    """For each method, for each value, mean and standard error over seeds of each quantity."""
+    result: dict[str, dict[float, dict[str, report.Estimate]]] = {}
+    for method in dict.fromkeys(row.method.label for row in rows):
+        own = [row for row in rows if row.method.label == method]
+        values = sorted({row.value for row in own})
+        result[method] = {v: over_seeds(row.statistics for row in own if row.value == v) for v in values}
+    return result
+
+
+def to_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
+    """A line for each method and value."""
+    about = settings.about
+    columns = [about.x_label, "method", "seeds", *QUANTITIES.values(), "best epoch"]
+    cells: list[list[report.Cell]] = []
+    for label, points in series(rows).items():
+        for value, summary in points.items():
+            n = sum((row.method.label, row.value) == (label, value) for row in rows)
+            shown = [summary.get(name) for name in (*QUANTITIES, "epoch")]
+            cells.append([int(value), label, n, *shown])
+    cells.sort(key=lambda line: (line[0], [m.label for m in about.methods].index(str(line[1]))))
+    caption = f"{about.dataset}: mean and standard error over seeds; at most {_epochs(settings)} epochs."
+    formats = {**dict.fromkeys(QUANTITIES.values(), ".3f"), "best epoch": ".1f"}
+    return report.Table(columns, cells, caption, formats)
+
+
+def _runs_csv(rows: Sequence[Row], varied: str) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.statistics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", varied, "seed", *names])
+    for row in rows:
+        writer.writerow([row.method.name, row.value, row.seed, *(row.statistics.get(name, "") for name in names)])
+    return text.getvalue()
+
+
+# --- the parts ----------------------------------------------------------------------------------------------
+
+
+def _train(settings: MimConfig, group: Group, dataset: datasets.Dataset, progress: bool) -> None:
+    """Train a group and add the time that it took to its seconds.json, also when it is stopped."""
+    timer, wall, processor = group.path / "seconds.json", time.perf_counter(), time.process_time()
+    before: dict[str, Any] = json.loads(timer.read_text()) if timer.exists() else {}
+    try:
+        train_seeds(settings, group.seeds, path=group.path, dataset=dataset, progress=progress)
+    finally:
+        taken = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+        if group.path.is_dir():
+            total = {name: before.get(name, 0.0) + seconds for name, seconds in taken.items()}
+            atomic_write(timer, json.dumps(total).encode())
+
+
+def _load(settings: SweepConfig) -> datasets.Dataset:
+    return datasets.load(
+        settings.about.dataset, as_published=settings.as_published, root=settings.data_root, device=settings.device
+    )
+
+
+def _point(settings: SweepConfig, method: Method, value: int) -> Path:
+    return settings.path / f"{method.name}_{value}"
+
+
+def _epochs(settings: SweepConfig) -> int:
+    return settings.epochs or (QUICK_EPOCHS if settings.quick else EPOCHS)
