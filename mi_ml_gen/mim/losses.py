@@ -66,7 +66,7 @@ def a_mim(t: LogProbs, beta: float = 1.0) -> Tensor:
 def mim_minus_entropy(t: LogProbs, beta: float = 1.0) -> Tensor:
     """MIM with the entropy of the mixture of both distributions taken away: A-MIM + log(1/2 e^(a+c) + 1/2 e^(b+d)).
 
-    What remains is the Jensen-Shannon divergence of encoding and decoding distribution.
+    Its expectation over that mixture is the mean divergence KL of the mixture from both distributions.
     """
     mixture = torch.logaddexp(t.x_given_z + t.p_z, t.q_x + t.z_given_x) - math.log(2)
     return a_mim(t, beta) + mixture

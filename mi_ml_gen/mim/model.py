@@ -341,7 +341,7 @@ def check_modes(p_z: str, q_x: str, p_z_gmm: int, q_x_gmm: int, learn_P_z: bool)
         if mode == "gmm-marginal" and n == 0:
             raise UsageError(f"--{flag} gmm-marginal: needs --{flag}-gmm, the number of pseudo inputs")
         if mode in ("anchor", "marginal") and n > 0:
-            raise UsageError(f"--{flag}-gmm {n}: a {mode} --{flag} has no components; choose prior or gmm-marginal")
+            raise UsageError(f"--{flag}-gmm {n}: --{flag} {mode} is without components; choose prior or gmm-marginal")
 
 
 def _hidden(n_in: int, width: int, layers: int, **common: Any) -> nn.ModuleList:

@@ -40,7 +40,7 @@ Mode = Literal["anchor", "prior", "marginal", "gmm-marginal"]
 
 BLOCK_STEPS = 16
 """Steps between looks at signals; their noise is one stream."""
-TEST_ROWS = 2048
+TEST_ROWS = 512
 """Test items at a time: what is in work then stays in a processor's caches."""
 
 
@@ -319,6 +319,7 @@ def train_seeds(
                 save_frames(run, model, dataset, epoch, course, n_seeds=len(seeds))
             going_on = [i for i, seed in enumerate(active) if not course.of(seed).reason]
             if len(going_on) < len(active):
+                batch = torch.zeros(0)  # its graph would remember the shapes that the parameters had
                 keep_members(model, optimizer, going_on)
                 totals = totals[going_on]
                 course.active = [active[i] for i in going_on]
