@@ -181,7 +181,7 @@ def confusion_figure(evaluation: Evaluation, title: str = "") -> Any:
     side = min(9.0, max(3.2, 0.48 * n)) if n <= MOST_NAMED_CLASSES else 7.0
     named = n <= MOST_NAMED_CLASSES
     margin = 0.085 * max(len(name) for name in evaluation.classes) + 0.6 if named else 0.7
-    figure = Figure(figsize=(side + margin, side + margin + (0.3 if title else 0.0)), layout="constrained")
+    figure = Figure(figsize=(side + margin, side + 0.7 * margin + (0.2 if title else 0.0)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if title:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,13 +28,14 @@ from tqdm import tqdm
 from mi_ml_gen import config, files, hub, runs, runtime
 from mi_ml_gen.backbone import ResNet
 from mi_ml_gen.checkpoints import read_checkpoint
-from mi_ml_gen.classification import Evaluation, evaluate_scores, write_evaluations
+from mi_ml_gen.classification import Evaluation, accuracy_table, evaluate_scores, write_evaluations
 from mi_ml_gen.config import option
-from mi_ml_gen.data.sources import ImageSource, batches
+from mi_ml_gen.data.sources import ImageSource, batches, load_source
 from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, Preempted, UsageError
 from mi_ml_gen.features import Extraction, Features, extract_features, frozen, labels_of
 from mi_ml_gen.readouts import Affine, Linear, fit_ridge, knn_scores, unit_scale
-from mi_ml_gen.splits import PUBLISHED_CLASSES, Splits, class_names
+from mi_ml_gen.sharing import Shared
+from mi_ml_gen.splits import PUBLISHED_CLASSES, Splits, class_names, has_split
 from mi_ml_gen.views import Augment, unit_range
 
 logger = logging.getLogger(__name__)
@@ -50,11 +52,18 @@ READOUTS = ("sgd", "knn", "ridge")
 
 @dataclass
 class ProbeConfig:
-    """What `scripts/train_classifier.py` takes besides its paths."""
+    """What `scripts/train_classifier.py` takes."""
 
+    encoder_path: str | None = option(None, help="the encoder: a run folder, encoder.safetensors, or a published file")
+    data_path: str | None = option(None, help="labelled images: fashion-mnist, digits, torchvision:CIFAR10:data, a "
+                                   "folder of images or .beton files")  # fmt: skip
+    save_folder: str = option("./classifier_runs", help="folder of run folders")
+    run_name: str = option("0", help="last part of the run folder's name; the same command resumes it")
     dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
     image_size: int | None = option(None, at_least=8, help="side of the images, of which 7/8 is seen (default: as the "
                                     "encoder was trained on, else the set's own)")  # fmt: skip
+    framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
     hold_out: float = option(0.1, above=0, below=1, help="share of the training images for validation, where the set "
                              "has no validation images of its own")  # fmt: skip
     readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd knn ridge")
@@ -81,12 +90,21 @@ class ProbeConfig:
     batch_size: int = option(256, at_least=1, help="images at a time where features are computed once")
     state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
 
+    def __post_init__(self) -> None:
+        if not self.readouts or len(set(self.readouts)) != len(self.readouts):
+            raise UsageError(f"--readouts {' '.join(self.readouts)}: give each of {', '.join(READOUTS)} at most once")
 
-FREE = ("device", "batch_size", "state_interval_s")
+    @property
+    def folder(self) -> Path:
+        data = self.dataset or re.sub(r"[^\w.-]+", "-", self.data_path or "data").strip("-.")
+        return Path(self.save_folder) / f"LinCls-{data}-{self.run_name}"
+
+
+FREE = ("save_folder", "run_name", "loader", "device", "batch_size", "state_interval_s")
 """Settings that may differ when a probe is resumed."""
 
 
-class LinearClassifier(nn.Module):
+class LinearClassifier(Shared):
     """A frozen backbone and a linear layer: normalised views (n, 3, H, W) -> logits (n, n_classes).
 
     image_size: side in pixels of the images whose centre crops it was trained on. classes: their names.
@@ -104,6 +122,9 @@ class LinearClassifier(nn.Module):
         self.classes = classes
         self.image_size = image_size
         self.train(self.training)
+
+    def config(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "n_classes": len(self.classes), "classes": list(self.classes)}
 
     def train(self, mode: bool = True) -> LinearClassifier:
         super().train(mode)
@@ -133,32 +154,30 @@ def train_probe(
     settings: ProbeConfig,
     backbone: nn.Module,
     splits: Splits,
-    path: str | Path,
-    about: dict[str, Any] | None = None,
+    path: str | Path | None = None,
     keep_features: bool = True,
     progress: bool = True,
+    on_row: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> ProbeResult:
     """Read a backbone's features in the ways asked for and evaluate each; the same call resumes an interrupted one.
 
     backbone: normalised images (n, 3, H, W) -> features (n, d); it is moved to the device and otherwise left as it is.
-    path: the run folder. about: what else the folder's settings must agree on when it is opened again, such as the
-    encoder's path. keep_features: whether features are kept in the folder.
+    path: the run folder (default: settings.folder). keep_features: whether features are kept in it. on_row: called with
+    each line of metrics, in the main process. The settings' paths of encoder and data only say what was given.
     Raises UsageError for images without labels and settings that make no sense or differ from the folder's,
     NonFiniteError for a loss that is no finite number, Preempted when a signal asked to stop (the state is saved).
     """
     device = runtime.resolve_device(settings.device)
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)
-    if not settings.readouts or len(set(settings.readouts)) != len(settings.readouts):
-        raise UsageError(f"--readouts {' '.join(settings.readouts)}: give each of {', '.join(READOUTS)} at most once")
     classes = class_names(splits)
     check_classes(settings.dataset, len(classes))
     for source in splits:
         if source is not None:
             labels_of(source)
 
-    path = Path(path)
-    described = config.to_dict(settings) | (about or {})
+    path = Path(path) if path is not None else settings.folder
+    described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     with runs.RunFolder.open(path, described, free=FREE) as run, runs.Preemption() as preemption:
         # --- Features of unaugmented images
         how = Extraction(device, settings.precision, settings.batch_size, progress and runtime.is_main())
@@ -178,7 +197,7 @@ def train_probe(
         evaluations: dict[str, Evaluation] = {}
         linear: Linear | None = None
         if "sgd" in settings.readouts:
-            fit = _sgd(run, settings, backbone, splits, seen, len(classes), device, preemption, progress)
+            fit = _sgd(run, settings, backbone, splits, seen, len(classes), device, preemption, progress, on_row)
             linear = fit.linear
             notes["sgd"] = {"epoch": fit.epoch, "validation_loss": fit.validation_loss}
             evaluations["sgd"] = evaluate_scores(linear.scores(judged.values), judged.labels, classes, logits=True)
@@ -240,6 +259,42 @@ def check_classes(dataset: str | None, n_classes: int) -> None:
         logger.warning("%s: %d classes here, %d in the paper's classifiers", dataset, n_classes, expected)
 
 
+@dataclass
+class EvaluationConfig:
+    """What `scripts/eval_classifier.py` takes."""
+
+    lin_cls_path: str = option(help="the classifier: a run folder, classifier.safetensors, or a published file")
+    data_path: str = option(help="labelled images, as train_classifier.py takes them")
+    dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
+    split: Literal["train", "validation", "test"] = option("test", help="which of its images")
+    image_size: int | None = option(None, at_least=8, help="side of the images (default: as the classifier's were)")
+    framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
+    batch_size: int = option(256, at_least=1, help="images at a time")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the network")
+    out_log_file: Path | None = option(None, help="where results go: this name with .csv, and a folder of this name")
+
+
+def run_evaluation(settings: EvaluationConfig, progress: bool = True) -> Evaluation:
+    """Load, evaluate and, where `out_log_file` says so, write: NAME.csv, and in the folder NAME all tables and the
+    confusion figure. Raises as `load_classifier`, `load_source` and `evaluate_probe`."""
+    runtime.set_precision(settings.precision)
+    classifier = load_classifier(settings.lin_cls_path)
+    check_classes(settings.dataset, len(classifier.classes))
+    if settings.split != "train" and not has_split(settings.data_path, settings.split):
+        raise UsageError(f"--data_path {settings.data_path}: has no images of the {settings.split} split")
+    size = settings.image_size or classifier.image_size
+    source = load_source(settings.data_path, settings.split, size, framing=settings.framing, loader=settings.loader)
+    found = evaluate_probe(classifier, source, settings.device, settings.batch_size, settings.precision, progress)
+    if settings.out_log_file is not None:
+        out = settings.out_log_file
+        csv = accuracy_table({"linear": found}).to_csv()
+        files.atomic_write(out.with_name(out.name + ".csv"), csv.encode())
+        write_evaluations(out, {"linear": found}, "linear")
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # A linear layer by SGD
 
@@ -271,6 +326,7 @@ def _sgd(
     device: torch.device,
     preemption: runs.Preemption,
     progress: bool,
+    on_row: Callable[[Mapping[str, Any]], object] | None,
 ) -> SgdFit:
     validation = seen["validation"]
     d = validation.values.shape[1]
@@ -332,6 +388,8 @@ def _sgd(
                     kept = {key: value.detach().cpu().clone() for key, value in layer.state_dict().items()}
                     best = {"loss": found.loss, "epoch": epoch, "layer": kept}
             run.log(done, **row)
+            if on_row is not None and runtime.is_main():
+                on_row({"step": done} | row)
             bar.set_postfix(loss=f"{row['loss']:.3f}")
 
         # --- The state
@@ -481,11 +539,13 @@ def _build_classifier(tensors: dict[str, Tensor], header: dict[str, str]) -> Lin
 
 
 __all__ = [
+    "EvaluationConfig",
     "LinearClassifier",
     "ProbeConfig",
     "ProbeResult",
     "evaluate_probe",
     "load_classifier",
+    "run_evaluation",
     "save_classifier",
     "train_probe",
 ]

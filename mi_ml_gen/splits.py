@@ -53,7 +53,12 @@ class Splits(NamedTuple):
 
 
 def load_splits(
-    reference: str, image_size: int | None, seed: int = 0, hold_out: float = 0.1, loader: str = "auto"
+    reference: str,
+    image_size: int | None = None,
+    seed: int = 0,
+    hold_out: float = 0.1,
+    framing: str = "classification",
+    loader: str = "auto",
 ) -> Splits:
     """The splits of what `data.sources.load_source` reads.
 
@@ -61,10 +66,13 @@ def load_splits(
     for them. Where there are no test images, test is None. Raises UsageError as `load_source`, and for a share that
     leaves one of both without images.
     """
-    train = load_source(reference, "train", image_size, loader=loader)
-    test = load_source(reference, "test", image_size, loader=loader) if has_split(reference, "test") else None
+
+    def load(split: str) -> ImageSource:
+        return load_source(reference, split, image_size, framing=framing, loader=loader)
+
+    train, test = load("train"), load("test") if has_split(reference, "test") else None
     if has_split(reference, "validation"):
-        return Splits(train, load_source(reference, "validation", image_size, loader=loader), test)
+        return Splits(train, load("validation"), test)
     n_held_out = round(hold_out * train.n_images)
     if not 0 < n_held_out < train.n_images:
         raise UsageError(

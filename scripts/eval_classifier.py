@@ -1,0 +1,28 @@
+"""Hold a linear classifier against the test images of a labelled set.
+
+    python scripts/eval_classifier.py --lin_cls_path classifier_runs/LinCls-fashion-mnist-0 --data_path fashion-mnist
+    python scripts/eval_classifier.py --lin_cls_path LinCls-StanfordCars-.../last.ckpt --dataset StanfordCars \\
+        --data_path datasets/StanfordCars/ffcv --batch_size 16 --out_log_file cars
+
+Prints top-1 and top-5 with their 95% intervals. With --out_log_file NAME, NAME.csv gets them as a table, and the folder
+NAME the accuracy of each class and the confusion figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen import cli, config
+from mi_ml_gen.probe import EvaluationConfig, run_evaluation
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, EvaluationConfig)
+    found = run_evaluation(config.from_arguments(EvaluationConfig, parser.parse_args(argv)))
+    print(f"top-1: {found.top1}")
+    print(f"top-5: {found.top5}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

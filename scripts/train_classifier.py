@@ -1,0 +1,64 @@
+"""Probe a frozen encoder: a linear classifier by SGD, nearest neighbours, and ridge regression on its features.
+
+    python scripts/train_classifier.py --encoder_path encoder_runs/mine --data_path fashion-mnist
+    python scripts/train_classifier.py --encoder_path last.ckpt --data_path datasets/StanfordCars/ffcv \\
+        --conf classifier_lsun --dataset StanfordCars --run_name mine --seed 0             (the paper's protocol)
+
+--conf names one of the bundled configurations (classifier, classifier_imagenet, classifier_lsun) or a YAML file. The
+run folder, classifier_runs/LinCls-DATASET-NAME, holds the accuracies with their intervals, those of each class, the
+confusion figure, the classifier, and the features. The same command resumes an interrupted run, as does --resume_from
+with its folder and the same settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mi_ml_gen import cli, config, runtime
+from mi_ml_gen.classification import accuracy_table
+from mi_ml_gen.encoders import load_encoder, tracking
+from mi_ml_gen.errors import UsageError
+from mi_ml_gen.probe import ProbeConfig, train_probe
+from mi_ml_gen.splits import load_splits
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, ProbeConfig)
+    parser.add_argument("--conf", metavar="NAME", help="a bundled configuration of classifiers, or a YAML file")
+    parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="go on with the run in this folder")
+    parser.add_argument(
+        "--logging", nargs="?", const="wandb", choices=tracking.TRACKERS, help="follow the run in a tracker, too"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    arguments = parser.parse_args(argv)
+    if arguments.conf is not None:
+        bundled = config.BUNDLED / "classifiers" / f"{arguments.conf}.yaml"
+        arguments.config = bundled if bundled.is_file() else arguments.conf
+    settings = config.from_arguments(ProbeConfig, arguments)
+    if settings.encoder_path is None or settings.data_path is None:
+        raise UsageError(f"--{'encoder' if settings.encoder_path is None else 'data'}_path must be given")
+    runtime.resolve_device(settings.device)
+
+    encoder = load_encoder(settings.encoder_path)
+    size = settings.image_size or encoder.about.get("image_size")
+    how = {"framing": settings.framing, "loader": settings.loader}
+    splits = load_splits(settings.data_path, size, settings.seed, settings.hold_out, **how)
+    if arguments.dry_run:
+        print(config.to_yaml(settings), end="")
+        return
+    try:
+        path = arguments.resume_from or settings.folder
+        with tracking.tracker(arguments.logging, path, config.to_dict(settings)) as on_row:
+            result = train_probe(settings, encoder.backbone, splits, path, on_row=on_row)
+        if runtime.is_main():
+            print(f"encoder: {encoder}")
+            print(accuracy_table(result.evaluations, f"Accuracy on the {result.split} images").to_terminal())
+            print(f"run folder: {result.path}")
+    finally:
+        runtime.teardown()
+
+
+if __name__ == "__main__":
+    cli.run(main)
