@@ -6,6 +6,7 @@ pictures); what the run did not record is said to be missing, not guessed.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -96,13 +97,18 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: str | Path) -> RunRecord:
-        """Raises UsageError for a folder that is no run's, CorruptCheckpointError for damaged settings or results."""
+        """Raises UsageError for a folder that is no run's, CorruptCheckpointError for damaged settings or results.
+
+        A folder of one of several seeds has its settings in the folder above.
+        """
         path = Path(path)
         card = path / "card.md"
+        is_member = not (path / "config.yaml").exists() and (path.parent / "config.yaml").exists()
+        whole = path.parent if is_member else path
         return cls(
             path,
-            runs.read_config(path),
-            environment.read(path),
+            runs.read_config(whole),
+            environment.read(whole),
             runs.read_metrics(path),
             dict(_results(path)),
             card.read_text(encoding="utf-8") if card.is_file() else "",
@@ -120,6 +126,13 @@ def _results(path: Path) -> Iterator[tuple[str, Any]]:
             raise CorruptCheckpointError(f"{file}: damaged: {error}") from None
         if isinstance(content, dict) and "format" not in content:
             yield file.stem, content
+    table = path / "results.csv"  # of a name and a value a line
+    if table.is_file() and table.stat().st_size <= MAX_RESULT_BYTES:
+        with open(table, encoding="utf-8", newline="") as lines:
+            yield (
+                "results",
+                {row[0]: float(row[1]) for row in csv.reader(lines) if len(row) == 2 and _is_text_number(row[1])},
+            )
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -188,6 +201,13 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
 def _is_figure(key: str) -> bool:
     """Whether a metric says how good a model is, and not how fast it was made."""
     return key not in NO_FIGURES and not key.startswith("smoothed_") and not key.endswith("_s")
+
+
+def _is_text_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _is_number(value: Any) -> bool:

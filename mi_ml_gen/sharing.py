@@ -91,6 +91,32 @@ KINDS: dict[str, Kind] = {
         "z = TruncatedNormal().sample((8, generator.noise_dim))\n"
         "images = generator.decode(generator.latents(z))  # (8, 3, height, width) in [0, 1]",
     ),
+    "encoder": Kind(
+        "mi_ml_gen.encoders.base:Encoder", "encoder.safetensors",
+        "mi_ml_gen.encoders.loading:save_encoder", "mi_ml_gen.encoders.shared:load_whole",
+        "An encoder: a ResNet that learned a representation of images from pairs of views, with the heads that it was "
+        "trained with.",
+        "from mi_ml_gen.encoders import Encoder\n\n"
+        'encoder = Encoder.from_pretrained("{repo}")\n'
+        "features = encoder.backbone(images)  # normalised images (n, 3, height, width) -> (n, feature_dim)",
+    ),
+    "classifier": Kind(
+        "mi_ml_gen.probe:LinearClassifier", "classifier.safetensors",
+        "mi_ml_gen.probe:save_classifier", "mi_ml_gen.probe:load_classifier",
+        "A linear classifier on a frozen encoder: how much a linear layer finds in its features.",
+        "from mi_ml_gen.probe import LinearClassifier\n\n"
+        'classifier = LinearClassifier.from_pretrained("{repo}")\n'
+        "logits = classifier(images)  # normalised images (n, 3, height, width); classifier.classes names the columns",
+    ),
+    "mim": Kind(
+        "mi_ml_gen.mim.model:MIM", "best.safetensors", "mi_ml_gen.mim.model:save_mim", "mi_ml_gen.mim.model:load_mim",
+        "A Mutual Information Machine (or the VAE or auto-encoder that it is held against): an encoder and a decoder "
+        "with a latent space of few dimensions.",
+        "from mi_ml_gen.mim import MIM\n\n"
+        'model = MIM.from_pretrained("{repo}")\n'
+        "z = model.encode(x).mean  # x: (n, x_dim)",
+        citation="livne2019mim",
+    ),
 }  # fmt: skip
 
 
@@ -158,7 +184,7 @@ def save(
     try:
         with files.disk_faults(partial):
             partial.mkdir(parents=True)
-        _named(kind.save)(partial / WEIGHTS, model)
+        _write_weights(model, kind, partial / WEIGHTS, record)
         shown = []
         for picture in model_card.pictures(record):
             files.atomic_write(partial / IMAGES / picture.name, picture.read_bytes())
@@ -178,12 +204,42 @@ def save(
             "mi_ml_gen_version": __version__,
         }
         files.atomic_write(partial / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+        _check_return(model, partial)
         with files.disk_faults(folder):
             partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder
+
+
+def _write_weights(model: Shared, kind: Kind, target: Path, record: model_card.RunRecord | None) -> None:
+    """The run's own file, where it holds this model: it also has what the run noted there; else a new one."""
+    own = record.path / kind.file if record is not None else None
+    if own is None or not own.is_file() or not _equal(_named(kind.load)(own), model):
+        _named(kind.save)(target, model)
+        return
+    files.write_with_hash(target, own.read_bytes())
+    if own.with_suffix(".json").is_file():
+        files.atomic_write(target.with_suffix(".json"), own.with_suffix(".json").read_bytes())
+
+
+def _check_return(model: Shared, folder: Path) -> None:
+    """Raise UsageError where what was written does not come back as it was."""
+    try:
+        returned = load(folder)
+    except CheckpointError as error:
+        raise UsageError(f"this {type(model).__name__} cannot be shared: {error}") from error
+    if not _equal(returned, model):
+        raise UsageError(f"this {type(model).__name__} cannot be shared: it does not come back as it was")
+
+
+def _equal(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same class and state, bit for bit."""
+    mine, theirs = model.state_dict(), other.state_dict()
+    if type(model) is not type(other) or mine.keys() != theirs.keys():
+        return False
+    return all(mine[key].dtype == theirs[key].dtype and torch.equal(mine[key].cpu(), theirs[key].cpu()) for key in mine)
 
 
 def load(source: str | Path, device: torch.device | str | None = None, revision: str | None = None) -> Shared:
@@ -234,7 +290,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _find(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
     """The local folder of a source, its files checked, and its description."""
-    if Path(source).is_dir():
+    if str(source) and Path(source).is_dir():
         folder = Path(source)
         description = describe(folder)
     elif _is_repo(str(source)):
@@ -307,8 +363,7 @@ def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str 
         target = Path(out) if out is not None else folder / "shared"
         if not target.exists():
             return save(model, target, folder, repo, licence)
-        mine, theirs = model.state_dict(), load(target).state_dict()
-        if mine.keys() != theirs.keys() or not all(map(torch.equal, mine.values(), theirs.values())):
+        if not _equal(model, load(target)):
             raise UsageError(f"{target}: holds another model than {folder}; remove it, and it is written anew")
     stated = stated_licence(target)
     if licence is not None and licence != stated:
@@ -362,13 +417,13 @@ class _Bounded(TorchFunctionMode):
 def _no_more_memory_than(path: Path) -> Iterator[None]:
     """Models made within have neither tensors out of all proportion to a file, nor more of them than it has room
     for. Raises CorruptCheckpointError naming it."""
-    room = 4 * path.stat().st_size + (1 << 20)
-    n_made = 0
+    size = path.stat().st_size
+    n_made, n_most = 0, 2000 + size // 16  # a tensor takes more than 32 bytes of a file, modules hold one or two
 
     def count(*registration: Any) -> None:
         nonlocal n_made
         n_made += 1
-        if n_made > room // 16:
+        if n_made > n_most:
             raise CorruptCheckpointError("its description asks for more layers than the file holds")
 
     hooks = [
@@ -376,7 +431,7 @@ def _no_more_memory_than(path: Path) -> Iterator[None]:
         torch_module.register_module_module_registration_hook(count),
     ]
     try:
-        with _Bounded(room):
+        with _Bounded(4 * size + (1 << 20)):
             yield
     except CorruptCheckpointError as error:
         said = str(error)

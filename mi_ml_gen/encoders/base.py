@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_ml_gen.backbone import ResNet, torchvision_key
 from mi_ml_gen.errors import CheckpointError
+from mi_ml_gen.sharing import Shared
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Gradients(NamedTuple):
     features: Tensor
 
 
-class Encoder(nn.Module):
+class Encoder(Shared):
     """A backbone with what its method trains around it.
 
     A method defines `backbone`, `forward` (the heavy part: views to outputs) and `loss`.
@@ -61,6 +62,9 @@ class Encoder(nn.Module):
     couples_samples: ClassVar[bool] = False
     """Whether the loss of a sample depends on the other samples (of all processes)."""
     architecture: Architecture
+
+    def config(self) -> dict[str, Any]:
+        return {"method": self.method, **asdict(self.architecture)}
 
     @property
     def backbone(self) -> ResNet:
