@@ -117,7 +117,7 @@ def read_table(text: str) -> Assets:
 
 # --- references ---------------------------------------------------------------------------------------------
 
-SCHEME = re.compile(r"(hf|https?):/+")  # a Path of an address has lost a slash
+SCHEME = re.compile(r"(hf|https?):/{1,2}")  # a Path of an address has lost a slash
 
 
 def is_reference(reference: str | os.PathLike) -> bool:

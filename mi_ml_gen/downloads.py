@@ -363,7 +363,7 @@ def _append(address: Address, partial: _Partial, file: IO[bytes], show: Show) ->
         _check_room(partial, total)
         show(partial.size_bytes)
         most = partial.expected.size_bytes
-        while most is None or partial.size_bytes <= most:  # beyond that it is wrong, however much comes
+        while True:
             try:
                 block = response.read1(BLOCK_BYTES)
             except (OSError, http.client.HTTPException) as error:
@@ -372,6 +372,8 @@ def _append(address: Address, partial: _Partial, file: IO[bytes], show: Show) ->
                 break
             partial.append(file, block)
             show(partial.size_bytes)
+            if most is not None and partial.size_bytes > most:
+                return  # it is wrong, however much comes
     if total is not None and partial.size_bytes < total:
         raise Transient(f"{address.label}: the connection broke at {partial.size_bytes:,} of {total:,} bytes")
 

@@ -6,8 +6,8 @@
     python scripts/download_pretrained.py 'runs/walkers/*chunk0*' hf://owner/repo/file.pth@v1 --local-dir weights
 
 Files go into the Hugging Face cache (HF_HOME), or into --local-dir. --list asks the repositories what they hold, unless
-HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --local-dir, or here. The names also stand for paths in the flags of all scripts: --g_path bigbigan-x1. Each file has
-a licence of its own, which is shown before it comes.
+HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --local-dir, or here. Each file has a licence of its own,
+which is shown before it comes. The names stand for paths in the flags of all scripts: --g_path bigbigan-x1.
 """
 
 from __future__ import annotations
