@@ -1,0 +1,29 @@
+"""Continuous sampling against stored images: seconds and energy of an epoch, for the same small encoder.
+
+    python scripts/benchmark_sampling.py --source generator --generator tiny-bigbigan --samples_per_epoch 4096
+    python scripts/benchmark_sampling.py --g_path BigBiGAN_x1.pth --data_path datasets/generated --device cuda \\
+        --source generator torch ffcv --batch_sizes 32 64 128 256 --num_epochs 20               (the paper's Figure 5)
+
+Sources measured by several calls with the same --save_folder share one table and figure: sampling.md and
+images/sampling.png. What is there is not measured again, so the same command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen import cli, config
+from mi_ml_gen.sampling_benchmark import BenchmarkConfig, benchmark, to_table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, BenchmarkConfig)
+    settings = config.from_arguments(BenchmarkConfig, parser.parse_args(argv))
+    measurements = benchmark(settings)
+    print(to_table(measurements, settings).to_terminal())
+    print(f"run folder: {settings.save_folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
