@@ -505,7 +505,7 @@ def _send(folder: Path, repo: str, private: bool, names: list[str]) -> str:
         raise EnvironmentFault("HF_HUB_OFFLINE forbids to push")
     if get_token() is None:
         raise EnvironmentFault("pushing needs a token that may write: run `hf auth login`, or set HF_TOKEN")
-    api = HfApi(endpoint=hub._endpoint())
+    api = HfApi(endpoint=hub.endpoint())
     with _push_faults(repo):
         api.create_repo(repo, private=private, exist_ok=True)
         there = set(api.list_repo_files(repo))
@@ -535,7 +535,7 @@ def _push_faults(repo: str) -> Iterator[None]:
     """What the Hub's client raises while writing, as errors of ours."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    with hub._hub_faults(hub.HubFile(repo, "")):
+    with hub.hub_faults(hub.HubFile(repo, "")):
         try:
             yield
         except HfHubHTTPError as error:
