@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-N_SHOWN = 400
+N_SHOWN = 300
 """Test points in a frame."""
 LATENT_LIMIT = 4.0
 _RED, _GREY, _INK = "#c8201e", "#b4b9bf", "#22262b"
-_GIF_COLOURS = 64
+_GIF_COLOURS = 48
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def progress_frame(
     rng: torch.Generator,
     title: str = "",
     n_shown: int = N_SHOWN,
-    width_px: int = 320,
+    width_px: int = 260,
     latent_limit: float = LATENT_LIMIT,
 ) -> np.ndarray:
     """One picture of what a model (not a stack) makes of the test set: uint8 (2 width_px, width_px, 3), about.
