@@ -300,8 +300,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     files.save_tensors(path, {"weight": torch.zeros(2)}, {"format": "something else"})
     with pytest.raises(CorruptCheckpointError, match="not a MIM model"):
         load_mim(path)
-    config = '{"x_dim": 3, "z_dim": 9}'
+    config = '{"config": {"x_dim": 3, "z_dim": 9}}'
     tensors = {name: value for name, value in model_of().state_dict().items()}
-    files.save_tensors(path, tensors, {"format": "mi_ml_gen.mim/1", "config": config})
+    files.save_tensors(path, tensors, {"mi_ml_gen.mim/1": config})
     with pytest.raises(CorruptCheckpointError, match="do not fit"):
         load_mim(path)
