@@ -13,6 +13,7 @@ import torch
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
 
 GOLDEN = Path(__file__).parent / "golden"
+collect_ignore = [] if importlib.util.find_spec("ffcv") else ["with_ffcv"]
 
 
 def load_helper(name: str):

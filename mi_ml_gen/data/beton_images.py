@@ -21,6 +21,9 @@ from mi_ml_gen.errors import CorruptCheckpointError, EnvironmentFault
 
 SYSTEM_PACKAGES = "libopencv-dev libturbojpeg0-dev pkg-config"
 
+_kept: list[Any] = []
+"""FFCV's loaders, until the process ends: numba reports an error on stderr when their compiled code is collected."""
+
 
 def load_beton(path: Path, request: Request) -> ImageSource:
     """The images of a .beton file, through FFCV unless the request asks for the loader torch. The image size is that
@@ -119,6 +122,7 @@ class FFCVImages:
                 drop_last=False,
                 pipelines={image: [decoder, self._ffcv.ToTensor()], **dict.fromkeys(others)},
             )
+            _kept.append(self._loader)
         self._loader.batch_size = batch_size  # read when an epoch begins
         return self._loader
 

@@ -255,8 +255,9 @@ def _pillow_version() -> str:
 class FolderImages:
     """The images of a folder, decoded when they are asked for.
 
-    Where images lie in subfolders, the subfolder just below `folder` is the class of an image. skip_bad: leave out
-    what cannot be read, with a warning, in place of an error.
+    Where images lie in subfolders, the subfolder just below `folder` is the class of an image; with_labels=False
+    takes them as they lie, in whatever folders. skip_bad: leave out what cannot be read, with a warning, in place of
+    an error.
     Raises UsageError for a folder without images, with bad ones, or with images beside the class folders.
     """
 
@@ -266,6 +267,7 @@ class FolderImages:
         framing: Framing,
         *,
         skip_bad: bool = False,
+        with_labels: bool = True,
         n_workers: int = 4,
         progress: bool = True,
     ) -> None:
@@ -277,7 +279,7 @@ class FolderImages:
         self.name = str(folder)
         self.n_images = len(scan.files)
         self.image_size = framing.size_px
-        self.labels, self.classes = _labels(scan)
+        self.labels, self.classes = _labels(scan) if with_labels else (None, ())
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
 
     def batch(self, indices: Tensor) -> Tensor:
