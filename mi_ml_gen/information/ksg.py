@@ -28,6 +28,7 @@ from scipy.special import digamma, gammaln
 from torch import Tensor
 
 from mi_ml_gen.errors import UsageError
+from mi_ml_gen.information.boxes import count_within
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +139,15 @@ def _by_trees(x: np.ndarray, y: np.ndarray, k: int, norm: float, strict: bool, n
     joint = np.concatenate([x, y], axis=1)
     radius = cKDTree(joint).query(joint, [k + 1], p=norm, workers=n_jobs)[0][:, 0]  # the point itself comes first
     reach = _reach(radius, strict)
-    counts = [
-        # Neighbourhoods in one space hold many points: larger leaves than the usual 16 save an eighth.
-        cKDTree(side, leafsize=32).query_ball_point(side, reach, p=norm, workers=n_jobs, return_length=True)
-        for side in (x, y)
-    ]
-    return _Neighbours(radius, *counts)
+    return _Neighbours(radius, *(_near_by_trees(side, reach, norm, n_jobs) for side in (x, y)))
+
+
+def _near_by_trees(points: np.ndarray, reach: np.ndarray, norm: float, n_jobs: int) -> np.ndarray:
+    if norm == math.inf and points.shape[1] <= 2:
+        return count_within(points, reach)
+    # Neighbourhoods in one space hold many points: larger leaves than the usual 16 save an eighth.
+    tree = cKDTree(points, leafsize=32)
+    return tree.query_ball_point(points, reach, p=norm, workers=n_jobs, return_length=True)
 
 
 def _by_brute_force(x: Tensor, y: Tensor, k: int, norm: float, strict: bool) -> _Neighbours:
