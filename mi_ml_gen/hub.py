@@ -311,6 +311,8 @@ def hub_faults(file: HubFile) -> Iterator[None]:
         raise NotCached(file) from error
     except errors.HfHubHTTPError as error:
         raise status_fault(error.response.status_code, str(file), endpoint(), error.response.headers) from error
+    except RecursionError as error:  # so the client followed redirects before its version 1
+        raise EnvironmentFault(f"{file}: redirected in a loop") from error
     except Exception as error:
         libraries = {base.__module__.partition(".")[0].rstrip("2") for base in type(error).__mro__}
         if not libraries & {"httpx", "httpcore", "requests", "urllib3", "ssl", "socket"}:
@@ -565,3 +567,24 @@ def _only_match(pattern: HubFile) -> HubFile:
 def remembered(pattern: HubFile) -> str | None:
     """The file that a pattern meant when it was last looked up."""
     return _seen.read().get(str(pattern), {}).get("path")
+
+
+# --- what is here -------------------------------------------------------------------------------------------
+
+
+def where_it_lies(artifact: Artifact) -> Path | None:
+    """The local file of an artifact that was fetched into the caches, or None; nothing is asked from anybody."""
+    for source in (artifact.where, *artifact.also):
+        if isinstance(source, WebFile):
+            path: Path | None = web_target(source, artifact, None)
+        else:
+            known = remembered(source) if source.is_pattern else source.path
+            path = in_cache(source._replace(path=known)) if known is not None else None
+        if path is not None and path.is_file():
+            return path
+    return None
+
+
+def what_is_wrong(artifact: Artifact, path: Path) -> str | None:
+    """How the file of an artifact differs from what the table says, or was recorded when it came; None if not."""
+    return _wrong(path, _seen.expected(artifact.name, artifact))

@@ -1,0 +1,28 @@
+"""Look at this machine: Python, torch, GPUs, FFCV, caches, disk, weights; and how to mend what is not right.
+
+    python scripts/doctor.py
+
+ok: works; none: optional, and not there; warn: works in part; fail: required, and it does not work. Exits with 0 when
+all that is required works, else with 4.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from mi_ml_gen import cli, doctor
+from mi_ml_gen.errors import EnvironmentFault
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="do not start processes by torchrun")
+    arguments = parser.parse_args(argv)
+    findings = doctor.examine(processes=not arguments.quick)
+    print(doctor.to_text(findings, min(120, shutil.get_terminal_size((100, 24)).columns)))
+    return 0 if doctor.is_well(findings) else EnvironmentFault.exit_code
+
+
+if __name__ == "__main__":
+    cli.run(main)
