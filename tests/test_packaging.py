@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import mi_ml_gen
 
 ROOT = Path(__file__).parents[1]
 MAX_WHEEL_BYTES = 12 << 20
@@ -82,11 +85,13 @@ print(config.load(navigator.NavigatorConfig, "quickstart").generator)
 
 
 def test_scripts_run_by_module_and_by_the_one_command(unpacked, tmp_path):
-    flags = ["--generator", "tiny-bigbigan", "--chunks", "0_1", "--dry-run"]
-    by_module = run(unpacked, tmp_path, "-m", "mi_ml_gen.scripts.train_navigator", *flags)
-    by_command = run(unpacked, tmp_path, "-m", "mi_ml_gen", "train-navigator", *flags)
-    assert by_module.returncode == by_command.returncode == 0, by_module.stderr + by_command.stderr
-    assert by_module.stdout == by_command.stdout and "generator: tiny-bigbigan" in by_module.stdout
+    flags = ["--generator", "tiny-bigbigan", "--chunks", "0_1"]
+    dry = run(unpacked, tmp_path, "-m", "mi_ml_gen", "train-navigator", *flags, "--dry-run")
+    assert dry.returncode == 0 and "generator: tiny-bigbigan" in dry.stdout, dry.stderr
+    for way in (["-m", "mi_ml_gen.scripts.doctor"], ["-m", "mi_ml_gen", "doctor"]):
+        refused = run(unpacked, tmp_path, *way, "--quik")
+        assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
+        assert refused.stderr.startswith("error: unknown flag --quik; nearest known flag: --quick (see ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,5 +104,14 @@ def test_the_command_lists_scripts_and_names_the_nearest(unpacked, tmp_path):
     wrong = run(unpacked, tmp_path, "-m", "mi_ml_gen", "train-navigatr")
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.count("\n") == 1 and "nearest known script: train_navigator" in wrong.stderr
-    refused = run(unpacked, tmp_path, "-m", "mi_ml_gen", "train-navigator", "--chunks", "0_1", "--generator", "no")
-    assert refused.returncode == 2 and refused.stderr.startswith("error: --generator no: must be one of")
+    assert run(unpacked, tmp_path, "-m", "mi_ml_gen", "--version").stdout == f"{mi_ml_gen.__version__}\n"
+
+
+def test_every_script_starts_in_the_way_that_the_command_needs():
+    """A docstring whose first line tells what it does, in a terminal's width, and main(argv)."""
+    for path in (ROOT / "scripts").glob("[!_]*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        first = (ast.get_docstring(tree) or "").partition("\n")[0]
+        assert 20 < len(first) <= 117, path.name
+        (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        assert [argument.arg for argument in main.args.args] == ["argv"] and len(main.args.defaults) == 1, path.name
