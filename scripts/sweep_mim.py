@@ -8,7 +8,7 @@
 
 The same command goes on with an interrupted sweep and reads back what is finished. At the end stand, in the sweep's
 folder, figure.png (mutual information, NLL, reconstruction error and KNN accuracy with a band of one standard error
-over seeds), table.csv (and .md, .tex, .json) and runs.csv.
+over seeds), table.csv (and .md, .tex, .json), runs.csv and, of toy4, models.png: what one seed's models have learnt.
 """
 
 from __future__ import annotations

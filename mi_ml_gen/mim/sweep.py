@@ -13,7 +13,7 @@ The folder of a sweep:
 
     FOLDER/SECTION[-quick]/config.yaml             the settings that all its runs share
                            mim-samp_20/seeds_1-3/  one run folder (`mi_ml_gen.mim.training`) of stacked seeds
-                           runs.csv  table.*  figure.png
+                           runs.csv  table.*  figure.png  models.png
 
 All seeds of a point train at once as one stacked model. Seeds and values may be added later: what is finished stays.
 """
@@ -30,13 +30,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mi_ml_gen import config, report, runs
+import numpy as np
+
+from mi_ml_gen import config, report, runs, runtime
 from mi_ml_gen.config import option
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError, nearest
 from mi_ml_gen.files import atomic_write
 from mi_ml_gen.mim import datasets, pictures
 from mi_ml_gen.mim.evaluate import over_seeds
-from mi_ml_gen.mim.training import MimConfig, train_seeds
+from mi_ml_gen.mim.model import load_mim
+from mi_ml_gen.mim.training import MimConfig, member_folder, train_seeds
 
 QUANTITIES = {
     "MI_ksg": "Mutual information, KSG (nats)",
@@ -92,6 +95,7 @@ SECTIONS = {
     ),
 }  # fmt: skip
 EPOCHS, QUICK_EPOCHS = 200, 20
+PLANE_DATA = ("toy4",)
 
 
 @dataclass
@@ -182,9 +186,12 @@ class Group:
     @cached_property
     def statistics(self) -> dict[int, dict[str, float]]:
         """Of the seeds that are finished."""
-        folders = {seed: self.path / f"seed_{seed}" if len(self.seeds) > 1 else self.path for seed in self.seeds}
-        files = {seed: folder / "results.csv" for seed, folder in folders.items()}
+        files = {seed: self.folder(seed) / "results.csv" for seed in self.seeds}
         return {seed: read_statistics(file) for seed, file in files.items() if file.exists()}
+
+    def folder(self, seed: int) -> Path:
+        """Of one seed's files."""
+        return member_folder(self.path, seed, len(self.seeds))
 
     @property
     def is_finished(self) -> bool:
@@ -265,6 +272,7 @@ def read_statistics(path: Path) -> dict[str, float]:
 def write_report(settings: SweepConfig) -> list[Path]:
     """The figure, the table over seeds and the table of all runs, of what is finished; gives the files.
 
+    Of two-dimensional data also models.png: reconstructions and latents of the first seed's models, a row a method.
     Raises UsageError where nothing is finished.
     """
     rows = read_rows(settings)
@@ -274,7 +282,31 @@ def write_report(settings: SweepConfig) -> list[Path]:
     atomic_write(path / "runs.csv", _runs_csv(rows, about.varied).encode())
     figure = pictures.band_figure(series(rows), QUANTITIES, about.x_label)
     atomic_write(path / "figure.png", report.figure_png(figure))
-    return [path / "figure.png", path / "runs.csv", *to_table(rows, settings).write(path, "table").values()]
+    written = [path / "figure.png", path / "runs.csv", *to_table(rows, settings).write(path, "table").values()]
+    if (picture := models_picture(settings)) is not None:
+        written.append(report.save_png(path / "models.png", picture))
+    return written
+
+
+def models_picture(settings: SweepConfig) -> np.ndarray | None:
+    """Frames of the first finished seed's models, uint8 (h, w, 3): a row a method, a column a value. None where the
+    data have not two dimensions."""
+    if settings.about.dataset not in PLANE_DATA:
+        return None
+    data = _load(settings)
+    lines = []
+    for method in settings.about.methods:
+        frames = []
+        for value in sorted(settings.wanted_values):
+            folders = [group.folder(min(group.statistics)) for group in _finished(settings, method, value)]
+            if folders:
+                model = load_mim(folders[0] / "best.safetensors", device=data.test.x.device)
+                rng = runtime.stream(0, "mim frame", 0, 0, data.test.x.device)
+                frames.append(pictures.progress_frame(model, data, rng, f"{method.label} {value}"))
+        if frames:
+            lines.append(np.concatenate(frames, axis=1))
+    width = max(line.shape[1] for line in lines)
+    return np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in lines])
 
 
 def series(rows: Sequence[Row]) -> dict[str, dict[float, dict[str, report.Estimate]]]:
@@ -333,6 +365,11 @@ def _load(settings: SweepConfig) -> datasets.Dataset:
     return datasets.load(
         settings.about.dataset, as_published=settings.as_published, root=settings.data_root, device=settings.device
     )
+
+
+def _finished(settings: SweepConfig, method: Method, value: int) -> list[Group]:
+    """The groups of a point with any results."""
+    return [group for group in found_groups(_point(settings, method, value)) if group.statistics]
 
 
 def _point(settings: SweepConfig, method: Method, value: int) -> Path:

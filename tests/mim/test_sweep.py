@@ -161,7 +161,10 @@ def test_the_report(tmp_path):
         sweep.write_report(settings)
     all_of(settings)
     written = {path.name: path for path in sweep.write_report(settings)}
-    assert set(written) == {"figure.png", "runs.csv", "table.md", "table.tex", "table.csv", "table.json"}
+    tables = {"runs.csv", "table.md", "table.tex", "table.csv", "table.json"}
+    assert set(written) == tables | {"figure.png", "models.png"}
+    assert sweep.models_picture(settings).shape == (2 * 520, 2 * 260, 3)
+    assert sweep.models_picture(small(tmp_path, section="bottleneck")) is None
     assert written["figure.png"].read_bytes().startswith(b"\x89PNG")
     runs = list(csv.DictReader(written["runs.csv"].open()))
     assert [(row["method"], row["mid_dim"], row["seed"]) for row in runs[:3]] == [
