@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.dry_run:
         print(config.to_yaml(settings), end="")
         return
-    for record in train_seeds(settings):
+    for record in train_seeds(settings, show=True):
         assert record.statistics is not None
         print(f"seed {record.seed}: {record.reason}; the model of epoch {record.best_epoch}, in {record.path}")
         for name, value in record.statistics.as_dict().items():

@@ -154,8 +154,17 @@ class Gaussian:
         by a tiny standard deviation.
         """
         loc, std = _repeated(self.loc, n, -2), _repeated(self.std, n, -2)
-        noise = draw_normal(rng, loc.shape, loc)
-        return torch.addcmul(loc, std, noise), -0.5 * noise.square().sum(-1) - self.log_scale
+        return Gaussian(loc, std).at(draw_normal(rng, loc.shape, loc))
+
+    def at(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The draw that standard normal noise (..., d) makes, and its log-density."""
+        return torch.addcmul(self.loc, self.std, noise), -0.5 * noise.square().sum(-1) - self.log_scale
+
+    def rows(self, start: int, stop: int) -> Gaussian:
+        """Those of the batch axis from start to stop."""
+        part = Gaussian(self.loc[..., start:stop, :], self.std[..., start:stop, :])
+        part._log_scale = self.log_scale[..., start:stop]
+        return part
 
     def with_component_axis(self) -> Gaussian:
         """The batch axis turned into the components of one mixture: (..., K, d) -> (..., 1, K, d)."""

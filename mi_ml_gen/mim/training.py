@@ -33,7 +33,7 @@ from mi_ml_gen.mim.datasets import Dataset, Items
 from mi_ml_gen.mim.distributions import Noise, Rng
 from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate
 from mi_ml_gen.mim.losses import Loss
-from mi_ml_gen.mim.model import MIM, Terms, check_modes
+from mi_ml_gen.mim.model import MIM, check_modes
 
 Parameters = dict[str, Tensor]
 Mode = Literal["anchor", "prior", "marginal", "gmm-marginal"]
@@ -164,14 +164,13 @@ def batch_loss(
     model: MIM, x: Tensor, rng: Rng, loss: Loss, beta: float, sampling: bool, x_in: Tensor | None = None
 ) -> Tensor:
     """Mean loss of a batch x (n, x_dim) or (S, n, x_dim), with the sampling half where asked for: () or (S,)."""
-    data = loss(model.data_half(x, rng, x_in), beta).mean(-1)
     if not sampling:
-        return data
-    terms: Terms = model.sampling_half(x.shape[-2], rng)
-    sampled = loss(terms, beta)
+        return loss(model.data_half(x, rng, x_in), beta).mean(-1)
+    data, sampled = model.both_halves(x, rng, x_in)
+    per_draw = loss(sampled, beta)
     if model.binary:  # draws of coins carry no gradient
-        sampled = losses.with_score(sampled, terms.x_given_z)
-    return losses.symmetric(data, sampled.mean(-1), beta)
+        per_draw = losses.with_score(per_draw, sampled.x_given_z)
+    return losses.symmetric(loss(data, beta).mean(-1), per_draw.mean(-1), beta)
 
 
 @torch.no_grad()
@@ -202,13 +201,15 @@ def train_seeds(
     dataset: Dataset | None = None,
     measure: bool = True,
     neighbours: bool = True,
+    show: bool = False,
     progress: bool = True,
 ) -> list[MimRecord]:
     """Train one model a seed, all at once; the same call goes on with an interrupted run.
 
     seeds: default settings.seed, and settings.seeds of them. path: the run folder (default: settings.folder); of
     several seeds, each has its folder seed_N in it. dataset: loaded from the settings where it is not given.
-    measure: evaluate each best model and write its results.csv; neighbours: with the KNN accuracies.
+    measure: evaluate each best model and write its results.csv; neighbours: with the KNN accuracies. show: pictures of
+    the course and of the best models.
     Raises UsageError for settings that make no sense or differ from the folder's, NonFiniteError when a loss is no
     finite number, Preempted when a signal asked to stop (the state is saved).
     """
@@ -341,7 +342,14 @@ def train_seeds(
         for seed in seeds:
             if preemption.requested:
                 raise Preempted(f"{path} is trained; the same command measures the models")
-            records.append(finish(run, settings, dataset, course, seed, measure, neighbours, device))
+            record, best = finish(run, settings, dataset, course, seed, measure, neighbours, device)
+            records.append(record)
+            if settings.vis_progress:
+                animate_frames(record.path, record.epochs)
+            if show:
+                save_best(settings, dataset, best, record)
+        if show:
+            save_curves(run, seeds)
     return records
 
 
@@ -486,24 +494,23 @@ def finish(
     measure: bool,
     neighbours: bool,
     device: torch.device,
-) -> MimRecord:
-    """Write one seed's best model, and measure it: best.safetensors, results.csv, the animation."""
+) -> tuple[MimRecord, MIM]:
+    """Write one seed's best model, and measure it: best.safetensors, results.csv."""
     own = course.of(seed)
     folder = member_folder(run.path, seed, len(course.seeds))
     epoch, lowest = (own.best_epoch, own.best_loss) if own.best_epoch else (own.epochs, math.nan)
     model = build(settings, dataset, seed)
     model.load_state_dict(own.best)
     model.save(folder / "best.safetensors", dataset=settings.dataset, seed=seed, epoch=epoch, loss=settings.loss_name)
+    model.to(device)
     statistics = None
     if measure:
         rng = runtime.stream(seed, "mim evaluation", 0, 0, device)
         known = lowest if own.best_epoch else None
-        statistics = evaluate(model.to(device), dataset, rng, epoch=epoch, loss=known, neighbours=neighbours)
+        statistics = evaluate(model, dataset, rng, epoch=epoch, loss=known, neighbours=neighbours)
         run.write_text(str((folder / "results.csv").relative_to(run.path)), csv_text(statistics))
-    if settings.vis_progress:
-        animate_frames(run, course, seed)
     reason = own.reason or f"all {settings.epochs} epochs are done"
-    return MimRecord(seed, folder, statistics, epoch, lowest, own.epochs, reason)
+    return MimRecord(seed, folder, statistics, epoch, lowest, own.epochs, reason), model
 
 
 def csv_text(statistics: Statistics) -> str:
@@ -529,15 +536,36 @@ def save_frames(run: runs.RunFolder, model: MIM, dataset: Dataset, epoch: int, c
         pictures.save_frame(member_folder(run.path, seed, n_seeds) / "progress" / f"{epoch:03d}.png", frame)
 
 
-def animate_frames(run: runs.RunFolder, course: Course, seed: int) -> None:
+def animate_frames(folder: Path, n_epochs: int) -> None:
     """The animation of the pictures in progress/ up to the last epoch."""
     import numpy as np
     from PIL import Image
 
     from mi_ml_gen.mim import pictures
 
-    folder = member_folder(run.path, seed, len(course.seeds))
-    names = [folder / "progress" / f"{epoch:03d}.png" for epoch in range(1, course.of(seed).epochs + 1)]
+    names = [folder / "progress" / f"{epoch:03d}.png" for epoch in range(1, n_epochs + 1)]
     frames = [np.asarray(Image.open(name).convert("RGB")) for name in names if name.exists()]
     if frames:
         pictures.animate(folder / "progress", frames)
+
+
+def save_best(settings: MimConfig, dataset: Dataset, model: MIM, record: MimRecord) -> None:
+    """best.png: data with reconstructions above, latent space below; the flags ask for more of it."""
+    from mi_ml_gen.mim import pictures
+
+    title = f"{settings.loss_name}, epoch {record.best_epoch}"
+    if settings.plot_x_recon_err and record.statistics is not None:
+        title += f", error {record.statistics.x_recon_err:.3g}"
+    rng = runtime.stream(record.seed, "mim frame", 0, 0, dataset.test.x.device)
+    size = dict(n_shown=2000, width_px=640) if settings.show_detailed else {}
+    pictures.save_frame(record.path / "best.png", pictures.progress_frame(model, dataset, rng, title, **size))
+
+
+def save_curves(run: runs.RunFolder, seeds: Sequence[int]) -> None:
+    """images/curves.png: the losses, and the mutual information where it was estimated on the way."""
+    from mi_ml_gen import report
+
+    rows = run.metrics()
+    of_seed = {f"seed {seed}": [row for row in rows if row["seed"] == seed] for seed in seeds}
+    labels = dict(train_loss="training loss (nats)", test_loss="test loss (nats)", MI_ksg="mutual information (nats)")
+    run.save_figure("curves.png", report.curves(of_seed, tuple(labels), "epoch", "epoch", labels))

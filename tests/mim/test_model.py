@@ -204,6 +204,33 @@ def test_the_encoder_may_see_something_else_than_the_data():
     torch.testing.assert_close(terms.x_given_z, model.decode(terms.z).log_prob(x))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(p_z="prior", p_z_gmm=3, learn_P_z=True, p_xz_gmm=2),
+        dict(p_z="gmm-marginal", p_z_gmm=3),
+        dict(q_zx_gmm=2),
+        dict(q_x="prior"),
+        dict(binary=True),
+    ],
+)
+def test_both_halves_together_are_the_halves_one_after_the_other(changes):
+    model = model_of(**changes).double()
+    x, x_in = torch.rand(2, 9, 3, dtype=torch.float64)
+    one, other = rng(4), rng(4)
+    apart = model.data_half(x, one, x_in), model.sampling_half(9, one)
+    together = model.both_halves(x, other, x_in)
+    gradients = []
+    for halves in (apart, together):
+        model.zero_grad()
+        (losses.a_mim(halves[0], 0.7) * torch.arange(9)).sum().backward(retain_graph=True)
+        (losses.mim_minus_entropy(halves[1]) * torch.arange(9)).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for a, b in zip((*apart[0], *apart[1], *gradients[0]), (*together[0], *together[1], *gradients[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
 def test_the_auto_encoders_encoder_has_the_floor_for_its_standard_deviation():
     encoding = model_of(fixed_std=True).encode(torch.rand(4, 3))
     assert torch.equal(encoding.stddev, torch.full((4, 2), 1e-3))

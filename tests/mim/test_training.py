@@ -464,9 +464,11 @@ def test_the_script_trains_measures_and_shows(tmp_path, capsys):
         results = dict(csv.reader((folder / f"seed_{seed}" / "results.csv").read_text().splitlines()))
         assert list(results) == KEYS
         assert (folder / f"seed_{seed}" / "progress.gif").read_bytes()[:3] == b"GIF"
+        assert (folder / f"seed_{seed}" / "best.png").read_bytes()[1:4] == b"PNG"
         assert f"seed {seed}: all 2 epochs are done" in (text := capsys.readouterr().out) or seed == 2
         if seed == 1:
             assert "clf_acc_KNN5" in text
+    assert (folder / "images" / "curves.png").exists()
     main([*line.split(), "--dry-run"])
     assert "mid_dim: 6" in capsys.readouterr().out
 
