@@ -25,7 +25,7 @@ from mi_ml_gen import config, delta, pictures, runs, runtime, walkers
 from mi_ml_gen.config import option
 from mi_ml_gen.critic import Critic
 from mi_ml_gen.errors import Preempted, UsageError
-from mi_ml_gen.generators import ImagePair, MultiLatentGenerator, load_generator
+from mi_ml_gen.generators import ImagePair, MultiLatentGenerator, bundled, load_generator
 from mi_ml_gen.information import infonce_bound, infonce_loss
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.views import Augment, policy_from_flags
@@ -82,6 +82,12 @@ class NavigatorConfig:
     compile: bool = option(False, help="compile generator and critic with torch.compile")
     state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
     image_freq: int = option(16, at_least=1, help="saved walkers between grids of pairs")
+
+    @classmethod
+    def preset(cls, generator: str | None) -> str | None:
+        """The bundled settings (a name for `config.load`) for a generator: those of the small ones, for the
+        generators that come with the package; for all others None, the defaults, which are the paper's."""
+        return "navigator/small" if generator in bundled() else None
 
     @property
     def law(self) -> TruncatedNormal:

@@ -5,7 +5,7 @@
     python scripts/quickstart.py --generator tiny-stylegan --groups 2
 
 Without --generator or --config: a walker for each chunk of tiny-bigbigan, and for the coarse and the fine half of
-tiny-stylegan's. The settings are those of mi_ml_gen/configs/quickstart.yaml, and every flag of train_navigator.py
+tiny-stylegan's. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and every flag of train_navigator.py
 overrides them. Interrupted, the same command goes on. The page is quickstart/index.html.
 """
 
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = arguments.generator is None and arguments.config is None
     if plain and arguments.groups is not None:
         raise UsageError(f"--groups {arguments.groups}: give --generator, too")
-    arguments.config = arguments.config or "quickstart"
+    arguments.generator = arguments.generator or (next(iter(STUDIES)) if plain else None)
+    arguments.config = arguments.config or "navigator/small"
+    arguments.chunks = arguments.chunks or "0_1"  # each group of chunks has its turn
     settings = config.from_arguments(NavigatorConfig, arguments)
     chosen = STUDIES if plain else {settings.generator: arguments.groups or 1}
     device = runtime.resolve_device(settings.device)

@@ -1,8 +1,12 @@
 """Learn a walker: perturb some chunks of a generator so that anchor and positive share as little as possible.
 
     python scripts/train_navigator.py --generator tiny-bigbigan --chunks 0_1
+    python scripts/train_navigator.py --generator tiny-stylegan --chunks 0_4
     python scripts/train_navigator.py --generator bigbigan --g_path BigBiGAN_x1.pth --chunks 1_6 --precision bf16
     torchrun --nproc_per_node 4 scripts/train_navigator.py --generator bigbigan --g_path ... --chunks 0_6
+
+Without --config, the small generators that come with the package take their settings from the bundled
+navigator/small, which need a minute or two on a CPU, and all others the paper's (--config navigator/paper).
 
 The run folder holds the settings, metrics, curves, grids of pairs, every saved walker, and the selected one
 (walker.safetensors). The same command resumes an interrupted run.
@@ -22,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.add_arguments(parser, NavigatorConfig)
     parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
     arguments = parser.parse_args(argv)
+    arguments.config = arguments.config or NavigatorConfig.preset(arguments.generator)
     settings = config.from_arguments(NavigatorConfig, arguments)
     if arguments.dry_run:
         generator = load_generator(settings.generator, settings.g_path, use=settings.g_use)

@@ -190,7 +190,7 @@ def test_help_names_every_flag_once():
 
 
 def test_a_folder_of_the_name_of_a_bundled_file_does_not_hide_it(tmp_path, monkeypatch):
-    """The quickstart makes a folder `quickstart` and reads the bundled quickstart.yaml at each start."""
+    """A run's folder of the name of a bundled configuration is not taken for it."""
     monkeypatch.setattr(config, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     (tmp_path / "bundled" / "quick.yaml").write_text("num_samples: 7\n")

@@ -70,10 +70,12 @@ for name in names:
     importlib.import_module(name)
 from mi_ml_gen import config, generators, navigator
 print(mi_ml_gen.__file__, len(names))
-print(*generators.bundled())
+names_of_generators = generators.bundled()
+print(*names_of_generators)
 for name in generators.bundled():
     generators.load_generator(name)
-print(config.load(navigator.NavigatorConfig, "quickstart").generator)
+given = {"generator": names_of_generators[0], "chunks": "0_1"}
+print(config.load(navigator.NavigatorConfig, "navigator/small", given).generator)
 """
     done = run(unpacked, tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import make_small_generator
 
-from mi_ml_gen import cli
+from mi_ml_gen import cli, config
 from mi_ml_gen.generators import save_generator
+from mi_ml_gen.navigator import NavigatorConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -208,3 +210,24 @@ def test_quickstart_of_one_generator_and_again(monkeypatch, capsys, weights, tmp
 def test_quickstart_refuses_groups_without_a_generator(monkeypatch, capsys, tmp_path):
     argv = ["--groups", 2, "--out", tmp_path / "q"]
     assert_refused(monkeypatch, capsys, "quickstart", argv, 2, "--groups 2: give --generator, too")
+
+
+@pytest.mark.parametrize(
+    ("flags", "lr_walk", "num_samples"),
+    [
+        (["--generator", "tiny-stylegan"], 1.4e-3, 12288),
+        (["--generator", "tiny-bigbigan", "--num_samples", 64], 1.4e-3, 64),
+        (["--generator", "tiny-bigbigan", "--config", "navigator/paper"], 8e-5, 1_024_000),
+        (["--generator", "linear-gaussian"], 8e-5, 1_024_000),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_settings_of_small_generators_and_of_all_others(monkeypatch, capsys, flags, lr_walk, num_samples):
+    code, out, err = call(monkeypatch, capsys, "train_navigator", *flags, "--chunks", "0_1", "--dry-run")
+    shown = yaml.safe_load(out)
+    assert code == 0 and (shown["lr_walk"], shown["num_samples"]) == (lr_walk, num_samples), err
+
+
+def test_bundled_paper_settings_are_the_defaults():
+    given = {"generator": "bigbigan", "chunks": "1_6"}
+    assert config.load(NavigatorConfig, "navigator/paper", given) == config.load(NavigatorConfig, None, given)
