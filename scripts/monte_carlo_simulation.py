@@ -62,11 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         given += [*([f"g_use={','.join(a.g_use)}"] if a.g_use else []), *a.train]
         settings = config.load(NavigatorConfig, NavigatorConfig.preset(a.generator), given)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
-            a.walkers_base_path,
-            config.load(NavigatorConfig, NavigatorConfig.preset(a.generator), given),
-            generator,
-            a.groups,
-        )
 
     found = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
     rows = table1.estimate_rows(generator, found, a.n_samples, law, a.seed, device, progress=True)
