@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mi_ml_gen import files, generators, hub, walkers
-from mi_ml_gen.checkpoints import CheckpointFile
+from mi_ml_gen.checkpoints import CheckpointFile, naming
+from mi_ml_gen.encoders import loading
 from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators import FAMILIES, MultiLatentGenerator
 from mi_ml_gen.pickle_machine import kind, shown
@@ -56,7 +57,12 @@ def convert(source: str | Path, target: str | Path) -> Conversion:
             walkers.save_walker(target, walker, source=source.name)
         what = f"walker on chunks {', '.join(map(str, walker.chunks))}"
         return Conversion(what, _files(target), f"--walker {target}")
-    raise CorruptCheckpointError(f"{source}: holds {_glimpse(root)}: no generator or walker that is known here")
+    if loading.layout_of(loading.part_with_tensors(root)) is not None:
+        state, layout = loading.read_published(source)
+        with naming(source), _all_or_nothing(target):
+            what = loading.convert_published(state, layout, target, source=source.name)
+        return Conversion(what, _files(target)[:2], f"--encoder_path {target}")
+    raise CorruptCheckpointError(f"{source}: holds {_glimpse(root)}: no generator, walker or encoder known here")
 
 
 def convert_beside(source: Path, name: str, folder: Path) -> str:

@@ -3,8 +3,10 @@
     python scripts/convert_checkpoint.py stylegan2-car-config-f.pkl cars.safetensors
     python scripts/convert_checkpoint.py BigBiGAN_x1.pth bigbigan.safetensors
     python scripts/convert_checkpoint.py w_COPGen_60032.pth walker.safetensors
+    python scripts/convert_checkpoint.py encoder_imagenet_chunks_learned/last.ckpt encoder.safetensors
 
-Reads StyleGAN2 pickles (TensorFlow's and PyTorch's), BigBiGAN state dicts, and walkers, told apart by their content.
+Reads StyleGAN2 pickles (TensorFlow's and PyTorch's), BigBiGAN state dicts, walkers, and encoders (Lightning's
+checkpoints of SimSiam and BYOL, COP-Gen's and torchvision's ResNets), told apart by their content.
 A walker's description goes to a .json file beside it. What is there already is not overwritten.
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_ml_gen.backbone import ResNet, torchvision_key
-from mi_ml_gen.errors import CheckpointError
+from mi_ml_gen.errors import CorruptCheckpointError
 from mi_ml_gen.sharing import Shared
 
 
@@ -102,15 +102,15 @@ def accumulate_gradients(
     n = len(first)
     parts = list(zip(first.chunk(n_parts), second.chunk(n_parts), strict=True))
     if len(parts) == 1 or not encoder.couples_samples:
-        total, seen = torch.zeros((), device=first.device), []
+        losses, seen = [], []
         for one, other in parts:
             with context:
                 outputs = run(one, other)
             loss = encoder.loss(outputs.parts) * (len(one) / n)
             loss.backward()
-            total += loss.detach()
+            losses.append(loss.detach())
             seen.append(outputs.features)
-        return Gradients(total, torch.cat(seen))
+        return Gradients(torch.stack(losses).sum(), torch.cat(seen))
 
     with torch.no_grad(), frozen_statistics(encoder), context:
         without_graph = [run(one, other) for one, other in parts]
@@ -176,9 +176,9 @@ def backbone_key(key: str) -> str:
 
 
 def architecture_of(backbone: Mapping[str, Tensor], dim: int = 2048, pred: int = 512) -> Architecture:
-    """The sizes of a backbone, read off its tensors. Raises CheckpointError where it is no ResNet-18 or -50."""
+    """The sizes of a backbone, read off its tensors. Raises CorruptCheckpointError where it is no ResNet-18 or -50."""
     stem = backbone.get("conv1.weight")
     if stem is None or stem.ndim != 4:
-        raise CheckpointError("backbone: there is no conv1.weight of four axes")
+        raise CorruptCheckpointError("backbone: there is no conv1.weight of four axes")
     depth = 50 if "layer1.0.conv3.weight" in backbone else 18
     return Architecture(depth, stem.shape[0], stem.shape[-1] == 3, dim, pred)

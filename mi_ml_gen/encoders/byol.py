@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mi_ml_gen.backbone import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, Outputs, architecture_of, backbone_key, float32, mlp
-from mi_ml_gen.errors import CheckpointError
+from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, UsageError
 
 PROJECTOR_FACTOR = 4
 """Hidden units of the projector over the backbone's features, as published."""
@@ -76,7 +76,7 @@ class BYOL(Encoder):
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> BYOL:
-        """The encoder in a published state dict, strictly. Raises CheckpointError for another layout."""
+        """The encoder in a published state dict, strictly. Raises CorruptCheckpointError for another layout."""
         tensors = {_own_key(key): value for key, value in state.items()}
         start = "online.encoder."
         backbone = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
@@ -84,8 +84,8 @@ class BYOL(Encoder):
             pred, dim = tensors["predictor.0.weight"].shape
             encoder = cls(architecture_of(backbone, dim, pred))
             encoder.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"BYOL state dict: {' '.join(str(error).split())}") from None
+        except (KeyError, ValueError, RuntimeError, CheckpointError, UsageError) as error:
+            raise CorruptCheckpointError(f"BYOL state dict: {' '.join(str(error).split())}") from None
         return encoder
 
 

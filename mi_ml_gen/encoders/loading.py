@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mi_ml_gen import files, hub
 from mi_ml_gen.backbone import ResNet
-from mi_ml_gen.checkpoints import CheckpointFile
+from mi_ml_gen.checkpoints import CheckpointFile, naming
 from mi_ml_gen.encoders.base import Architecture, Encoder, architecture_of, backbone_key
 from mi_ml_gen.encoders.byol import BYOL
 from mi_ml_gen.encoders.simclr import SimCLR
@@ -98,7 +98,8 @@ def load_encoder(path: str | Path, device: torch.device | str | None = None) -> 
         state, layout = read_published(path)
         about = {}
     tensors = backbone_of(state, layout)
-    backbone = _built(tensors, path)
+    with naming(path):
+        backbone = _built(tensors)
     left_out = tuple(key for key in state if not _is_backbone(key, layout))
     backbone = backbone.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     return LoadedEncoder(backbone, layout.method, layout.what, architecture_of(tensors), len(tensors), left_out, about)
@@ -117,8 +118,9 @@ def convert_published(state: Mapping[str, Tensor], layout: Layout, target: Path,
         architecture, tensors = encoder.architecture, encoder.state_dict()
     else:
         found = backbone_of(state, layout)
+        backbone = _built(found)
         architecture = architecture_of(found)
-        tensors = {f"encoder.{key}": value for key, value in _built(found, target).state_dict().items()}
+        tensors = {f"encoder.{key}": value for key, value in backbone.state_dict().items()}
     _write(target, layout.method, architecture, tensors, about)
     return f"encoder, {layout.what}: ResNet-{architecture.depth} of width {architecture.width}"
 
@@ -166,12 +168,12 @@ def _is_backbone(key: str, layout: Layout) -> bool:
     return key.startswith(layout.prefix) and backbone_key(rest).partition(".")[0] in own
 
 
-def _built(tensors: Mapping[str, Tensor], path: Path) -> ResNet:
+def _built(tensors: Mapping[str, Tensor]) -> ResNet:
     try:
         backbone = architecture_of(tensors).backbone()
         backbone.load_state_dict(dict(tensors))
     except (CheckpointError, UsageError, RuntimeError) as error:
-        raise CorruptCheckpointError(f"{path}: {' '.join(str(error).split())}") from None
+        raise CorruptCheckpointError(" ".join(str(error).split())) from None
     return backbone
 
 

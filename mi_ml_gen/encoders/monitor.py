@@ -15,10 +15,9 @@ from mi_ml_gen.features import Extraction, extract_features, labels_of
 from mi_ml_gen.readouts import knn_scores
 from mi_ml_gen.splits import Subset
 
-COLLAPSED_STD = 0.02
-"""Below this spread of the features a training counts as collapsed: everything lies in one point."""
-COLLAPSED_RANK = 1.05
-"""Below this effective rank too: everything lies on one line through the origin."""
+COLLAPSED_STD = 0.05
+"""Below this spread of the features a training counts as collapsed: all images lie nearly in one point. Untrained and
+healthy encoders have 0.3 and more."""
 
 
 class Health(NamedTuple):
@@ -31,7 +30,7 @@ class Health(NamedTuple):
 
     @property
     def collapsed(self) -> bool:
-        return self.feature_std < COLLAPSED_STD or self.effective_rank < COLLAPSED_RANK
+        return self.feature_std < COLLAPSED_STD
 
 
 @torch.no_grad()

@@ -237,7 +237,8 @@ def train_encoder(
             if ends_epoch and (epoch % settings.save_freq == 0 or is_last) and runtime.is_main():
                 about = description(settings, sampler.augment, epoch, done)
                 save_encoder(run.path / "encoders" / f"e_{epoch:04d}.safetensors", encoder, **about)
-                report_run(run, settings, course.rows)
+                if not is_last:
+                    report_run(run, settings, course.rows)
             stop_now = runtime.broadcast_flag(preemption.requested)
             due = ends_epoch and runtime.broadcast_flag(time.monotonic() - last_state >= settings.state_interval_s)
             if due or is_last or stop_now:
@@ -258,7 +259,8 @@ def train_encoder(
         bar.close()
 
         # --- The trained encoder
-        if runtime.is_main():
+        is_new = first < n_steps or not (run.path / "encoder.safetensors").exists()
+        if is_new and runtime.is_main():
             about = description(settings, sampler.augment, settings.max_epochs, n_steps)
             save_encoder(run.path / "encoder.safetensors", encoder, **about)
             run.write_json("summary.json", summary(course.rows))
