@@ -127,7 +127,9 @@ def encode(pixels: np.ndarray, ending: str, quality: int = 90) -> bytes:
     if ending == "jpg":
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     else:
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)  # two thirds of the time of the default level
+        Image.fromarray(pixels).save(
+            buffer, "PNG", compress_level=3
+        )  # up to twice as fast as the default, files up to a fifth larger
     return buffer.getvalue()
 
 

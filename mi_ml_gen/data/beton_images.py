@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,10 +105,24 @@ class FFCVImages:
         loader.traversal_order.indices = loader.first_traversal_order = indices.astype(np.uint64)
         epoch = iter(loader)
         try:
-            for (squares,) in epoch:  # (n, side, side, 3), in memory that FFCV uses again
+            for (squares,) in self._watched(epoch):  # (n, side, side, 3), in memory that FFCV uses again
                 yield self.framing.finish(squares.permute(0, 3, 1, 2)).clone(memory_format=torch.contiguous_format)
         finally:
             epoch.close()
+
+    def _watched(self, epoch: Any) -> Iterator[Any]:
+        """FFCV's batches. Where its thread dies of an error, FFCV itself would wait for it for ever."""
+        while True:
+            while epoch.output_queue.empty() and epoch.is_alive():
+                time.sleep(0.001)
+            if epoch.output_queue.empty():
+                raise EnvironmentFault(
+                    f"{self.name}: FFCV's reader died of the error above; --loader torch needs no FFCV"
+                )
+            try:
+                yield next(epoch)
+            except StopIteration:
+                return
 
     def _loader_for(self, batch_size: int) -> Any:
         if self._loader is None:

@@ -3,7 +3,8 @@
 What an image is brought to, always uint8 RGB:
 
     grey                the same value three times
-    16-bit grey         the upper 8 bits by rounding v / 257 (not clipped at 255)
+    16-bit grey         v / 257, rounded (not clipped at 255)
+    16-bit colour       the upper byte
     with transparency   laid over white: RGBA, grey with alpha, palettes with a transparent colour
     CMYK, YCbCr, Lab    Pillow's conversion
     EXIF orientation    applied

@@ -13,6 +13,7 @@ import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, resizer
 from ffcv.loader import Loader
+from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
@@ -22,7 +23,7 @@ from mi_ml_gen.data import FRAMINGS, batches, load_source
 from mi_ml_gen.data.beton import Encoded, read_index, write_beton
 from mi_ml_gen.data.beton_images import BetonImages, FFCVImages
 from mi_ml_gen.data.framing import framing, shrink
-from mi_ml_gen.errors import CorruptCheckpointError
+from mi_ml_gen.errors import CorruptCheckpointError, EnvironmentFault
 from mi_ml_gen.resampling import resize_area
 
 N = 23
@@ -132,6 +133,17 @@ def test_a_reader_that_stops_early_leaves_the_loader_usable(ours: Path) -> None:
     first = next(found)
     found.close()
     torch.testing.assert_close(source.batch(torch.tensor([0, 1])), first, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_in_ffcvs_thread_ends_the_epoch(ours: Path, monkeypatch) -> None:
+    def fails(*arguments):
+        raise RuntimeError("out of luck")
+
+    source = load_source(ours, image_size=16)
+    monkeypatch.setattr(EpochIterator, "run_pipeline", fails)
+    with pytest.raises(EnvironmentFault, match="FFCV's reader died"):
+        source.batch(torch.arange(3))
 
 
 def test_indices_outside_are_refused_before_ffcv_follows_them(ours: Path) -> None:
