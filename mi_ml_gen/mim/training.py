@@ -562,10 +562,14 @@ def save_best(settings: MimConfig, dataset: Dataset, model: MIM, record: MimReco
 
 
 def save_curves(run: runs.RunFolder, seeds: Sequence[int]) -> None:
-    """images/curves.png: the losses, and the mutual information where it was estimated on the way."""
+    """images/curves.png: the losses; images/information.png: mutual information, where it was estimated on the way."""
     from mi_ml_gen import report
 
     rows = run.metrics()
+    labels = dict(train_loss="training loss (nats)", test_loss="test loss (nats)")
     of_seed = {f"seed {seed}": [row for row in rows if row["seed"] == seed] for seed in seeds}
-    labels = dict(train_loss="training loss (nats)", test_loss="test loss (nats)", MI_ksg="mutual information (nats)")
     run.save_figure("curves.png", report.curves(of_seed, tuple(labels), "epoch", "epoch", labels))
+    estimated = {name: [row for row in own if row.get("MI_ksg") is not None] for name, own in of_seed.items()}
+    if any(len(own) > 1 for own in estimated.values()):
+        labels = dict(MI_ksg="mutual information (nats)")
+        run.save_figure("information.png", report.curves(estimated, tuple(labels), "epoch", "epoch", labels))

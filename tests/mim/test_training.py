@@ -457,7 +457,8 @@ def test_every_loss_activation_and_kind_of_data_trains_through_the_whole_path(tm
 def test_the_script_trains_measures_and_shows(tmp_path, capsys):
     from scripts.train_mim import main
 
-    line = "--dataset toy4 --z-dim 2 --mid-dim 6 --min-logvar 6 --batch-size 500 --epochs 2 --warmup-steps 1 --no-cuda"
+    line = "--dataset toy4 --z-dim 2 --mid-dim 6 --min-logvar 6 --batch-size 500 --epochs 2 --warmup-steps 1 --no-cuda "
+    line += "--mi-interval 1"
     main([*line.split(), "--mim-loss", "--mim-samp", "--vis-progress", "--seeds", "2", "--save-folder", str(tmp_path)])
     (folder,) = (tmp_path / "toy4" / "z2").glob("mim-samp_*/seed1-2")
     for seed in (1, 2):
@@ -468,7 +469,7 @@ def test_the_script_trains_measures_and_shows(tmp_path, capsys):
         assert f"seed {seed}: all 2 epochs are done" in (text := capsys.readouterr().out) or seed == 2
         if seed == 1:
             assert "clf_acc_KNN5" in text
-    assert (folder / "images" / "curves.png").exists()
+    assert {path.name for path in (folder / "images").iterdir()} == {"curves.png", "information.png"}
     main([*line.split(), "--dry-run"])
     assert "mid_dim: 6" in capsys.readouterr().out
 
