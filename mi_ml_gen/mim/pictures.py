@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 N_SHOWN = 300
 """Test points in a frame."""
 LATENT_LIMIT = 4.0
+WILD = 1e4
+"""Above it a panel's axis is logarithmic from 10 on."""
 _RED, _GREY, _INK = "#c8201e", "#b4b9bf", "#22262b"
 _GIF_COLOURS = 48
 
@@ -116,6 +118,9 @@ def band_figure(
             axes.set_xscale("log")
         for color, (name, points) in zip(report.series_colors(len(series)), series.items(), strict=True):
             _draw_band(axes, points, quantity, color, name)
+        means = [row[quantity].value for points in series.values() for row in points.values() if quantity in row]
+        if means and max(map(abs, means)) > WILD:  # a model that diverged must not hide the others
+            axes.set_yscale("symlog", linthresh=10.0)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=9)
     return figure

@@ -331,7 +331,7 @@ def to_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
             cells.append([int(value), label, n, *shown])
     cells.sort(key=lambda line: (line[0], [m.label for m in about.methods].index(str(line[1]))))
     caption = f"{about.dataset}: mean and standard error over seeds; at most {_epochs(settings)} epochs."
-    formats = {**dict.fromkeys(QUANTITIES.values(), ".3f"), "best epoch": ".1f"}
+    formats = {**dict.fromkeys(QUANTITIES.values(), ".4g"), "best epoch": ".1f"}
     return report.Table(columns, cells, caption, formats)
 
 

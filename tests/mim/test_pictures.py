@@ -129,5 +129,8 @@ def test_bands():
     band = full.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(1.3) and band[:, 1].max() == pytest.approx(6.2)
     assert empty.get_title("left") == "Nothing" and not empty.collections
+    assert full.get_yscale() == "linear"
+    series["VAE"][5]["MI"] = Estimate(1e12, 1.0)
+    assert pictures.band_figure(series, {"MI": "Mutual information"}, "x").axes[0].get_yscale() == "symlog"
     with pytest.raises(UsageError):
         pictures.band_figure({"MIM": {}}, {"MI": "x"}, "x")
