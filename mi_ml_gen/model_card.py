@@ -234,7 +234,7 @@ def facts(run: RunRecord | None) -> dict[str, str]:
         return {"record": "none was given: how this model was made is not known here"}
     settings = run.settings
     rows = {"data": data(settings), **_commands(run.starts)}
-    seeds = {key: settings[key] for key in settings if key == "seed" or key.endswith(("_seed", "seeds"))}
+    seeds = {key: settings[key] for key in settings if key == "seed" or key.endswith("_seed")}
     rows["seed"] = ", ".join(f"{value}" if key == "seed" else f"{key} {value}" for key, value in seeds.items())
     rows |= {"hardware": hardware(run.starts), "time": duration(run.starts), "software": _software(run.starts)}
     return {key: value or "not recorded" for key, value in rows.items()}
@@ -373,7 +373,8 @@ def _numbers(run: RunRecord) -> list[str]:
         return ["## Figures", "None recorded."]
     rows = [(figure.name, number(figure.value), figure.interval) for figure in found]
     notes = [f"{_words(k)}: {v}" for k, v in run.results.get("summary", {}).items() if isinstance(v, str)]
-    return ["## Figures", _table(("figure", "value", "interval or spread"), rows), "\n".join(f"- {n}" for n in notes)]
+    table = _table(("figure", "value", "interval or spread"), rows)
+    return ["## Figures", table, *(["\n".join(f"- {note}" for note in notes)] if notes else [])]
 
 
 def _caption(path: str) -> str:
