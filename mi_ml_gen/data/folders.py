@@ -57,10 +57,8 @@ _WHITE = (255, 255, 255)
 def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     """The image in a file as uint8 (H, W, 3); see the module's header. Raises UsageError that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(image)
+        with Image.open(path) as image:
+            return to_rgb(image)
     except MiMlGenError as error:
         raise UsageError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's readers raise anything on damaged files
@@ -68,7 +66,9 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """An open image as uint8 (H, W, 3); see the module's header. Raises UsageError for pixels of unknown range."""
+    """An open image as uint8 (H, W, 3); see the module's header. Raises UsageError for pixels of unknown range, or too
+    many of them."""
+    _check_size(image)
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
@@ -81,6 +81,13 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         image = Image.new("RGBA", above.size, (*_WHITE, 255))
         image.alpha_composite(above)
     return np.array(image.convert("RGB"))
+
+
+def _check_size(image: Image.Image) -> None:
+    """Pillow itself only warns up to twice its limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise UsageError(f"{image.width} x {image.height} pixels, more than the {limit} that may be unpacked")
 
 
 def _reason(error: Exception) -> str:
@@ -96,14 +103,13 @@ def _problem(path: Path) -> str | None:
     """What keeps a file from being read, or None. JPEGs are unpacked at an eighth of their size, which reads all of
     their data, but takes less time."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.format == "JPEG":
-                    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-                    image.load()
-                else:
-                    to_rgb(image)
+        with Image.open(path) as image:
+            _check_size(image)
+            if image.format == "JPEG":
+                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+                image.load()
+            else:
+                to_rgb(image)
     except UsageError as error:
         return str(error)
     except Exception as error:  # as in read_rgb
@@ -147,7 +153,11 @@ def scan_folder(folder: str | os.PathLike[str], n_workers: int = 4, progress: bo
     memory = _Memory(folder)
     new = [name for name, stamp in candidates.items() if not memory.knows(name, stamp)]
     try:
-        with tqdm(total=len(new), desc=f"scan {folder.name}", unit=" images", disable=not progress or not new) as bar:
+        with (
+            warnings.catch_warnings(),  # here and not in the threads: filters are one for all of them
+            tqdm(total=len(new), desc=f"scan {folder.name}", unit=" images", disable=not progress or not new) as bar,
+        ):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             for name, problem in _map_unordered(lambda name: (name, _problem(folder / name)), new, n_workers):
                 memory.add(name, candidates[name], problem)
                 bar.update()
