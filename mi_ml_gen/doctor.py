@@ -43,8 +43,11 @@ EXTRAS = {
 MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Where a distribution's module has another name."""
 SYSTEM_LIBRARIES = {"opencv4": "libopencv-dev", "libturbojpeg": "libturbojpeg0-dev"}
-PIP = "pip" if importlib.util.find_spec("pip") is not None else "uv pip"
-"""What installs packages here."""
+HAS_PIP = importlib.util.find_spec("pip") is not None
+INSTALL = f"{sys.executable} -m pip install" if HAS_PIP else f"uv pip install --python {sys.executable}"
+"""What installs packages where this Python finds them."""
+CHECKOUT = Path(__file__).parents[1]
+IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
 LITTLE_DISK_BYTES, NO_DISK_BYTES = 5 << 30, 200 << 20
 LIMIT_S = 180.0
 """Of one process that looks at something."""
@@ -171,7 +174,7 @@ def _torch_facts() -> dict[str, Any]:
 
 
 def _torch(facts: dict[str, Any]) -> Iterator[Finding]:
-    anew = f"{PIP} install --upgrade torch torchvision"
+    anew = f"{INSTALL} --upgrade torch torchvision"
     if "torch" not in facts:
         error = str(facts.get("torch_error"))
         absent = "No module named 'torch'" in error
@@ -195,7 +198,7 @@ def _torch(facts: dict[str, Any]) -> Iterator[Finding]:
     else:
         error = str(facts.get("torchvision_error"))
         if "No module named 'torchvision'" in error:
-            yield Finding(PACKAGES, "torchvision", "fail", "is not installed", f"{PIP} install torchvision")
+            yield Finding(PACKAGES, "torchvision", "fail", "is not installed", f"{INSTALL} torchvision")
         else:
             says = f"does not fit this torch, of another version or built for something else: {error}"
             yield Finding(PACKAGES, "torchvision", "fail", says, _again("torch torchvision"))
@@ -209,7 +212,7 @@ def _packages() -> Iterator[Finding]:
 
 def _versioned(name: str, version: str | None) -> Finding:
     wanted = REQUIRED[name]
-    mend = f"{PIP} install --upgrade '{name}>={wanted}'"
+    mend = f"{INSTALL} --upgrade '{name}>={wanted}'"
     if version is None:
         return Finding(PACKAGES, name, "fail", "is not installed", mend)
     if _numbers(version) < _numbers(wanted):
@@ -235,8 +238,13 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
+def _with_extra(extra: str) -> str:
+    """The command that installs the package with one of its extras."""
+    return f"{INSTALL} -e '{CHECKOUT}[{extra}]'" if IS_CHECKOUT else f"{INSTALL} 'mi_ml_gen[{extra}]'"
+
+
 def _again(names: str) -> str:
-    return f"{PIP} install --force-reinstall {names}"
+    return f"{INSTALL} --force-reinstall {names}"
 
 
 # --- GPUs and processes -------------------------------------------------------------------------------------
@@ -253,7 +261,7 @@ def _gpus(facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(GPUS, f"cuda:{i}", "ok", says + ("" if facts.get("bf16") else "; no bf16: --precision fp32"))
     if facts.get("available") and not facts.get("computes"):
         says = f"cannot compute: {facts.get('computes_error', 'wrong result')}; this torch has no code for this GPU"
-        yield Finding(GPUS, "CUDA", "fail", says, f"{PIP} install --upgrade torch torchvision")
+        yield Finding(GPUS, "CUDA", "fail", says, f"{INSTALL} --upgrade torch torchvision")
     elif not facts.get("available") and driver and "torch" in facts:
         if facts.get("cuda"):
             says = "a GPU is there, and torch does not see it: driver too old for its CUDA, or CUDA_VISIBLE_DEVICES"
@@ -324,7 +332,7 @@ def _ffcv() -> Iterator[Finding]:
     if _installed("ffcv") is None:
         missing = [name for name, version in found.items() if version is None]
         needs = f"; to build it, {' and '.join(missing)} are missing too" if missing else ""
-        install = f"{PIP} install 'mi_ml_gen[ffcv]'"
+        install = _with_extra("ffcv")
         mend = f"{system} && {install}" if missing else install
         yield Finding(OPTIONAL, "ffcv", "none", f"reads .beton files faster, with --loader ffcv{needs}", mend)
         return
@@ -354,7 +362,7 @@ def _extras() -> Iterator[Finding]:
         for name, what in packages.items():
             version = _installed(name)
             if version is None:
-                yield Finding(OPTIONAL, name, "none", what, f"{PIP} install 'mi_ml_gen[{extra}]'")
+                yield Finding(OPTIONAL, name, "none", what, _with_extra(extra))
             else:
                 yield Finding(OPTIONAL, name, "ok", version)
     if shutil.which("ffmpeg") is None:
@@ -413,7 +421,7 @@ WEIGHTS = "Weights"
 def _bundled() -> Iterator[Finding]:
     """The generators that come with the package, held against their SHA-256."""
     folder = Path(__file__).parent / "generators" / "pretrained"
-    again = _again("--no-deps mi_ml_gen")
+    again = f"git -C {CHECKOUT} checkout -- {folder}" if IS_CHECKOUT else _again("--no-deps mi_ml_gen")
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         yield Finding(WEIGHTS, "bundled", "fail", f"no generators are in {folder}", again)

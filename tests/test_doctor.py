@@ -101,7 +101,7 @@ def test_versions_of_torch(machine, version, code, says):
     add(machine, "torch", TORCH.replace("2.12.0", version))
     found, output = run(machine)
     assert found == code and line(output, "torch").startswith(says)
-    assert ("install --upgrade torch torchvision" in output) == (not says.startswith("ok"))
+    assert ("--upgrade torch torchvision" in output) == (not says.startswith("ok"))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_torchvision_that_does_not_fit(machine):
     assert code == 4 and "1 problem to mend" in output
     says = "fail: does not fit this torch, of another version or built for something else: RuntimeError: operator"
     assert line(output, "torchvision").startswith(says)
-    assert "install --force-reinstall torch torchvision" in line(output, "torchvision")
+    assert "--force-reinstall torch torchvision" in line(output, "torchvision")
 
 
 def test_packages_that_are_old_or_absent(machine):
@@ -138,7 +138,7 @@ def test_packages_that_are_old_or_absent(machine):
     code, output = run(machine)
     assert code == 4 and line(output, "safetensors").startswith("fail: 0.2.0: must be 0.4.3 or later")
     assert doctor._versioned("scipy", None).says == "is not installed"
-    assert doctor._versioned("scipy", "1.9.3").mend.endswith("install --upgrade 'scipy>=1.10'")
+    assert doctor._versioned("scipy", "1.9.3").mend.endswith("--upgrade 'scipy>=1.10'")
     assert doctor._versioned("scipy", "1.10").state == "ok"
 
 
@@ -175,7 +175,7 @@ def test_a_damaged_generator_of_the_package(machine):
     code, output = run(machine)
     assert code == 4 and f"at {machine}" in output
     assert "safetensors: damaged, not what tiny-bigbigan.safetensors.sha256 says" in line(output, "tiny-bigbigan")
-    assert "install --force-reinstall --no-deps mi_ml_gen" in line(output, "tiny-bigbigan")
+    assert "--force-reinstall --no-deps mi_ml_gen" in line(output, "tiny-bigbigan")
     for path in pretrained.iterdir():
         path.unlink()
     code, output = run(machine)
