@@ -269,7 +269,14 @@ def test_an_unknown_P_x_cannot_be_q_x():
         MIM(**MODEL, q_x="anchor")
 
 
-# --- stacks and files
+# --- the public face, stacks, files
+
+
+def test_the_package_offers_models_losses_and_data():
+    from mi_ml_gen import mim
+
+    assert mim.MIM is MIM and mim.losses is losses and mim.load_mim is load_mim
+    assert mim.datasets.load("toy4").x_dim == 2
 
 
 @pytest.mark.parametrize(
