@@ -17,6 +17,7 @@ import datetime
 import fcntl
 import fnmatch
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -408,7 +409,15 @@ def _ask(file: HubFile, pauses_s: Sequence[float] | None) -> _Remote:
             raise EnvironmentFault(f"{file}: {endpoint()} does not answer as a Hub; look at HF_ENDPOINT and proxies")
         return _Remote(found.commit_hash, found.etag, found.size)
 
-    return retrying(ask, pauses_s)
+    return retrying(ask, () if _client_retries() else pauses_s)
+
+
+def _client_retries() -> bool:
+    """Whether the client asks about a file again by itself: it did from version 1.0 until `retry_on_errors` came."""
+    import huggingface_hub
+
+    takes = inspect.signature(huggingface_hub.get_hf_file_metadata).parameters
+    return not huggingface_hub.__version__.startswith("0.") and "retry_on_errors" not in takes
 
 
 def in_cache(file: HubFile) -> Path | None:

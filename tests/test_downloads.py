@@ -120,6 +120,12 @@ def test_left_overs_of_any_kind_do_no_harm(server, tmp_path, start):
     assert_whole(tmp_path / "file.pth")
 
 
+def test_a_left_over_of_nobody_knows_what_is_begun_anew(server, tmp_path):
+    (tmp_path / ".file.pth.incomplete").write_bytes(b"x" * 1000)
+    assert get(server, tmp_path / "file.pth", Expected()) == SHA256
+    assert ranges(server) == [None]
+
+
 def test_a_killed_download_goes_on(server, tmp_path):
     target = tmp_path / "file.pth"
     server.faults.append(Fault("file.pth", times=1, pause_s=0.05, piece=1000))

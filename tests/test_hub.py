@@ -284,6 +284,15 @@ def test_a_cut_is_taken_up(repo):
     assert [r.range for r in repo.requests if "/cdn/" in r.path] == [None, "bytes=20000-", "bytes=40000-"]
 
 
+def test_what_only_the_client_can_carry_is_checked_too(repo, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "CLIENT_ONLY_FROM_BYTES", 1000)
+    repo.faults.append(Fault("/cdn/", times=1, replace=B))
+    with pytest.raises(EnvironmentFault, match="what came from the Hub has SHA-256 .*; nothing was kept"):
+        fetch("hf://me/r/runs/a.pth")
+    assert not [path for path in tmp_path.rglob("*") if path.name == "a.pth"]
+    assert fetch("hf://me/r/runs/a.pth").read_bytes() == A
+
+
 def test_no_hub_at_all(repo, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(repo.endpoint, "http://127.0.0.1:9")
