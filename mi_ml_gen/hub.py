@@ -94,9 +94,6 @@ def endpoint() -> str:
     return str(_constants().ENDPOINT)
 
 
-_endpoint = endpoint
-
-
 def is_offline() -> bool:
     """HF_HUB_OFFLINE."""
     return bool(_constants().HF_HUB_OFFLINE)
@@ -319,9 +316,6 @@ def hub_faults(file: HubFile) -> Iterator[None]:
         if not libraries & {"httpx", "httpcore", "requests", "urllib3", "ssl", "socket"}:
             raise
         raise network_fault(error, str(file)) from error
-
-
-_hub_faults = hub_faults
 
 
 def _nearest_file(file: HubFile) -> str:
