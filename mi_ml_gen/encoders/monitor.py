@@ -52,9 +52,10 @@ def effective_rank(features: Tensor) -> Tensor:
     Vetterli 2007; RankMe, Garrido et al. 2023)."""
     unit = functional.normalize(features.float(), dim=1)
     gram = unit.mT @ unit if unit.shape[1] <= unit.shape[0] else unit @ unit.mT
+    gram = gram.cpu() if gram.device.type == "mps" else gram  # which has no float64
     singular = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-12)
-    return torch.special.entr(share).sum().exp().float()
+    return torch.special.entr(share).sum().exp().float().to(features.device)
 
 
 class KnnMonitor:
