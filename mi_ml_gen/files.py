@@ -124,11 +124,25 @@ class TensorFile(NamedTuple):
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and text metadata as safetensors, and the file's SHA-256 beside it."""
+    """Write tensors and text metadata as safetensors, and the file's SHA-256 beside it. Equal content gives equal
+    bytes."""
     import safetensors.torch
 
     separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_with_hash(Path(path), safetensors.torch.save(separate, dict(metadata or {})))
+    write_with_hash(Path(path), _with_metadata(safetensors.torch.save(separate), dict(metadata or {})))
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file with text metadata in the order of its keys; safetensors itself writes them in any order.
+
+    The header is JSON, padded with blanks to a multiple of 8 bytes, after its length in 8 bytes; places of tensors
+    count from its end.
+    """
+    n_header = int.from_bytes(data[:8], "little")
+    entries = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    header = json.dumps(entries | json.loads(data[8 : 8 + n_header]), separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + n_header :]
 
 
 def load_tensors(path: str | Path) -> TensorFile:

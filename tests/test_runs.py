@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 import yaml
 from torch import nn
@@ -159,6 +160,18 @@ def test_tensors_round_trip(tmp_path):
     if sys.platform == "linux":
         command = ["sha256sum", "--check", "--quiet", "walker.safetensors.sha256"]
         subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path):
+    """The order in which metadata was given does not matter, and every reader of safetensors finds all."""
+    tensors = {"b": torch.randn(3), "a": torch.arange(5)}
+    metadata = {f"key {i}": f"value {i} \u00e9" for i in range(20)}
+    save_tensors(tmp_path / "one", tensors, metadata)
+    save_tensors(tmp_path / "two", tensors, dict(reversed(metadata.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    with safetensors.safe_open(tmp_path / "one", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
 
 
 def test_tensors_that_are_replaced(tmp_path):
