@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, make_small_generator
 from hub_server import Fault, HubServer, hub
 from huggingface_hub import constants
 from test_hub import gets, set_offline
@@ -19,7 +19,9 @@ from test_scripts import call
 
 from mi_ml_gen import downloads
 from mi_ml_gen.assets import assets
-from mi_ml_gen.walkers import load_walker
+from mi_ml_gen.generators import save_generator
+from mi_ml_gen.latents import Chunks
+from mi_ml_gen.walkers import NonlinearWalker, load_walker, save_walker
 
 __all__ = ["hub"]  # the fixture
 
@@ -216,3 +218,21 @@ def test_terminated_and_resumed(published, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and Path(done.stdout.strip().rpartition(": ")[2]).read_bytes() == WALKER
     assert [r.range for r in published.requests if "/cdn/" in r.path] == [None, f"bytes={came}-"]
+
+
+def test_other_scripts_take_references_for_paths(published, monkeypatch, capsys, tmp_path):
+    generator = make_small_generator()
+    save_generator(tmp_path / "g.safetensors", generator, "bigbigan")
+    save_walker(tmp_path / "w", NonlinearWalker.on(generator, Chunks(0, 1)))
+    published.add("me/m", {path.name: path.read_bytes() for path in tmp_path.glob("[gw].*")})
+    monkeypatch.chdir(tmp_path)
+    weights = ["--generator", "bigbigan", "--g_path", "hf://me/m/g.safetensors"]
+    code, out, err = call(monkeypatch, capsys, "train_navigator", *weights, "--chunks", "0_1", "--dry-run")
+    assert code == 0 and "g_path: hf://me/m/g.safetensors" in out, err
+    look = ["--walker", "hf://me/m/w.safetensors", "--n_images", 2, "--device", "cpu"]
+    code, out, err = call(monkeypatch, capsys, "visualize_walker", *weights, *look)
+    assert code == 0 and out == "written: strength.png\n" and (tmp_path / "strength.png").is_file(), err
+    code, out, err = call(monkeypatch, capsys, "convert_checkpoint", "walker-bigbigan-1_6", "c.safetensors")
+    assert code == 0 and "walker on chunks 1_6" in out, err
+    code, out, err = call(monkeypatch, capsys, "train_navigator", *weights[:3], "bigbigan-x2", "--chunks", "0_1")
+    assert code == 2 and "bigbigan-x2: no such file, and no known artifact; nearest known artifact: bigbigan-x1" in err
