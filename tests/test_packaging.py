@@ -62,7 +62,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 
 
-def test_every_module_imports_and_finds_its_data_away_from_the_checkout(unpacked, tmp_path):
+def test_every_module_imports_finds_its_data_and_works_away_from_the_checkout(unpacked, tmp_path):
     program = """
 import importlib, pkgutil, mi_ml_gen
 names = [module.name for module in pkgutil.walk_packages(mi_ml_gen.__path__, "mi_ml_gen.")]
@@ -76,20 +76,20 @@ for name in generators.bundled():
     generators.load_generator(name)
 given = {"generator": names_of_generators[0], "chunks": "0_1"}
 print(config.load(navigator.NavigatorConfig, "navigator/small", given).generator)
+from mi_ml_gen.__main__ import dispatch
+dispatch(["train-navigator", "--generator", "tiny-bigbigan", "--chunks", "0_1", "--dry-run"])
 """
     done = run(unpacked, tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr
-    where, names, used = done.stdout.splitlines()
+    where, names, used, *settings = done.stdout.splitlines()
     assert where.startswith(str(unpacked)) and int(where.split()[-1]) > 40
     bundled = (ROOT / "mi_ml_gen" / "generators" / "pretrained").glob("*.safetensors")
     assert names.split() == sorted(path.stem for path in bundled)
-    assert used == "tiny-bigbigan"
+    assert used == "tiny-bigbigan" and settings[0] == "generator: tiny-bigbigan" and len(settings) > 20
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scripts_run_by_module_and_by_the_one_command(unpacked, tmp_path):
-    flags = ["--generator", "tiny-bigbigan", "--chunks", "0_1"]
-    dry = run(unpacked, tmp_path, "-m", "mi_ml_gen", "train-navigator", *flags, "--dry-run")
-    assert dry.returncode == 0 and "generator: tiny-bigbigan" in dry.stdout, dry.stderr
     for way in (["-m", "mi_ml_gen.scripts.doctor"], ["-m", "mi_ml_gen", "doctor"]):
         refused = run(unpacked, tmp_path, *way, "--quik")
         assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
