@@ -1,6 +1,7 @@
 # make quickstart   an environment in .venv, then Table 1 of a bundled generator, as a page to look at
 # make test         the test suite
 # make lint         ruff and mypy
+# make doctor       what works on this machine, and which command mends what does not
 # make bench        timings against the plain way, into bench/results/
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint doctor bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/python scripts/quickstart.py
@@ -21,11 +22,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+doctor: $(STAMP)
+	$(BIN)/python scripts/doctor.py
+
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
 
 # uv installs the same packages as pip, in a fraction of the time; where it cannot be had, pip does it.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
 	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
@@ -34,4 +38,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

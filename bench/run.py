@@ -12,6 +12,8 @@ BENCHES = (
     ["bench.navigator", "--batch", "4", "--chunks", "1_6"],
     ["bench.navigator", "--batch", "4", "--chunks", "5_6"],
     ["bench.stylegan2", "--batch", "8"],
+    ["bench.ksg"],
+    ["bench.mim"],
 )
 
 if __name__ == "__main__":
