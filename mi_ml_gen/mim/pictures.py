@@ -101,7 +101,6 @@ def band_figure(
     series: Mapping[str, Mapping[float, Mapping[str, report.Estimate]]],
     quantities: Mapping[str, str],
     x_label: str,
-    log_x: bool = False,
 ) -> Figure:
     """A panel per quantity: the mean over seeds as a line, one standard error about it as a band.
 
@@ -114,8 +113,6 @@ def band_figure(
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, (quantity, title) in zip(panels, quantities.items(), strict=True):
         _dress(axes, title, x_label)
-        if log_x:
-            axes.set_xscale("log")
         for color, (name, points) in zip(report.series_colors(len(series)), series.items(), strict=True):
             _draw_band(axes, points, quantity, color, name)
         means = [row[quantity].value for points in series.values() for row in points.values() if quantity in row]
@@ -180,6 +177,9 @@ def _draw_band(
 
 
 def _dress(axes: Axes, title: str, x_label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_title(title, loc="left", fontsize=10, color=_INK, pad=6)
     axes.set_xlabel(x_label, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
