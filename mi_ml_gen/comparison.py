@@ -88,7 +88,7 @@ class ComparisonConfig:
     width: int = option(16, at_least=4, help="channels of the ResNet-18's first stage; 64 is the whole network")
     dim: int = option(64, at_least=2, help="dimensions of SimCLR's projections")
     batch_size: int = option(128, at_least=2, help="samples a step")
-    base_lr: float = option(0.4, above=0, help="learning rate at 256 samples a step, in proportion for others")
+    base_lr: float = option(0.3, above=0, help="learning rate at 256 samples a step, in proportion for others")
     temperature: float = option(0.2, above=0, help="of SimCLR")
     weight_decay: float = option(1e-4, at_least=0, help="of SGD")
 
@@ -231,10 +231,9 @@ def learned_walkers(
     base = settings.walkers
     if base is None:
         base = settings.save_folder / "walkers"
-        own = dataclasses.replace(
-            config.load(NavigatorConfig, "navigator/small", {"generator": settings.generator, "chunks": "0_1"}),
-            g_path=settings.g_path, g_use=settings.g_use, device=settings.device,
-        )  # fmt: skip
+        given = {"generator": settings.generator, "chunks": "0_1", "device": settings.device}
+        own = config.load(NavigatorConfig, NavigatorConfig.preset(settings.generator), given)
+        own = dataclasses.replace(own, g_path=settings.g_path, g_use=settings.g_use)
         table1.train_missing(base, own, generator, progress=progress)
     found = {str(one.walker.chunks[0]): str(one.folder) for one in table1.find_walkers(base)}
     wanted = [str(Chunks(start, start + 1)) for start in range(fine.start, fine.stop)]

@@ -73,7 +73,7 @@ class ProbeConfig:
         help="none: features of the centre crops, computed once; no_color: new crops in each epoch (the paper's)",
     )
     scale: Literal["unit", "none"] = option(
-        "unit", help="features for SGD: unit: centred, mean squared length 1; none: as they are (the paper's)"
+        "unit", help="features for SGD: unit: standardised, mean squared length 1; none: as they are (the paper's)"
     )  # fmt: skip
     max_epochs: int = option(60, at_least=1, help="passes of SGD over the training images")
     cumulative_bs: int = option(256, at_least=1, help="images a step, over all processes")
@@ -331,7 +331,7 @@ def _sgd(
     validation = seen["validation"]
     d = validation.values.shape[1]
     standard = unit_scale(seen["train"].values) if settings.scale == "unit" else None
-    standard = standard or Affine(torch.zeros(d), torch.ones(()))
+    standard = standard or Affine(torch.zeros(d), torch.ones(d))
     steps = _Steps(settings, splits.train, seen.get("train"), backbone, device)
     n_steps = settings.max_epochs * steps.per_epoch
 

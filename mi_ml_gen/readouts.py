@@ -40,7 +40,7 @@ class Affine(NamedTuple):
     mean: Tensor
     """(d,)"""
     scale: Tensor
-    """(d,) or one number, ()"""
+    """(d,)"""
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.scale
@@ -157,14 +157,13 @@ def _standard(values: Tensor, device: torch.device) -> Affine:
 
 
 def unit_scale(values: Tensor) -> Affine:
-    """Centre features (n, d) and divide them all by one number, so that their mean squared length is 1.
+    """Centre each feature of values (n, d), divide it by its standard deviation, and all by the root of their number.
 
-    Directions keep their sizes relative to each other; a learning rate means the same for every backbone.
+    The mean squared length is then 1, so that one learning rate suits every backbone; and no feature rules the others,
+    as the largest do in features after a ReLU, most of whose variance lies along one direction.
     """
-    mean = values.double().mean(dim=0)
-    length = (values.double() - mean).square().sum(dim=1).mean().sqrt()
-    scale = length if length > 0 else torch.ones_like(length)
-    return Affine(mean.float(), scale.float())
+    standard = _standard(values, torch.device("cpu"))
+    return Affine(standard.mean.float(), (standard.scale * values.shape[1] ** 0.5).float())
 
 
 __all__ = ["Affine", "Linear", "RidgeFit", "fit_ridge", "knn_scores", "unit_scale"]

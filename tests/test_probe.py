@@ -139,7 +139,7 @@ def test_sgd_is_its_slow_twin(tmp_path, scale):
     values = extract_features(backbone, splits.train, HOW).values
     if scale == "unit":
         values = values - values.mean(dim=0)
-        values = values / values.square().sum(dim=1).mean().sqrt()
+        values = values / values.std(dim=0, correction=0) / 32**0.5
     first = torch.empty(4, 32).normal_(0, 0.01, generator=runtime.stream(3, "probe weights", 0, 0))
     truth = slow_sgd(values, splits.train.labels, first, 6)
     fc = result.classifier.fc
