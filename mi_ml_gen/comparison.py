@@ -364,22 +364,38 @@ def write_table(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path)
 
 
 def figure(cells: Sequence[Cell], readout: str = "sgd") -> Any:
-    """A bar for each row by the linear layer, trained ones over the floors as dashed lines."""
-    values: dict[str, float | report.Estimate] = {}
-    references: dict[str, float] = {}
-    for row, method in METHODS.items():
+    """A line for each row: a small dot for each seed, a large one for their mean, and the numbers; floors in grey."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ink, soft, line = "#22262b", "#626973", "#dcdfe3"
+    rows = [row for row in METHODS if any(cell.row == row for cell in cells)]
+    drawn = Figure(figsize=(7.5, 0.36 * len(rows) + 0.9), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots()
+    colors = iter(report.series_colors(len(METHODS)))
+    for place, row in enumerate(rows):
+        color = soft if row in FLOORS else next(colors)
+        values = [100 * cell.top1[readout] for cell in cells if cell.row == row]
         estimate = mean_over_seeds(cells, row, readout)
-        if estimate is None:
-            continue
-        if row in FLOORS:
-            references[method.title] = estimate.value
-        else:
-            values[method.title] = estimate if math.isfinite(estimate.spread) else estimate.value
-    if not values:  # floors alone
-        values, references = dict(references), {}
-    return report.bars(
-        values, x_label="top-1 by a linear layer (%)", number_format=".2f", references=references, width=7
-    )
+        assert estimate is not None
+        axes.axhline(place, color=line, linewidth=0.7, zorder=1)
+        axes.plot(values, [place] * len(values), "o", color=color, markersize=4, alpha=0.55, zorder=2)
+        axes.plot(estimate.value, place, "o", color=color, markersize=9, zorder=3)
+        spread = f" ± {estimate.spread:.2f}" if math.isfinite(estimate.spread) else ""
+        axes.annotate(
+            f"{estimate.value:.2f}{spread}", (1, place), (6, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", fontsize=9, color=ink,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [METHODS[row].title for row in rows], fontsize=9.5, color=ink)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # from top to bottom
+    axes.margins(x=0.08)
+    axes.set_xlabel("top-1 on real test images by a linear layer (%)", fontsize=9, color=soft)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=9, labelcolor=soft, color=soft)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(soft)
+    return drawn
 
 
 __all__ = ["METHODS", "ComparisonConfig", "compare", "to_table"]
