@@ -37,7 +37,7 @@ REQUIRED = {
 """Least versions of what is installed with the package, beside torch; as in pyproject.toml."""
 EXTRAS = {
     "track": {"wandb": "runs on Weights & Biases", "tensorboard": "runs in TensorBoard"},
-    "explore": {"gradio": "pages to explore a generator with"},
+    "energy": {"codecarbon": "energy of an epoch, in benchmark_sampling.py"},
     "mim": {"scikit-learn": "the data sets and neighbours of the MIM experiments"},
 }
 MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
