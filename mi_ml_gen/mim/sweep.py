@@ -331,7 +331,10 @@ def to_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
             cells.append([int(value), label, n, *shown])
     cells.sort(key=lambda line: (line[0], [m.label for m in about.methods].index(str(line[1]))))
     caption = f"{about.dataset}: mean and standard error over seeds; at most {_epochs(settings)} epochs."
-    formats = {**dict.fromkeys(QUANTITIES.values(), ".4g"), "best epoch": ".1f"}
+    formats = {"best epoch": ".1f"}
+    for name, title in QUANTITIES.items():
+        is_wild = any(abs(row.statistics.get(name, 0.0)) > pictures.WILD for row in rows)
+        formats[title] = ".3g" if is_wild else ".3f"
     return report.Table(columns, cells, caption, formats)
 
 
