@@ -73,6 +73,8 @@ def line(output: str, name: str) -> str:
 
 
 def test_a_machine_without_gpu_and_ffcv_is_well(machine):
+    hidden = "import sys\nsys.modules['ffcv'] = None\n"  # also where it is installed
+    (machine / "sitecustomize.py").write_text(hidden)
     code, output = run(machine)
     assert code == 0 and output.endswith("\nall that is required works\n")
     assert line(output, "torch") == "ok: 2.12.0, built without CUDA"
