@@ -1,6 +1,6 @@
 """Train an encoder (SimCLR, SimSiam, BYOL) on views of generated or of stored images.
 
-    python scripts/train_encoder.py --encoder simclr --conf small/fashion_learned --seed 0
+    python scripts/train_encoder.py --conf small/chunks_random --seed 0
     python scripts/train_encoder.py --encoder simsiam --conf simsiam_bigbigan/encoder_imagenet_chunks_learned --seed 0
     torchrun --nproc_per_node 8 scripts/train_encoder.py --encoder simsiam \\
         --conf simsiam_bigbigan/encoder_imagenet_baseline_real --data_path datasets/imagenet/ffcv --seed 0
