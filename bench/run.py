@@ -14,7 +14,7 @@ BENCHES = (
     ["bench.stylegan2", "--batch", "8"],
     ["bench.augment"],
     ["bench.ksg"],
-    ["bench.mim"],
+    ["bench.mim", "--processor"],
 )
 
 if __name__ == "__main__":

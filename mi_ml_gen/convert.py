@@ -29,7 +29,7 @@ class Conversion(NamedTuple):
 
 
 def convert(source: str | Path, target: str | Path) -> Conversion:
-    """Read a published generator or walker, a path or a reference (see hub.py), and write it as `target`, a
+    """Read a published generator, walker or encoder, a path or a reference (see hub.py), and write it as `target`, a
     .safetensors file that is not there yet.
 
     A walker gets a .json beside it, all files their SHA-256. Raises UsageError for paths that make no sense,

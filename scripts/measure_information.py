@@ -1,7 +1,7 @@
 """Hold the critic's bound against a known mutual information: the table and figure of docs/information.md.
 
     python scripts/measure_information.py
-    python scripts/measure_information.py --nats 2 1 --n_steps 300 --n_steps_more 200 --save_folder /tmp/quick
+    python scripts/measure_information.py --nats 2 1 --n_steps 300 --n_steps_more 200 --save_folder quick
 
 Trains the critic on pairs of the linear Gaussian generator from much information to little, measures each
 level on fresh draws, and writes calibration.md, .csv, .json and images/calibration.png.  The same command

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
         quality=quality,
         classes=train.classes,
-        picture=f"{settings.run_name}.png",
+        picture="samples.png",
     )
     files.atomic_write(path / "card.md", card.encode())
     files.atomic_write(path / "quality.json", (json.dumps(quality.as_dict(), indent=2) + "\n").encode())
