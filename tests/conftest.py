@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mi_ml_gen import runs
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,3 +55,22 @@ def make_small_generator(seed: int = 0) -> BigBiGAN:
 @pytest.fixture
 def small_generator() -> BigBiGAN:
     return make_small_generator()
+
+
+class StopAt:
+    """Stands for `runs.Preemption`, and asks for a stop at the n-th time of being looked at."""
+
+    def __init__(self, monkeypatch, n: int):
+        self.left = n
+        monkeypatch.setattr(runs, "Preemption", lambda: self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return self.left == 0

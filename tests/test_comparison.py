@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 import yaml
-from conftest import make_small_generator
+from conftest import StopAt, make_small_generator
 from PIL import Image
 from test_features import make_source
 from test_scripts import call
@@ -169,25 +169,9 @@ def test_a_table_that_grows(monkeypatch, capsys, tmp_path, kit, shared):
 
 
 def test_a_stop_within_an_encoder_changes_nothing(monkeypatch, capsys, tmp_path, shared):
-    from mi_ml_gen import runs
-
-    class StopAt:
-        left = 7
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            return None
-
-        @property
-        def requested(self):
-            StopAt.left -= 1
-            return StopAt.left == 0
-
     argv = [*shared, "--rows", "real", "random_all", "--seeds", 3]
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "Preemption", StopAt)
+        StopAt(patch, 7)
         code, _, err = call(patch, capsys, "compare_views", *argv)
         assert code == Preempted.exit_code, err
     assert call(monkeypatch, capsys, "compare_views", *argv)[0] == 0

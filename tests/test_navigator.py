@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_small_generator
+from conftest import StopAt, make_small_generator
 
 from mi_ml_gen import config, runs
 from mi_ml_gen.errors import NonFiniteError, Preempted, UsageError
@@ -69,25 +69,6 @@ def test_a_run_folder_holds_what_a_run_is(whole_run):
     chosen = load_tensors(path / "walkers" / f"{walker_name(about['samples'])}.safetensors").tensors
     selected = load_tensors(path / "walker.safetensors").tensors
     assert chosen.keys() == selected.keys() and all(torch.equal(chosen[key], selected[key]) for key in chosen)
-
-
-class StopAt:
-    """Asks for a stop once the critic's optimiser has made so many steps in this process."""
-
-    def __init__(self, monkeypatch, n_steps: int):
-        self.left = n_steps
-        monkeypatch.setattr(runs, "Preemption", lambda: self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left == 0
 
 
 @pytest.mark.parametrize("stops", [(1,), (6,), (13,), (23,), (5, 5, 5)], ids=str)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, load_helper
+from conftest import GOLDEN, StopAt, load_helper
 from distributed import run_processes
 from test_features import HOW, Counted, make_backbone, make_source
 from torch.nn import functional
@@ -158,25 +158,6 @@ def test_the_layer_of_least_validation_loss_is_kept(tmp_path):
     assert (summary["epoch"], summary["validation_loss"]) == (least["epoch"], least["validation_loss"])
     own = evaluate_probe(result.classifier, make_splits().validation, "cpu")
     assert own.loss == pytest.approx(least["validation_loss"], rel=1e-4)
-
-
-class StopAt:
-    """Asks for a stop at the n-th time of being looked at."""
-
-    def __init__(self, monkeypatch, n: int):
-        self.left = n
-        monkeypatch.setattr(runs, "Preemption", lambda: self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left == 0
 
 
 def last_state(path):

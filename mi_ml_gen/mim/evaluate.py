@@ -27,6 +27,7 @@ from mi_ml_gen.errors import UsageError
 from mi_ml_gen.information import ksg_mutual_information
 from mi_ml_gen.information.ksg import TREE_DIMENSIONS
 from mi_ml_gen.mim.datasets import Dataset, Items
+from mi_ml_gen.mim.losses import LogProbs
 from mi_ml_gen.mim.model import MIM
 from mi_ml_gen.report import Estimate
 
@@ -71,21 +72,13 @@ class Statistics:
         return {name: value for name, value in values if value is not None}
 
 
-class Densities(Protocol):
-    """The log-probabilities of pairs: `mi_ml_gen.mim.model.Terms`, or anything like it."""
+class Densities(LogProbs, Protocol):
+    """Pairs and their log-probabilities: `mi_ml_gen.mim.model.Terms`, or anything like it."""
 
     @property
     def x(self) -> Tensor: ...
     @property
     def z(self) -> Tensor: ...
-    @property
-    def x_given_z(self) -> Tensor: ...
-    @property
-    def q_x(self) -> Tensor: ...
-    @property
-    def p_z(self) -> Tensor: ...
-    @property
-    def z_given_x(self) -> Tensor: ...
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_small_generator
+from conftest import StopAt, make_small_generator
 from distributed import run_processes
 from PIL import Image
 from torch.nn import functional
@@ -102,25 +102,6 @@ def test_the_grid_shows_the_views_that_were_used(whole_run):
 
 
 # --- stopping and resuming
-
-
-class StopAt:
-    """Asks for a stop after so many steps in this process."""
-
-    def __init__(self, monkeypatch, n_steps: int):
-        self.left = n_steps
-        monkeypatch.setattr(runs, "Preemption", lambda: self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left == 0
 
 
 def stopped(path, monkeypatch, n_steps: int, **changes):
