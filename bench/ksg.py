@@ -52,16 +52,16 @@ def main() -> None:
         x, y = correlated(options.n, dim)
         tensors = torch.from_numpy(x).to(options.device), torch.from_numpy(y).to(options.device)
         part = range(0, options.n, share)
-        estimate, apart = ksg_mutual_information(*tensors).nats, float("nan")
-        if share == 1:
-            apart = abs(estimate - float(np.mean(loop_terms(x, y, part))))
+        estimate, apart = ksg_mutual_information(*tensors).nats, ""
+        if share == 1:  # of a part of the points the mean is another
+            apart = f", apart by {abs(estimate - float(np.mean(loop_terms(x, y, part)))):.0e}"
         work: dict[str, Callable[[], object]] = {
             "a call per point": lambda x=x, y=y, part=part: loop_terms(x, y, part),  # type: ignore[misc]
             "ksg_mutual_information": lambda tensors=tensors: ksg_mutual_information(*tensors),  # type: ignore[misc]
         }
         seconds = timing.compare(work, options.repeats)
         seconds["a call per point"] *= share
-        what = f"KSG-1, n = {options.n:,}, {dim} + {dim} dimensions ({estimate:.4f} nats, apart by {apart:.0e})"
+        what = f"KSG-1, n = {options.n:,}, {dim} + {dim} dimensions ({estimate:.4f} nats{apart})"
         timing.write(f"ksg_{dim}_{options.device}", what, seconds, "a call per point", options.device)
 
 

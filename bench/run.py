@@ -14,7 +14,7 @@ BENCHES = (
     ["bench.stylegan2", "--batch", "8"],
     ["bench.augment"],
     ["bench.ksg"],
-    ["bench.mim", "--processor"],
+    ["bench.mim"],
 )
 
 if __name__ == "__main__":
