@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_small_generator
+from conftest import StopAt, make_small_generator
 from PIL import Image
 from test_scripts import assert_refused, call
 
@@ -59,23 +59,9 @@ def test_measures_once_and_collects(monkeypatch, capsys, tmp_path, shared):
 
 
 def test_a_stop_keeps_what_is_measured(monkeypatch, capsys, tmp_path, shared):
-    class Stop:
-        left = 6  # four steps of the first batch size, two of the second
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            return None
-
-        @property
-        def requested(self):
-            Stop.left -= 1
-            return Stop.left == 0
-
     argv = [*shared, "--batch_sizes", 4, 5, "--source", "torch"]
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "Preemption", Stop)
+        StopAt(patch, 6)  # four steps of the first batch size, two of the second
         code, _, err = call(patch, capsys, "benchmark_sampling", *argv)
         assert code == 75 and "holds 1 measurements" in err
     code, _, err = call(monkeypatch, capsys, "benchmark_sampling", *argv)
