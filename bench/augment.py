@@ -20,8 +20,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 from bench import timing
-from mi_ml_gen import runtime
-from mi_ml_gen.views import IMAGENET_MEAN, IMAGENET_STD, Augment
+from mi_ml_gen.core import runtime
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 
 
 def torchvision_transform(size: int) -> nn.Module:

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from bench import timing
-from mi_ml_gen.information import ksg_mutual_information
+from mi_ml_gen.information.ksg import ksg_mutual_information
 
 
 def loop_terms(x: np.ndarray, y: np.ndarray, points: range, k: int = 5) -> list[float]:

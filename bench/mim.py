@@ -26,12 +26,12 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from bench import timing
-from mi_ml_gen import runtime
-from mi_ml_gen.information import ksg_mutual_information
+from mi_ml_gen.core import runtime
+from mi_ml_gen.information.ksg import ksg_mutual_information
 from mi_ml_gen.mim import datasets, losses, training
 from mi_ml_gen.mim.distributions import Noise
 from mi_ml_gen.mim.model import MIM
-from mi_ml_gen.mim.training import MimConfig
+from mi_ml_gen.mim.settings import MimConfig
 
 FLOOR = 1e-6
 

@@ -8,9 +8,9 @@ from scipy import stats
 
 from bench import timing
 from mi_ml_gen.delta import estimate_delta
-from mi_ml_gen.generators import load_latent_space
+from mi_ml_gen.generators.registry import load_latent_space
 from mi_ml_gen.latents import Chunks
-from mi_ml_gen.walkers import NonlinearWalker
+from mi_ml_gen.walkers.learned import NonlinearWalker
 
 N = 500_000
 

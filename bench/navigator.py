@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from bench import timing
-from mi_ml_gen import runtime
-from mi_ml_gen.critic import Critic
+from mi_ml_gen.core import runtime
 from mi_ml_gen.generators.bigbigan import BigBiGAN
-from mi_ml_gen.information import infonce_loss
+from mi_ml_gen.information.critic import Critic
+from mi_ml_gen.information.infonce import infonce_loss
 from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.views import Augment
-from mi_ml_gen.walkers import NonlinearWalker
+from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.walkers.learned import NonlinearWalker
 
 
 class NormalisedEachCall(nn.Module):

@@ -25,16 +25,19 @@ from PIL import Image
 from torch import nn
 
 from bench import timing
-from mi_ml_gen.backbone import ResNet
-from mi_ml_gen.classification import evaluate_scores
-from mi_ml_gen.data.sources import HeldImages, load_source
-from mi_ml_gen.encoders import EncoderConfig, load_encoder, train_encoder
-from mi_ml_gen.encoders.schedules import LearningRate, peak_rate, warmup_steps
-from mi_ml_gen.features import Extraction, extract_features
-from mi_ml_gen.readouts import fit_ridge, knn_scores
-from mi_ml_gen.runtime import resolve_device, stream
-from mi_ml_gen.splits import Subset
-from mi_ml_gen.views import IMAGENET_MEAN, IMAGENET_STD
+from mi_ml_gen.core.resnet import ResNet
+from mi_ml_gen.core.runtime import resolve_device, stream
+from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.source import HeldImages
+from mi_ml_gen.data.splits import Subset
+from mi_ml_gen.encoders.loading import load_encoder
+from mi_ml_gen.encoders.settings import EncoderConfig
+from mi_ml_gen.encoders.training import train_encoder
+from mi_ml_gen.probe.accuracy import evaluate_scores
+from mi_ml_gen.probe.features import Extraction, extract_features
+from mi_ml_gen.probe.readouts import fit_ridge, knn_scores
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE_PX, CROP_PX, DIM, TEMPERATURE, BASE_LR = 32, 28, 64, 0.2, 0.3
 

@@ -26,14 +26,9 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 
-from mi_ml_gen.generators.stylegan2 import (
-    Features,
-    NoiseSource,
-    StyleGAN2,
-    StyleGAN2Config,
-    SynthesisLayer,
-    Window,
-)
+from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
+from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
+from mi_ml_gen.generators.stylegan2.network import Features, NoiseSource, SynthesisLayer, Window
 
 WAYS = ("shared", "grouped", "decode")
 

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import __version__, cli
-from mi_ml_gen.errors import EnvironmentFault, UsageError, nearest
+from mi_ml_gen import __version__
+from mi_ml_gen.core import cli
+from mi_ml_gen.core.errors import EnvironmentFault, UsageError, nearest
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from mi_ml_gen import runtime
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
-from mi_ml_gen.walkers import Pair, Walker
+from mi_ml_gen.walkers.base import Pair, Walker
 
 BATCH = 8192
 """Draws at a time. Part of what a seed means: another value gives other draws."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import special
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config
-from mi_ml_gen.sampling_benchmark import BenchmarkConfig, benchmark, to_table
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments.sampling_benchmark import BenchmarkConfig, benchmark, to_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config
-from mi_ml_gen.comparison import ComparisonConfig, compare, to_table
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments.view_comparison import ComparisonConfig, compare, to_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

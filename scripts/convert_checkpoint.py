@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli
-from mi_ml_gen.convert import convert
+from mi_ml_gen.core import cli
+from mi_ml_gen.hub.convert import convert
 
 
 def main(argv: Sequence[str] | None = None) -> None:

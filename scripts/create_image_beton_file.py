@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli
-from mi_ml_gen.data.beton_folder import write_splits
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core import cli
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.beton.writing import write_splits
 
 NAMES = {"train": "train", "val": "validation", "test": "test", "predict": "predict"}
 

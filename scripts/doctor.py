@@ -11,8 +11,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, doctor
-from mi_ml_gen.errors import EnvironmentFault
+from mi_ml_gen.core import cli
+from mi_ml_gen.core.errors import EnvironmentFault
+from mi_ml_gen.hub import doctor
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,9 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import catalogue, cli, hub
-from mi_ml_gen.assets import KINDS, is_reference
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core import cli
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.hub import catalogue
+from mi_ml_gen.hub import fetching as hub
+from mi_ml_gen.hub.assets import KINDS, is_reference
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = hub.fetch(entry.name, a.revision, a.local_dir, a.accept_change)
         print(f"{entry.name}: {path}", flush=True)
         if a.convert and entry.kind in ("generator", "walker"):
-            from mi_ml_gen.convert import convert_beside  # here: it brings torch, which fetching does not need
+            from mi_ml_gen.hub.convert import convert_beside
 
             print(convert_beside(path, entry.name, a.local_dir or Path()))
 

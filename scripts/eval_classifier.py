@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config
-from mi_ml_gen.probe import EvaluationConfig, run_evaluation
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.probe.evaluation import EvaluationConfig, run_evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:

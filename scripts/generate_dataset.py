@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config
-from mi_ml_gen.export import ExportConfig, export_images
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments.generated_dataset import ExportConfig, export_images
 
 
 def main(argv: Sequence[str] | None = None) -> None:

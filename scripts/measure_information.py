@@ -12,20 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import calibration, cli, config
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments import critic_calibration
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, calibration.CalibrationConfig)
+    config.add_arguments(parser, critic_calibration.CalibrationConfig)
     parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
     arguments = parser.parse_args(argv)
-    settings = config.from_arguments(calibration.CalibrationConfig, arguments)
+    settings = config.from_arguments(critic_calibration.CalibrationConfig, arguments)
     if arguments.dry_run:
         print(config.to_yaml(settings), end="")
         return
-    measurements = calibration.calibrate(settings)
-    print(calibration.to_table(measurements).to_terminal())
+    measurements = critic_calibration.calibrate(settings)
+    print(critic_calibration.to_table(measurements).to_terminal())
     print(f"run folder: {settings.save_folder}")
 
 

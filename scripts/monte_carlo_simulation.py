@@ -16,11 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, config, runtime, table1
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.generators import load_generator, load_latent_space
+from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.experiments import table1
+from mi_ml_gen.generators.registry import load_generator, load_latent_space
 from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.navigator import NavigatorConfig
+from mi_ml_gen.navigator.settings import NavigatorConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,10 +17,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, config, pictures, runtime, table1
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.generators import load_generator
-from mi_ml_gen.navigator import NavigatorConfig
+from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.experiments import table1
+from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.walkers import pictures
 
 STUDIES = {"tiny-bigbigan": 1, "tiny-stylegan": 4}
 """The generators of a plain `make quickstart`, and how many chunks each of their walkers perturbs."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, sharing
+from mi_ml_gen.core import cli
+from mi_ml_gen.hub import sharing
 
 
 def main(argv: Sequence[str] | None = None) -> None:

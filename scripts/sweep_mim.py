@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config
+from mi_ml_gen.core import cli, config
 from mi_ml_gen.mim import sweep
 
 

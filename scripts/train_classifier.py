@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, config, runtime
-from mi_ml_gen.classification import accuracy_table
-from mi_ml_gen.encoders import load_encoder, tracking
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.probe import ProbeConfig, train_probe
-from mi_ml_gen.splits import load_splits
+from mi_ml_gen.core import cli, config, runtime, tracking
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.splits import load_splits
+from mi_ml_gen.encoders.loading import load_encoder
+from mi_ml_gen.probe.accuracy import accuracy_table
+from mi_ml_gen.probe.training import ProbeConfig, train_probe
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,9 +16,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, config, runtime
-from mi_ml_gen.encoders import tracking
-from mi_ml_gen.encoders.training import EncoderConfig, named_configuration, resumed_settings, train_encoder
+from mi_ml_gen.core import cli, config, runtime, tracking
+from mi_ml_gen.encoders.settings import EncoderConfig, named_configuration, resumed_settings
+from mi_ml_gen.encoders.training import train_encoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:

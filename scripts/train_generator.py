@@ -17,13 +17,14 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from mi_ml_gen import cli, config, files, report, runs, runtime
-from mi_ml_gen.data import fashion_mnist
-from mi_ml_gen.generators import load_generator
-from mi_ml_gen.generators.card import generator_card
-from mi_ml_gen.generators.quality import measure_quality, train_classifier
-from mi_ml_gen.generators.training import GanConfig, train_generator
+from mi_ml_gen.core import cli, config, files, runs, runtime
+from mi_ml_gen.data.idx import fashion_mnist
+from mi_ml_gen.generators.gan.card import generator_card
+from mi_ml_gen.generators.gan.quality import measure_quality, train_classifier
+from mi_ml_gen.generators.gan.training import GanConfig, train_generator
+from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.report.images import image_grid, save_png
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quality = measure_quality(generator, classifier, real, test, held_out.labels, settings.seed)
 
     z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
-    samples = report.image_grid(generator.decode(generator.latents(z)), n_columns=16)
-    report.save_png(path / "samples.png", samples)
+    samples = image_grid(generator.decode(generator.latents(z)), n_columns=16)
+    save_png(path / "samples.png", samples)
     last = runs.read_metrics(path)[-1]
     card = generator_card(
         generator,

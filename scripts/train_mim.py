@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config
-from mi_ml_gen.mim.training import MimConfig, train_seeds
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.mim.settings import MimConfig
+from mi_ml_gen.mim.training import train_seeds
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config, runtime
-from mi_ml_gen.generators import load_generator
-from mi_ml_gen.navigator import NavigatorConfig, train_navigator
+from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.navigator.training import train_navigator
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, config, runtime
-from mi_ml_gen.view_generation import ViewGenerationConfig, generate_views
+from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.experiments.view_grids import ViewGenerationConfig, generate_views
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, pictures, report, runtime
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.generators import load_generator
+from mi_ml_gen.core import cli, runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.report.images import image_grid, save_png
+from mi_ml_gen.walkers import pictures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     many = law.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
     a.out.mkdir(parents=True, exist_ok=True)
     samples = pictures.decode_shown(generator, generator.latents(many))
-    written = [report.save_png(a.out / "samples.png", report.image_grid(samples, n_columns=a.n_images))]
-    written.append(report.save_png(a.out / "swaps.png", pictures.swaps(generator, z, donors, groups)))
+    written = [save_png(a.out / "samples.png", image_grid(samples, n_columns=a.n_images))]
+    written.append(save_png(a.out / "swaps.png", pictures.swaps(generator, z, donors, groups)))
     print("written: " + ", ".join(map(str, written)))
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen import cli, pictures, runs, runtime
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.generators import load_generator
+from mi_ml_gen.core import cli, runs, runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.walkers import load_walker
+from mi_ml_gen.walkers import pictures
+from mi_ml_gen.walkers.spec import load_walker
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen import runs
+from mi_ml_gen.core import loop
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,11 +58,11 @@ def small_generator() -> BigBiGAN:
 
 
 class StopAt:
-    """Stands for `runs.Preemption`, and asks for a stop at the n-th time of being looked at."""
+    """Stands for `loop.Preemption`, and asks for a stop at the n-th time of being looked at."""
 
     def __init__(self, monkeypatch, n: int):
         self.left = n
-        monkeypatch.setattr(runs, "Preemption", lambda: self)
+        monkeypatch.setattr(loop, "Preemption", lambda: self)
 
     def __enter__(self):
         return self

@@ -8,10 +8,13 @@ import pytest
 import torch
 from scipy import stats
 
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.delta import BATCH, estimate_delta, independent_delta, pair_delta
-from mi_ml_gen.errors import UsageError
 from mi_ml_gen.latents import Chunks, TruncatedNormal
-from mi_ml_gen.walkers import GroupedWalker, IdentityWalker, NonlinearWalker, RandomWalker
+from mi_ml_gen.walkers.base import IdentityWalker
+from mi_ml_gen.walkers.grouped import GroupedWalker
+from mi_ml_gen.walkers.learned import NonlinearWalker
+from mi_ml_gen.walkers.noise import RandomWalker
 
 UNTRUNCATED = TruncatedNormal(0, 1, math.inf)
 
@@ -54,7 +57,7 @@ def test_delta_is_the_length_of_the_pairs_difference(small_generator):
     """The estimator never builds a pair; building them must give the same lengths."""
     torch.manual_seed(1)
     walker = GroupedWalker([NonlinearWalker(Chunks(0, 1), 4), NonlinearWalker(Chunks(1, 2), 4)])
-    from mi_ml_gen import runtime
+    from mi_ml_gen.core import runtime
 
     z = TruncatedNormal().sample((BATCH, 8), runtime.stream(5, "delta", 0, 0))
     with torch.no_grad():

@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from scipy import stats
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.latents import Chunks, LatentLayout, TruncatedNormal
+from tests.conftest import GOLDEN
 
 
 def test_chunks_are_half_open():

@@ -1,20 +1,13 @@
 """Stored images: what experiments compare generated ones with, behind one interface."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from mi_ml_gen.data.framing import FRAMINGS, Framing
-from mi_ml_gen.data.idx import LabelledImages, fashion_mnist, read_idx
-from mi_ml_gen.data.sources import HeldImages, ImageSource, batches, held, load_source
+from mi_ml_gen.core.faces import face
 
-__all__ = [
-    "FRAMINGS",
-    "Framing",
-    "HeldImages",
-    "ImageSource",
-    "LabelledImages",
-    "batches",
-    "fashion_mnist",
-    "held",
-    "load_source",
-    "read_idx",
-]
+if TYPE_CHECKING:
+    from mi_ml_gen.data.framing import FRAMINGS, Framing
+    from mi_ml_gen.data.idx import LabelledImages, fashion_mnist, read_idx
+    from mi_ml_gen.data.loading import load_source
+    from mi_ml_gen.data.source import HeldImages, ImageSource, batches, held
+
+__getattr__, __dir__, __all__ = face(__name__)

@@ -34,9 +34,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from mi_ml_gen.core.errors import MiMlGenError, UsageError
+from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.data.framing import Framing
-from mi_ml_gen.errors import MiMlGenError, UsageError
-from mi_ml_gen.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_ml_gen.errors import UsageError, nearest
-from mi_ml_gen.resampling import resize, resize_area
+from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.data.resampling import resize, resize_area
 
 DEFAULT_SIZE_PX = 128
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_ml_gen.errors import EnvironmentFault, UsageError
+from mi_ml_gen.core.errors import EnvironmentFault, UsageError
 
 DATA_VARIABLE = "MI_ML_GEN_DATA"
 SEARCH_PLACES = (

@@ -16,10 +16,10 @@ import torch
 import torchvision.datasets
 from torch import Tensor
 
+from mi_ml_gen.core.errors import UsageError, nearest
 from mi_ml_gen.data.folders import to_rgb
 from mi_ml_gen.data.framing import DEFAULT_SIZE_PX, Framing, framing
-from mi_ml_gen.data.sources import HeldImages, ImageSource, Request, resized
-from mi_ml_gen.errors import UsageError, nearest
+from mi_ml_gen.data.source import HeldImages, ImageSource, Request, resized
 
 
 class _Set(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mi_ml_gen.backbone import ResNet, torchvision_key
-from mi_ml_gen.errors import CorruptCheckpointError
-from mi_ml_gen.sharing import Shared
+from mi_ml_gen.core.errors import CorruptCheckpointError
+from mi_ml_gen.core.resnet import ResNet, torchvision_key
+from mi_ml_gen.hub.sharing import Shared
 
 
 @dataclass(frozen=True)

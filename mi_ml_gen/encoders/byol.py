@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mi_ml_gen.backbone import ResNet
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
+from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, Outputs, architecture_of, backbone_key, float32, mlp
-from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, UsageError
 
 PROJECTOR_FACTOR = 4
 """Hidden units of the projector over the backbone's features, as published."""

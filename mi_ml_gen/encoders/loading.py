@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_ml_gen import files, hub
-from mi_ml_gen.backbone import ResNet
-from mi_ml_gen.checkpoints import CheckpointFile, naming
+from mi_ml_gen.checkpoints.reading import CheckpointFile, naming
+from mi_ml_gen.core import files
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
+from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, architecture_of, backbone_key
 from mi_ml_gen.encoders.byol import BYOL
 from mi_ml_gen.encoders.simclr import SimCLR
 from mi_ml_gen.encoders.simsiam import SimSiam
-from mi_ml_gen.errors import CheckpointError, CorruptCheckpointError, UsageError
+from mi_ml_gen.hub import fetching as hub
 
 FORMAT = "mi_ml_gen encoder"
 METHODS: dict[str, type[Encoder]] = {cls.method: cls for cls in (SimCLR, SimSiam, BYOL)}

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mi_ml_gen import runtime
-from mi_ml_gen.data.sources import ImageSource
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.features import Extraction, extract_features, labels_of
-from mi_ml_gen.readouts import knn_scores
-from mi_ml_gen.splits import Subset
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.source import ImageSource
+from mi_ml_gen.data.splits import Subset
+from mi_ml_gen.probe.features import Extraction, extract_features, labels_of
+from mi_ml_gen.probe.readouts import knn_scores
 
 COLLAPSED_STD = 0.05
 """Below this spread of the features a training counts as collapsed: all images lie nearly in one point. Untrained and

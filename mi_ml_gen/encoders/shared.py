@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mi_ml_gen import files
+from mi_ml_gen.core import files
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.encoders.base import Architecture, Encoder
 from mi_ml_gen.encoders.loading import FORMAT, METHODS
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
 
 
 def load_whole(path: str | Path) -> Encoder:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mi_ml_gen import runtime
-from mi_ml_gen.backbone import ResNet
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, Outputs, float32
-from mi_ml_gen.information import infonce_loss
+from mi_ml_gen.information.infonce import infonce_loss
 
 
 class SimCLR(Encoder):

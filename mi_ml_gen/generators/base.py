@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from mi_ml_gen import config
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core import config
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks, LatentLayout
-from mi_ml_gen.sharing import Shared
 
 
 class ImagePair(NamedTuple):

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mi_ml_gen import checkpoints
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.checkpoints import reading as checkpoints
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.information.gaussian import JointGaussian
 from mi_ml_gen.latents import Chunks, LatentLayout

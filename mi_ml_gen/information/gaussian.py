@@ -9,29 +9,15 @@ For (x, y) with covariance blocks S_x, S_y, S_xy (Cover and Thomas 2006, section
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information.estimate import Estimate
 from mi_ml_gen.information.infonce import candidate_cross_entropy
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo mean and its standard error, in nats."""
-
-    nats: float
-    standard_error_nats: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Estimate:
-        """From independent values, at least two."""
-        draws = torch.tensor(list(values), dtype=torch.float64)
-        assert len(draws) >= 2
-        return cls(draws.mean().item(), draws.std().item() / math.sqrt(len(draws)))
 
 
 class Samples(NamedTuple):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 
 SATURATION_MARGIN_NATS = math.log(2.0)
 """Nearer to the ceiling than this, the critic finds the partner with geometric mean probability above 1/2."""

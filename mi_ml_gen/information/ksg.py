@@ -27,8 +27,8 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.information.boxes import count_within
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information.neighbour_counts import count_within
 
 logger = logging.getLogger(__name__)
 

@@ -4,17 +4,14 @@ An encoder q(z|x) and a decoder p(x|z) that are trained to agree on one joint di
 beside the variational auto-encoder and the auto-encoder that it is held against.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from mi_ml_gen.mim import losses as losses
-from mi_ml_gen.mim.model import MIM, load_mim
+from mi_ml_gen.core.faces import face
 
-__all__ = ["MIM", "datasets", "load_mim", "losses"]
+if TYPE_CHECKING:
+    from mi_ml_gen.mim import datasets, losses
+    from mi_ml_gen.mim.model import MIM, load_mim
+    from mi_ml_gen.mim.settings import MimConfig
+    from mi_ml_gen.mim.training import train_mim
 
-
-def __getattr__(name: str):
-    if name == "datasets":  # reads images and fits a PCA: imported where it is used
-        import importlib
-
-        return importlib.import_module("mi_ml_gen.mim.datasets")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = face(__name__)

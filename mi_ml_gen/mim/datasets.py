@@ -24,10 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_ml_gen import runtime
-from mi_ml_gen.data import LabelledImages, fashion_mnist
-from mi_ml_gen.data.idx import DATA_VARIABLE
-from mi_ml_gen.errors import UsageError, nearest
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.data.idx import DATA_VARIABLE, LabelledImages, fashion_mnist
 from mi_ml_gen.mim import toy
 
 N_TOY_ITEMS = 10_000

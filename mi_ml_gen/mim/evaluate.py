@@ -23,13 +23,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.information import ksg_mutual_information
-from mi_ml_gen.information.ksg import TREE_DIMENSIONS
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information.ksg import TREE_DIMENSIONS, ksg_mutual_information
 from mi_ml_gen.mim.datasets import Dataset, Items
 from mi_ml_gen.mim.losses import LogProbs
 from mi_ml_gen.mim.model import MIM
-from mi_ml_gen.report import Estimate
+from mi_ml_gen.report.tables import Estimate
 
 N_KSG = 10_000
 """Pairs that the KSG estimate is made from, at most."""

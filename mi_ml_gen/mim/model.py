@@ -25,8 +25,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mi_ml_gen import files
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core import files
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.mim.distributions import (
     Bernoulli,
     BernoulliLayer,
@@ -41,7 +42,6 @@ from mi_ml_gen.mim.distributions import (
     equal_mixture,
 )
 from mi_ml_gen.mim.stacked import StackedLinear
-from mi_ml_gen.sharing import Shared
 
 MODES = ("anchor", "prior", "marginal", "gmm-marginal")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -21,11 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mi_ml_gen import report
-from mi_ml_gen.errors import EnvironmentFault, UsageError
-from mi_ml_gen.files import atomic_write
+from mi_ml_gen.core.errors import EnvironmentFault, UsageError
+from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.mim.datasets import SIDE_PX, Dataset
 from mi_ml_gen.mim.model import MIM
+from mi_ml_gen.report import tables as report
+from mi_ml_gen.report.figures import series_colors
+from mi_ml_gen.report.images import pair_grid, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +64,7 @@ def progress_frame(
     decoding = model.decode(encoding.rsample(rng))
     if dataset.binary:
         above, below = (t[:64].unflatten(1, (1, SIDE_PX, SIDE_PX)) for t in (x, decoding.mean))
-        return report.pair_grid(above, below, n_columns=8)
+        return pair_grid(above, below, n_columns=8)
     x_recon = decoding.rsample(rng)
 
     figure = _figure(width_px / 100, 2 * width_px / 100)
@@ -76,7 +78,7 @@ def progress_frame(
 
 def save_frame(path: str | Path, frame: np.ndarray) -> Path:
     """Write a frame as a PNG."""
-    return report.save_png(path, frame)
+    return save_png(path, frame)
 
 
 def animate(path: str | Path, frames: Sequence[np.ndarray], frame_s: float = 0.15, hold_s: float = 2.0) -> list[Path]:
@@ -113,7 +115,7 @@ def band_figure(
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, (quantity, title) in zip(panels, quantities.items(), strict=True):
         _dress(axes, title, x_label)
-        for color, (name, points) in zip(report.series_colors(len(series)), series.items(), strict=True):
+        for color, (name, points) in zip(series_colors(len(series)), series.items(), strict=True):
             _draw_band(axes, points, quantity, color, name)
         means = [row[quantity].value for points in series.values() for row in points.values() if quantity in row]
         if means and max(map(abs, means)) > WILD:  # a model that diverged must not hide the others
@@ -148,7 +150,7 @@ def _draw_latents(axes: Axes, mean: np.ndarray, std: np.ndarray, labels: np.ndar
     from matplotlib.collections import EllipseCollection
     from matplotlib.patches import Circle
 
-    colors = np.array(report.series_colors(8), dtype=object)[labels % 8]
+    colors = np.array(series_colors(8), dtype=object)[labels % 8]
     widths, heights = np.maximum(2 * std, 0.015 * limit).T  # a point stays to be seen
     ellipses = EllipseCollection(
         widths, heights, np.zeros(len(mean)), units="xy", offsets=mean, transOffset=axes.transData,

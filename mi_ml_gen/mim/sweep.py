@@ -32,14 +32,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mi_ml_gen import config, report, runs, runtime
-from mi_ml_gen.config import option
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError, nearest
-from mi_ml_gen.files import atomic_write
+from mi_ml_gen.core import config, runs, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError, nearest
+from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.mim import datasets, pictures
 from mi_ml_gen.mim.evaluate import over_seeds
 from mi_ml_gen.mim.model import load_mim
-from mi_ml_gen.mim.training import MimConfig, member_folder, train_seeds
+from mi_ml_gen.mim.settings import MimConfig
+from mi_ml_gen.mim.training import member_folder, train_seeds
+from mi_ml_gen.report import tables as report
+from mi_ml_gen.report.figures import figure_png
+from mi_ml_gen.report.images import save_png
 
 QUANTITIES = {
     "MI_ksg": "Mutual information, KSG (nats)",
@@ -281,10 +285,10 @@ def write_report(settings: SweepConfig) -> list[Path]:
     path, about = settings.path, settings.about
     atomic_write(path / "runs.csv", _runs_csv(rows, about.varied).encode())
     figure = pictures.band_figure(series(rows), QUANTITIES, about.x_label)
-    atomic_write(path / "figure.png", report.figure_png(figure))
+    atomic_write(path / "figure.png", figure_png(figure))
     written = [path / "figure.png", path / "runs.csv", *to_table(rows, settings).write(path, "table").values()]
     if (picture := models_picture(settings)) is not None:
-        written.append(report.save_png(path / "models.png", picture))
+        written.append(save_png(path / "models.png", picture))
     return written
 
 

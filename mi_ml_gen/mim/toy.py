@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 
 SPREAD = 0.25 * 5
 """Standard deviation of a component times the number of components."""

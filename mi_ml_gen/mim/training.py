@@ -18,100 +18,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mi_ml_gen import config, runs, runtime
-from mi_ml_gen.config import option
-from mi_ml_gen.errors import Preempted, UsageError
-from mi_ml_gen.information import ksg_mutual_information
+from mi_ml_gen.core import config, loop, runs, runtime
+from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.information.ksg import ksg_mutual_information
 from mi_ml_gen.mim import datasets, losses
 from mi_ml_gen.mim.datasets import Dataset, Items
 from mi_ml_gen.mim.distributions import Noise, Rng
 from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate
 from mi_ml_gen.mim.losses import Loss
 from mi_ml_gen.mim.model import MIM, check_modes
+from mi_ml_gen.mim.settings import FREE, MimConfig
 
 Parameters = dict[str, Tensor]
-Mode = Literal["anchor", "prior", "marginal", "gmm-marginal"]
 
 BLOCK_STEPS = 16
 """Steps between looks at signals; their noise is one stream."""
 TEST_ROWS = 512
 """Test items at a time: what is in work then stays in a processor's caches."""
-
-
-@dataclass
-class MimConfig:
-    """What `scripts/train_mim.py` takes; names and defaults are the published ones."""
-
-    dataset: str = option("toyMIM", help="toyN, toy-N, toyN_D, toyTEXT, ToyN ..., mnist, pca-fashion-mnistK")
-    batch_size: int = option(128, at_least=1, flag="batch-size", help="items a step; also draws of the sampling half")
-    epochs: int = option(50, at_least=1, help="passes over the training items, at most")
-    seed: int = option(1, at_least=0, help="of initial parameters and all draws")
-    seeds: int = option(1, at_least=1, help="train so many seeds at once, from --seed on, as one vectorised model")
-    lr: float = option(1e-3, above=0, help="peak of the learning rate (Noam schedule, Adam)")
-    warmup_steps: int = option(10, at_least=1, flag="warmup-steps", help="EPOCHS of warm-up of lr and beta; patience")
-    log_interval: int = option(10, at_least=1, flag="log-interval", help="steps between moves of the progress bar")
-    show_detailed: bool = option(False, flag="show-detailed", help="the picture of the best model in more detail")
-    plot_x_recon_err: bool = option(False, flag="plot-x-recon-err", help="reconstruction errors in that picture")
-    vis_progress: bool = option(False, flag="vis-progress", help="a picture every epoch, and the animation of all")
-
-    mim_loss: bool = option(False, flag="mim-loss", help="MIM instead of VAE")
-    mim_samp: bool = option(False, flag="mim-samp", help="with the sampling half: symmetric MIM")
-    ae_loss: bool = option(False, flag="ae-loss", help="auto-encoder: beta 0, the encoder's std fixed to the floor")
-    inv_H_loss: bool = option(False, flag="inv-H-loss", help="VAE, AE: add joint entropy; MIM: take it away")
-    learn_P_z: bool = option(False, flag="learn-P-z", help="draw the sampling half from p(z) instead of N(0, I)")
-
-    z_dim: int = option(2, at_least=1, flag="z-dim", help="latent dimensions")
-    mid_dim: int = option(400, at_least=1, flag="mid-dim", help="hidden units")
-    layers: int = option(2, at_least=1, help="affine layers of the encoder, and of the decoder")
-    act: Literal["swish", "tanh", "relu"] = option("tanh", help="activation")
-    min_logvar: float = option(10, above=0, flag="min-logvar", help="M: 10**-M is added to every standard deviation")
-    p_z: Mode = option("anchor", flag="p-z", help="prior p(z)")
-    q_x: Mode = option("marginal", flag="q-x", help="data density q(x)")
-    q_x_gmm: int = option(0, at_least=0, flag="q-x-gmm", help="components of q(x); 0: a single one")
-    q_zx_gmm: int = option(0, at_least=0, flag="q-zx-gmm", help="components of q(z|x)")
-    p_z_gmm: int = option(0, at_least=0, flag="p-z-gmm", help="components of p(z)")
-    p_xz_gmm: int = option(0, at_least=0, flag="p-xz-gmm", help="components of p(x|z)")
-
-    as_published: bool = option(False, flag="as-published", help="as the published code, where it left the paper")
-    mi_interval: int = option(
-        10, at_least=0, flag="mi-interval", help="epochs between KSG estimates; 0: at the end only"
-    )
-    save_folder: str = option("./mim_runs", flag="save-folder", help="folder of run folders")
-    data_root: str | None = option(None, flag="data-root", help="folder of the idx files of (Fashion-)MNIST")
-    tag: str = option("", help="end of the run folder's name")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
-    no_cuda: bool = option(False, flag="no-cuda", help="the CPU, whatever else is there")
-    state_interval_s: float = option(60.0, at_least=0, flag="state-interval-s", help="seconds between saved states")
-
-    @property
-    def loss_name(self) -> str:
-        """vae, ae, mim, mim-samp: the part of the folder's name."""
-        if self.mim_loss:
-            return "mim-samp" if self.mim_samp else "mim"
-        return "ae" if self.ae_loss else "vae"
-
-    def folder(self, seeds: Sequence[int]) -> Path:
-        """Where a run over these seeds goes; what the name does not say is in config.yaml."""
-        name = (
-            f"{self.loss_name}_logvar{self.min_logvar:g}_mid-dim{self.mid_dim}_layers{self.layers}"
-            f"_q-x{self.q_x_gmm}{self.q_x}_q-zx{self.q_zx_gmm}_p-z{self.p_z_gmm}{self.p_z}_p-xz{self.p_xz_gmm}"
-        )
-        marks = dict(inv_H=self.inv_H_loss, learn_P_z=self.learn_P_z, self=self.dataset[:1] == "T")
-        name += "".join(f"-{mark}" for mark, given in marks.items() if given)
-        name += ("-as_published" if self.as_published else "") + (f"-{self.tag}" if self.tag else "")
-        several = f"-{seeds[-1]}" if len(seeds) > 1 else ""
-        return Path(self.save_folder) / self.dataset / f"z{self.z_dim}" / name / f"seed{seeds[0]}{several}"
-
-
-FREE = ("epochs", "log_interval", "show_detailed", "plot_x_recon_err", "vis_progress", "mi_interval", "save_folder",
-        "data_root", "device", "no_cuda", "state_interval_s")  # fmt: skip
-"""Settings that may differ when a run is resumed."""
 
 
 class MimRecord(NamedTuple):
@@ -238,13 +167,13 @@ def train_seeds(
     path = Path(path) if path is not None else settings.folder(seeds)
     settings = dataclasses.replace(settings, seed=seeds[0], seeds=len(seeds))
     described = config.to_dict(settings) | {"trained_seeds": seeds}
-    with runs.RunFolder.open(path, described, free=FREE) as run, runs.Preemption() as preemption:
+    with runs.RunFolder.open(path, described, free=FREE) as run, loop.Preemption() as preemption:
         if (saved := run.load_latest()) is not None:
             course.load_state_dict(saved[1]["course"])
             keep_members(model, optimizer, [seeds.index(seed) for seed in course.active])
             model.load_state_dict(saved[1]["model"])
             optimizer.load_state_dict(saved[1]["optimizer"])
-        guard = runtime.FiniteGuard()
+        guard = loop.FiniteGuard()
         totals = course.totals.to(device)
         last_state = time.monotonic()
 
@@ -528,7 +457,7 @@ def member_folder(path: Path, seed: int, n_seeds: int) -> Path:
 
 def save_frames(run: runs.RunFolder, model: MIM, dataset: Dataset, epoch: int, course: Course, n_seeds: int) -> None:
     """A picture of each seed's model after an epoch, into progress/."""
-    from mi_ml_gen.mim import pictures  # matplotlib takes its time
+    from mi_ml_gen.mim import pictures
 
     for i, seed in enumerate(course.active):
         rng = runtime.stream(seed, "mim frame", 0, 0, dataset.test.x.device)
@@ -563,13 +492,13 @@ def save_best(settings: MimConfig, dataset: Dataset, model: MIM, record: MimReco
 
 def save_curves(run: runs.RunFolder, seeds: Sequence[int]) -> None:
     """images/curves.png: the losses; images/information.png: mutual information, where it was estimated on the way."""
-    from mi_ml_gen import report
+    from mi_ml_gen.report.figures import curves
 
     rows = run.metrics()
     labels = dict(train_loss="training loss (nats)", test_loss="test loss (nats)")
     of_seed = {f"seed {seed}": [row for row in rows if row["seed"] == seed] for seed in seeds}
-    run.save_figure("curves.png", report.curves(of_seed, tuple(labels), "epoch", "epoch", labels))
+    run.save_figure("curves.png", curves(of_seed, tuple(labels), "epoch", "epoch", labels))
     estimated = {name: [row for row in own if row.get("MI_ksg") is not None] for name, own in of_seed.items()}
     if any(len(own) > 1 for own in estimated.values()):
         labels = dict(MI_ksg="mutual information (nats)")
-        run.save_figure("information.png", report.curves(estimated, tuple(labels), "epoch", "epoch", labels))
+        run.save_figure("information.png", curves(estimated, tuple(labels), "epoch", "epoch", labels))

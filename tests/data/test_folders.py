@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import folder, picture, save
 from PIL import Image
 
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data import folders
 from mi_ml_gen.data.folders import FolderImages, read_rgb, scan_folder
 from mi_ml_gen.data.framing import Framing
-from mi_ml_gen.errors import UsageError
+from tests.image_files import folder, picture, save
 
 SIZE = Framing(size_px=8)
 

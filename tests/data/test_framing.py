@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.framing import FRAMINGS, Framing, center_square, framing, shrink
-from mi_ml_gen.errors import UsageError
+from tests.conftest import GOLDEN
 
 
 def test_cars_are_framed_as_in_the_reference(fill) -> None:

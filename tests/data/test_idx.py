@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen.data import fashion_mnist, read_idx
-from mi_ml_gen.data.idx import DATA_VARIABLE, FASHION_CLASSES, SEARCH_PLACES
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.idx import DATA_VARIABLE, FASHION_CLASSES, SEARCH_PLACES, fashion_mnist, read_idx
 
 TYPE_BYTE = {"uint8": 0x08, "int16": 0x0B, "float32": 0x0D}
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
 
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig, UpsampledConv, from_published
 from mi_ml_gen.latents import Chunks
+from tests.conftest import GOLDEN
 
 
 @pytest.fixture(scope="module")

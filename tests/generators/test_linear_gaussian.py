@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators import load_generator, save_generator
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGaussian, build
+from mi_ml_gen.generators.registry import load_generator, save_generator
 from mi_ml_gen.latents import Chunks
 
 

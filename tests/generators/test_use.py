@@ -6,13 +6,14 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import GOLDEN, make_small_generator
 
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.files import load_tensors, save_tensors
-from mi_ml_gen.generators import load_generator, load_latent_space, save_generator
-from mi_ml_gen.generators.stylegan2 import StyleGAN2
-from mi_ml_gen.navigator import NavigatorConfig, train_navigator
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import load_tensors, save_tensors
+from mi_ml_gen.generators.registry import load_generator, load_latent_space, save_generator
+from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
+from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.navigator.training import train_navigator
+from tests.conftest import GOLDEN, make_small_generator
 
 PICKLE = GOLDEN / "fixtures" / "stylegan2_tiny_torch.pkl"
 

@@ -8,14 +8,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.information.gaussian import (
-    Estimate,
-    JointGaussian,
-    marginal_divergence,
-    optimal_bound,
-    optimal_scores,
-)
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information.estimate import Estimate
+from mi_ml_gen.information.gaussian import JointGaussian, marginal_divergence, optimal_bound, optimal_scores
 from mi_ml_gen.information.infonce import candidate_cross_entropy
 
 

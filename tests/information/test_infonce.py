@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen import runtime
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.information import infonce_bound, infonce_loss
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
 from tests.distributed import run_processes
 
 ARRAYS = dict(np.load(Path(__file__).parents[1] / "golden" / "supcon.npz"))

@@ -12,9 +12,8 @@ import pytest
 import torch
 from scipy.special import digamma
 
-from mi_ml_gen.errors import UsageError
-from mi_ml_gen.information import ksg_mutual_information
-from mi_ml_gen.information.ksg import log_ball_volume
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information.ksg import ksg_mutual_information, log_ball_volume
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ksg.npz")
 EXPECTED = json.loads(str(GOLDEN["expected_json"]))

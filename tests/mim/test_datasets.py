@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as reference
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.mim import datasets
 
 N_TRAIN, N_TEST = 500, 120

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.mim import datasets, evaluate
 from mi_ml_gen.mim.distributions import Gaussian
 from mi_ml_gen.mim.model import MIM

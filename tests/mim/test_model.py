@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_ml_gen import files, runtime
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core import files, runtime
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.mim import losses
 from mi_ml_gen.mim.distributions import Noise
 from mi_ml_gen.mim.model import MIM, Terms, load_mim
@@ -274,8 +274,9 @@ def test_an_unknown_P_x_cannot_be_q_x():
 
 def test_the_package_offers_models_losses_and_data():
     from mi_ml_gen import mim
+    from mi_ml_gen.mim import model as model_module
 
-    assert mim.MIM is MIM and mim.losses is losses and mim.load_mim is load_mim
+    assert model_module.MIM is MIM and mim.losses is losses and model_module.load_mim is load_mim
     assert mim.datasets.load("toy4").x_dim == 2
 
 

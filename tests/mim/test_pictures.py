@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mi_ml_gen.errors import EnvironmentFault, UsageError
+from mi_ml_gen.core.errors import EnvironmentFault, UsageError
 from mi_ml_gen.mim import datasets, pictures
 from mi_ml_gen.mim.datasets import Items
 from mi_ml_gen.mim.model import MIM
-from mi_ml_gen.report import Estimate
+from mi_ml_gen.report.tables import Estimate
 
 RED = np.array([0xC8, 0x20, 0x1E])
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mi_ml_gen import cli, config
-from mi_ml_gen.errors import CorruptCheckpointError, Preempted, UsageError
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.core.errors import CorruptCheckpointError, Preempted, UsageError
 from mi_ml_gen.mim import datasets, sweep
+from mi_ml_gen.mim.training import train_seeds
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def all_of(settings: sweep.SweepConfig) -> list[sweep.Result]:
 @pytest.fixture
 def trained(monkeypatch) -> list[tuple[str, int, tuple[int, ...]]]:
     """What was trained: loss, width and seeds, in order."""
-    calls, true = [], sweep.train_seeds
+    calls, true = [], train_seeds
 
     def spy(settings, seeds, **rest):
         calls.append((settings.loss_name, settings.mid_dim, tuple(seeds)))
@@ -98,7 +99,7 @@ def test_seeds_and_values_may_be_added(tmp_path, trained):
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     whole = [result.rows for result in all_of(small(tmp_path / "whole", values=[3]))]
-    true, settings = sweep.train_seeds, small(tmp_path / "broken", values=[3])
+    true, settings = train_seeds, small(tmp_path / "broken", values=[3])
 
     def stops(run, seeds, **rest):
         if run.loss_name == "vae":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen.errors import UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.mim import toy
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mim_data.npz")

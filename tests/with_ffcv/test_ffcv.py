@@ -17,14 +17,15 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
-from image_files import jpeg, picture
 
-from mi_ml_gen.data import FRAMINGS, batches, load_source
-from mi_ml_gen.data.beton import Encoded, read_index, write_beton
-from mi_ml_gen.data.beton_images import BetonImages, FFCVImages
-from mi_ml_gen.data.framing import framing, shrink
-from mi_ml_gen.errors import CorruptCheckpointError, EnvironmentFault
-from mi_ml_gen.resampling import resize_area
+from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault
+from mi_ml_gen.data.beton.format import Encoded, read_index, write_beton
+from mi_ml_gen.data.beton.images import BetonImages, FFCVImages
+from mi_ml_gen.data.framing import FRAMINGS, framing, shrink
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.resampling import resize_area
+from mi_ml_gen.data.source import batches
+from tests.image_files import jpeg, picture
 
 N = 23
 PICTURES = [picture(i, 150 + 13 * i, 420 - 11 * i) for i in range(N)]

@@ -1,0 +1,201 @@
+"""What the names in a pickle mean: an allow-list of functions, storages and record classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mi_ml_gen.checkpoints.pickle_machine import PickleMachine
+from mi_ml_gen.checkpoints.values import (
+    ArrayStub,
+    Class,
+    Constant,
+    DtypeStub,
+    Function,
+    Meaning,
+    Span,
+    Storage,
+    StorageType,
+    TensorStub,
+    _counts,
+    corrupt,
+    is_count,
+    shown,
+)
+from mi_ml_gen.core.errors import UnsafeCheckpointError
+
+
+def _ordered_dict(args: tuple, machine: PickleMachine) -> dict:
+    if len(args) > 1 or not all(isinstance(pairs, (list, tuple)) for pairs in args):
+        corrupt("an OrderedDict of something that is not a list of pairs")
+    entries: dict = {}
+    for pair in args[0] if args else ():
+        machine.budget.spend()
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
+            corrupt("an OrderedDict of something that is not a list of pairs")
+        machine.set_item(entries, *pair)
+    return entries
+
+
+def _set(args: tuple, machine: PickleMachine) -> set:
+    if len(args) > 1 or not all(isinstance(items, (list, tuple)) for items in args):
+        corrupt("a set of something that is not a list")
+    return machine.make_set(args[0] if args else ())
+
+
+def _rebuild_tensor(args: tuple, machine: PickleMachine) -> TensorStub:
+    """_rebuild_tensor, and _v2: (storage, offset, size, stride, requires_grad, hooks, metadata)."""
+    if not (4 <= len(args) <= 7 and isinstance(args[0], Storage) and is_count(args[1])):
+        corrupt("a tensor without a storage and an offset")
+    size, stride = _counts(args[2], "a tensor's shape"), _counts(args[3], "a tensor's stride")
+    if len(size) != len(stride):
+        corrupt(f"a tensor of {len(size)} axes with {len(stride)} strides")
+    return TensorStub(args[0], args[1], size, stride)
+
+
+def _rebuild_parameter(args: tuple, machine: PickleMachine) -> TensorStub:
+    """torch._utils._rebuild_parameter(tensor, requires_grad, hooks); a fourth argument is left out."""
+    if not (3 <= len(args) <= 4 and isinstance(args[0], TensorStub)):
+        corrupt("a parameter without a tensor")
+    return args[0]
+
+
+def _size(args: tuple, machine: PickleMachine) -> tuple[int, ...]:
+    return _counts(args[0] if len(args) == 1 else None, "torch.Size")
+
+
+def _device(args: tuple, machine: PickleMachine) -> str:
+    if not (1 <= len(args) <= 2 and isinstance(args[0], str) and all(map(is_count, args[1:]))):
+        corrupt("an odd torch.device")
+    return ":".join(map(str, args))
+
+
+def _nested_storage(args: tuple, machine: PickleMachine) -> Storage:
+    """torch.storage._load_from_bytes(bytes): the bytes are a whole stream file that holds one storage."""
+    if len(args) != 1 or machine.as_span(args[0]) is None:
+        corrupt("the bytes of a storage are missing")
+    return machine.nested_storage(machine.as_span(args[0]))
+
+
+_NUMPY_DTYPE = re.compile(r"b1|\?|[iu][1248]|f[248]")
+_NDARRAY = "numpy.ndarray"
+
+
+def _numpy_dtype(args: tuple, machine: PickleMachine) -> DtypeStub:
+    if not (1 <= len(args) <= 3 and isinstance(args[0], str)):
+        corrupt("an odd numpy.dtype")
+    has_order = args[0].startswith(("<", ">", "=", "|"))
+    order, code = (args[0][0], args[0][1:]) if has_order else ("<", args[0])
+    if not _NUMPY_DTYPE.fullmatch(code):
+        raise UnsafeCheckpointError(f"holds an array of numpy dtype '{shown(args[0], 20)}', not of numbers")
+    return DtypeStub(code, ">" if order == ">" else "<")
+
+
+def _numpy_scalar(args: tuple, machine: PickleMachine) -> bool | int | float:
+    span = machine.as_span(args[1]) if len(args) == 2 and isinstance(args[0], DtypeStub) else None
+    if span is None or span.size != args[0].dtype.itemsize:
+        corrupt("a numpy scalar without its bytes")
+    return np.frombuffer(span.bytes(), args[0].dtype)[0].item()
+
+
+def _numpy_reconstruct(args: tuple, machine: PickleMachine) -> ArrayStub:
+    """numpy's _reconstruct(ndarray, (0,), b"b"): an empty array, which BUILD describes."""
+    if not (len(args) == 3 and args[0] is _NDARRAY and args[1] == (0,)):
+        corrupt("an odd numpy array")
+    return ArrayStub()
+
+
+def _numpy_frombuffer(args: tuple, machine: PickleMachine) -> ArrayStub:
+    """numpy's _frombuffer(bytes, dtype, shape, order), as protocol 5 writes arrays."""
+    ok = len(args) == 4 and isinstance(args[0], Span) and isinstance(args[1], DtypeStub)
+    if not (ok and isinstance(args[3], str) and args[3] in ("C", "F")):
+        corrupt("an odd numpy array")
+    return ArrayStub(_counts(args[2], "an array's shape"), args[1], args[3] == "F", args[0])
+
+
+def _encode(args: tuple, machine: PickleMachine) -> Span:
+    """_codecs.encode(text, "latin1"): how protocols below 3 write bytes."""
+    ok = len(args) == 2 and all(isinstance(text, str) for text in args)
+    if not (ok and args[1] in ("latin1", "latin-1")):
+        corrupt("an odd _codecs.encode")
+    return machine.text_bytes(args[0])
+
+
+def _no_bytes(args: tuple, machine: PickleMachine) -> Span:
+    """bytes(), how protocols below 3 write b""."""
+    if args:
+        corrupt("bytes made of something")
+    return Span.of_bytes(b"")
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[[tuple, PickleMachine], Any]] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch", "Size"): _size,
+    ("torch", "device"): _device,
+    ("torch.storage", "_load_from_bytes"): _nested_storage,
+    ("numpy", "dtype"): _numpy_dtype,
+    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy.core.multiarray", "_reconstruct"): _numpy_reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _numpy_reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _numpy_frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _numpy_frombuffer,
+    ("_codecs", "encode"): _encode,
+}
+
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGES.values()}
+
+_RECORD_CLASSES = {
+    ("argparse", "Namespace"),
+    ("torch.nn.parallel.data_parallel", "DataParallel"),
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"),
+    ("src.noise_maker.walkers", "NonlinearWalker"),
+    ("src.noise_maker.walkers", "NonlinearWalk"),
+    ("__main__", "NonlinearWalker"),
+    ("__main__", "NonlinearWalk"),
+}
+_TORCH_MODULE = re.compile(r"torch\.nn\.modules\.[a-z_]+")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def storage_names(module: str, name: str) -> Meaning | None:
+    """The names inside the bytes of a storage: the types of storages."""
+    if module in ("torch", "torch.cuda") and name in _STORAGES:
+        return Constant(StorageType(_STORAGES[name]))
+    return None
+
+
+def checkpoint_names(module: str, name: str) -> Meaning | None:
+    """The names of torch checkpoints and of the published walkers."""
+    if (module, name) in _FUNCTIONS:
+        return Function(_FUNCTIONS[module, name])
+    if (module, name) in _RECORD_CLASSES or (_TORCH_MODULE.fullmatch(module) and _IDENTIFIER.fullmatch(name)):
+        return Class()
+    if module == "torch" and name in _DTYPES:
+        return Constant(_DTYPES[name])
+    if (module, name) == ("numpy", "ndarray"):
+        return Constant(_NDARRAY)
+    return storage_names(module, name)

@@ -1,0 +1,133 @@
+"""How a script begins and ends: `cli.run(main)` turns every failure into one line on stderr and an exit code.
+
+0 done | 1 a fault of ours | 2 wrong usage | 3 a file refused | 4 the environment | 5 non-finite training
+75 preempted, the same command resumes | 130 interrupted | 141 nobody reads our output | 143 terminated
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
+
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
+
+Main = Callable[[Sequence[str] | None], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong with a command line is raised as UsageError, in one line, and an unknown
+    flag is answered with the nearest known one. Flags are never guessed from their beginnings."""
+
+    def __init__(self, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("epilog", "--debug shows the traceback of an error.")
+        super().__init__(allow_abbrev=False, **options)
+        # argparse takes "-1e-3" for a flag: its own pattern of a negative number knows no exponent.
+        self._negative_number_matcher = re.compile(r"^-\d+$|^-\d*\.?\d+(e[-+]?\d+)?$", re.IGNORECASE)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            if not flag.startswith("--"):
+                self.error(f"unexpected argument {flag!r}")
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            self.error(f"unknown flag {flag}{nearest(flag, known, 'flag')}")
+        return namespace
+
+
+def run(main: Main) -> NoReturn:
+    """Run a script's `main(argv)` on the command line and exit. `--debug` anywhere on it asks for
+    tracebacks."""
+    argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(argv) < len(sys.argv) - 1
+    logging.basicConfig(handlers=[_OneLineHandler()], force=True)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise_terminated)
+    code: Any = 0
+    try:
+        code = main(argv)
+        sys.stdout.flush()
+    except SystemExit as request:  # argparse's --help, or a main that exits itself
+        code = request.code
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        code = _report(error)
+    sys.exit(code)
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception, so that `with` blocks are left in order."""
+
+
+class _OneLineHandler(logging.StreamHandler):
+    """Log records as "warning: what happened" on stderr."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {_one_line(record.getMessage())}"
+
+
+def _raise_terminated(signum, frame) -> NoReturn:
+    raise _Terminated
+
+
+def _report(error: BaseException) -> int:
+    """Print the one line that `error` deserves; returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        # The interpreter flushes stdout once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED)
+    if isinstance(error, _Terminated):
+        return _say("terminated", TERMINATED)
+    if isinstance(error, Preempted):
+        return _say(f"stopped: {error}", error.exit_code)
+    known = as_known(error)
+    if known is None:
+        return _say(f"error: {type(error).__name__}: {error} (unforeseen; --debug shows where)", 1)
+    return _say(f"error: {known}", known.exit_code)
+
+
+def as_known(error: BaseException) -> MiMlGenError | None:
+    """The error of ours that says what an exception of Python or torch means to a user, or None."""
+    if isinstance(error, MiMlGenError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mi_ml_gen"):
+        return EnvironmentFault(f"the package {error.name} is not installed")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        wrong_path = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+        return (UsageError if wrong_path else EnvironmentFault)(f"{where}{error.strerror or error}")
+    # By name: a script that never needed torch should not import it in order to fail.
+    classes = {base.__name__ for base in type(error).__mro__}
+    if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
+        return EnvironmentFault(f"out of memory: {str(error) or 'this machine has no more'}")
+    if "DistError" in classes or ("RuntimeError" in classes and "gloo" in str(error)):
+        return EnvironmentFault(f"lost touch with the other processes: {error}")
+    return None
+
+
+def _say(line: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    where = f" (rank {rank})" if rank != "0" else ""
+    print(_one_line(line) + where, file=sys.stderr, flush=True)
+    return code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,159 @@
+"""Files that are whole or absent, and tensors whose hash is checked whenever they are read.
+
+A file is written beside its final name, synced, and renamed. Weights have their SHA-256 beside them, in the
+form of `sha256sum`: both torch's and safetensors' readers let most flipped bits through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from safetensors import SafetensorError
+
+from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where tensors are read and written: what only needs files starts at once
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
+
+
+def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that its name always holds either all of the old content or all of the new.
+
+    `content` is the bytes, or a function that writes them to an open file. On return the file survives a
+    power cut. Missing folders are made. Raises EnvironmentFault naming `path` when the disk is full,
+    read-only, or refuses, UsageError when a folder on the way is a file; nothing partial remains.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "xb") as file:
+                content(file) if callable(content) else file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """What the system says about writing `path`, as errors of ours."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"cannot write {path}: it is a folder") from error
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> Path:
+    """The file beside `path` that holds its SHA-256."""
+    return path.with_name(path.name + ".sha256")
+
+
+def write_with_hash(path: Path, data: bytes | memoryview) -> None:
+    """Write a file and its SHA-256. While an older file is being replaced the hash file lists both, so that a
+    kill at no moment leaves a good file without its hash."""
+    line = f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+    old = b""
+    with disk_faults(path), contextlib.suppress(FileNotFoundError):
+        old = hash_file(path).read_bytes()
+    atomic_write(hash_file(path), line + old)
+    try:
+        atomic_write(path, lambda file: file.write(data))
+    except BaseException:
+        if not path.exists():
+            hash_file(path).unlink(missing_ok=True)
+        raise
+    if old:
+        atomic_write(hash_file(path), line)
+
+
+def read_with_hash(path: Path, hash_required: bool) -> bytes:
+    """The content of `path`, equal to what was written. Raises UsageError when there is no such file,
+    CorruptCheckpointError when it is not what its hash says."""
+    try:
+        data = path.read_bytes()
+        beside = hash_file(path).read_bytes() if hash_file(path).exists() else None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
+    if beside is None and hash_required:
+        raise CorruptCheckpointError(f"{path}: its {hash_file(path).name} is missing")
+    hashes = None if beside is None else [line[:64] for line in beside.splitlines()]
+    if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
+        raise CorruptCheckpointError(f"{path}: damaged, not what its {hash_file(path).name} says")
+    return data
+
+
+class TensorFile(NamedTuple):
+    """The content of a safetensors file, on the CPU."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors and text metadata as safetensors, and the file's SHA-256 beside it. Equal content gives equal
+    bytes."""
+    import safetensors.torch
+
+    separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_with_hash(Path(path), _with_metadata(safetensors.torch.save(separate), dict(metadata or {})))
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file with text metadata in the order of its keys; safetensors itself writes them in any order.
+
+    The header is JSON, padded with blanks to a multiple of 8 bytes, after its length in 8 bytes; places of tensors
+    count from its end.
+    """
+    n_header = int.from_bytes(data[:8], "little")
+    entries = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    header = json.dumps(entries | json.loads(data[8 : 8 + n_header]), separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + n_header :]
+
+
+def load_tensors(path: str | Path) -> TensorFile:
+    """Read a safetensors file; its hash is checked where there is one. Raises CorruptCheckpointError when
+    hash or format is wrong, UsageError when there is no such file."""
+    import safetensors.torch
+
+    data = read_with_hash(Path(path), hash_required=False)
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CorruptCheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    return TensorFile(tensors, header.get("__metadata__", {}))

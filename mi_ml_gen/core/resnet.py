@@ -1,0 +1,100 @@
+"""The ResNets that critic, encoders and probe share: torchvision's blocks under a stem to suit the image
+size."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from mi_ml_gen.core.errors import UsageError
+
+SMALL_IMAGE_PX = 64
+"""Below this the stem keeps the resolution: 3x3, stride 1, no max pool."""
+
+_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """Images (n, 3, H, W), already normalised, to features (n, feature_dim).
+
+    Modules carry torchvision's names (conv1, bn1, layer1 .. layer4), so that with `width=64` and the standard
+    stem a state dict of torchvision's `resnet18` or `resnet50` fits once `fc` is dropped.  The last pooling
+    is a mean over the axes: unlike adaptive pooling its backward is deterministic on CUDA.
+    """
+
+    def __init__(
+        self, depth: int = 18, small_images: bool = False, width: int = 64, zero_init_residual: bool = False
+    ) -> None:
+        super().__init__()
+        if depth not in _BLOCKS:
+            raise UsageError(f"ResNet depth {depth}: must be one of {', '.join(map(str, _BLOCKS))}")
+        if width < 1:
+            raise UsageError(f"ResNet width {width}: must be at least 1")
+        block, lengths = _BLOCKS[depth]
+        kernel, stride = (3, 1) if small_images else (7, 2)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _stage(block, width, width, lengths[0], stride=1)
+        self.layer2 = _stage(block, width * block.expansion, 2 * width, lengths[1], stride=2)
+        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, lengths[2], stride=2)
+        self.layer4 = _stage(block, 4 * width * block.expansion, 8 * width, lengths[3], stride=2)
+        self.feature_dim = 8 * width * block.expansion
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock):
+                    nn.init.zeros_(module.bn2.weight)
+                elif isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
+        return x.mean(dim=(2, 3))
+
+
+def resnet(depth: int = 18, image_size: int = 128, width: int = 64, zero_init_residual: bool = False) -> ResNet:
+    """ResNet-`depth` (18 or 50) for square images of `image_size` px; `width` channels in the first stage.
+
+    `width=64` is the published network.  `zero_init_residual` starts every block as its shortcut (the last
+    norm of its branch at 0), as torchvision's option of that name.  Raises `UsageError` for another depth or
+    a size or width below 1.
+    """
+    if image_size < 1:
+        raise UsageError(f"image size {image_size} px: must be at least 1")
+    return ResNet(depth, small_images=image_size < SMALL_IMAGE_PX, width=width, zero_init_residual=zero_init_residual)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, length: int, stride: int
+) -> nn.Sequential:
+    """`length` residual blocks of `planes * expansion` output channels; the first strides and reshapes."""
+    outputs = planes * block.expansion
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    first = block(inputs, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(outputs, planes) for _ in range(length - 1)))
+
+
+def torchvision_key(key: str) -> str:
+    """Name in `ResNet` of an encoder tensor named as the published checkpoints do.
+
+    Those call the stem's convolution and norm `stem.0` and `stem.1` and the shortcuts `shortcut`, and carry a
+    `module.` where the encoder was wrapped for several GPUs.
+    """
+    key = key.removeprefix("module.").replace(".shortcut.", ".downsample.")
+    for theirs, ours in (("stem.0.", "conv1."), ("stem.1.", "bn1.")):
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
+
+
+__all__ = ["SMALL_IMAGE_PX", "ResNet", "resnet", "torchvision_key"]

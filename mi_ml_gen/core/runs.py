@@ -1,0 +1,383 @@
+"""A run folder, which a kill at any moment, a rotten bit or a full disk leaves in order.
+
+    config.yaml      the resolved settings; the folder is reopened only with the same ones
+    metrics.jsonl    one JSON object a line, each with its "step"
+    checkpoints/     state_<step>.pt and .sha256 beside, the newest few; walkers and encoders in safetensors
+    images/          figures
+    environment.json command, machine, software and time of each start: see environment.py
+    .lock            held by the process that writes here
+
+Under torchrun only rank 0 touches the folder, and the others hear from it. Locks need Linux or macOS.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import logging
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from torch import Tensor
+
+from mi_ml_gen.core import provenance, runtime
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import (
+    UNFINISHED,
+    TensorFile,
+    atomic_write,
+    disk_faults,
+    hash_file,
+    load_tensors,
+    read_with_hash,
+    save_tensors,
+    write_with_hash,
+)
+
+__all__ = [
+    "RunFolder",
+    "TensorFile",
+    "atomic_write",
+    "load_tensors",
+    "read_config",
+    "read_metrics",
+    "save_tensors",
+]
+
+logger = logging.getLogger(__name__)
+
+STATE = re.compile(r"state_(\d{12})\.pt")
+
+
+# --- the run folder -----------------------------------------------------------------------------------------
+
+
+class RunFolder:
+    """One run's files; made by `RunFolder.open`. All ranks call `open` and `load_latest` together; what
+    writes does nothing on ranks other than 0."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        assert keep >= 1
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.images = path / "images"
+        self._keep = keep
+        self._lock: _Lock | None = None
+        self._record: provenance.Record | None = None
+        self._state_is_loadable = False
+
+    @classmethod
+    def open(cls, path: str | Path, config: Mapping[str, Any], free: Collection[str] = (), keep: int = 2) -> RunFolder:
+        """Create a run folder, or reopen the one of an interrupted run.
+
+        Reopened, it must have been made with the same `config`, but for keys in `free`, which may change from
+        one start to the next (how often to save, the device). `keep` is how many states stay in checkpoints/.
+        Raises UsageError when another process holds the folder, a setting differs, or `path` is no folder;
+        EnvironmentFault when it cannot be written.
+        """
+        folder = cls(Path(path), keep)
+        runtime.on_main(lambda: folder._take(config, free))
+        return folder
+
+    def _take(self, config: Mapping[str, Any], free: Collection[str]) -> None:
+        for path in (self.path, self.checkpoints, self.images):
+            with disk_faults(path):
+                path.mkdir(parents=True, exist_ok=True)
+        self._lock = _Lock(self.path / ".lock")
+        try:
+            _sweep(self)
+            _agree(self.path / "config.yaml", config, free)
+            self._record = provenance.Record(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        if self._record is not None:
+            self._record.end()
+            self._record = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # metrics
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one row to metrics.jsonl. Tensors and NumPy scalars are read (which waits for the device);
+        what is not finite becomes null."""
+        if not runtime.is_main():
+            return
+        row = {"step": int(step)} | {name: _json_value(value) for name, value in values.items()}
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        path = self.path / "metrics.jsonl"
+        with disk_faults(path), open(path, "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(start)  # whole lines or nothing
+                raise
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; see `read_metrics`."""
+        return read_metrics(self.path)
+
+    # states
+
+    @property
+    def last_state(self) -> Path | None:
+        """The newest saved state."""
+        states = self._states()
+        return states[-1][1] if states else None
+
+    def save_state(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write the state after `step` steps, all that resuming needs: tensors, numbers, text, lists and
+        dicts.
+
+        It is on the disk when this returns; then older states beyond the newest `keep` go. On a full disk:
+        EnvironmentFault, and the older states are as they were.
+        """
+        path = self.checkpoints / f"state_{step:012d}.pt"
+        if not runtime.is_main():
+            return path
+        # Serialised in memory: torch.save onto a full disk leaves junk and an error that names nothing.
+        buffer = io.BytesIO()
+        torch.save({"step": int(step), "state": dict(state)}, buffer)
+        if not self._state_is_loadable:
+            buffer.seek(0)
+            torch.load(buffer, map_location="cpu", weights_only=True)  # better refused now than at the resume
+            self._state_is_loadable = True
+        self._sync_metrics()
+        write_with_hash(path, buffer.getbuffer())
+        for _, old in self._states()[: -self._keep]:
+            old.unlink()
+            hash_file(old).unlink(missing_ok=True)
+        return path
+
+    def load_latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest good state as (step, state) on the CPU, or None in a new folder; for all ranks together.
+
+        Damaged states are reported and set aside as *.corrupt. Rows of metrics.jsonl after the step are
+        removed, so that the steps done again do not stand there twice. Raises CorruptCheckpointError when
+        there are states and none of them is good.
+        """
+        data = runtime.on_main(self._rewind)
+        if data is None:
+            return None
+        saved = _unpack(data, self.checkpoints)
+        return saved["step"], saved["state"]
+
+    def _rewind(self) -> bytes | None:
+        """Go back to the newest good state: its bytes, metrics cut to its step, worse ones out of the way."""
+        damaged: list[Path] = []
+        for step, path in reversed(self._states()):
+            try:
+                data = read_with_hash(path, hash_required=True)
+                _unpack(data, path)
+            except CheckpointError as error:
+                logger.warning("%s; going back to the state before it", error)
+                damaged.append(path)
+                continue
+            with disk_faults(self.checkpoints):
+                for worse in damaged:
+                    worse.replace(worse.with_name(worse.name + ".corrupt"))
+                    hash_file(worse).unlink(missing_ok=True)
+            self._cut_metrics(step)
+            return data
+        if damaged:
+            raise CorruptCheckpointError(
+                f"{self.checkpoints}: no saved state is whole; "
+                "to start again, remove the run's folder or choose another --run_name"
+            )
+        self._cut_metrics(-1)
+        return None
+
+    def _states(self) -> list[tuple[int, Path]]:
+        """(step, path) of all saved states, oldest first."""
+        matches = ((STATE.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
+        return sorted((int(match[1]), path) for match, path in matches if match)
+
+    def _cut_metrics(self, last_step: int) -> None:
+        rows = self.metrics()
+        kept = [row for row in rows if row["step"] <= last_step]
+        if len(kept) < len(rows):
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            atomic_write(self.path / "metrics.jsonl", text.encode())
+
+    def _sync_metrics(self) -> None:
+        """Rows up to a state must be on the disk before the state is."""
+        path = self.path / "metrics.jsonl"
+        with disk_faults(path), open(path, "ab") as file:
+            os.fsync(file.fileno())
+
+    # other files
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file by its name inside the run folder."""
+        return self._write(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> Path:
+        return self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def save_figure(self, name: str, figure: Any) -> Path:
+        """Write a matplotlib figure into images/, in the format that its name ends with."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=Path(name).suffix.lstrip(".") or "png")
+        return self._write(self.images / name, buffer.getvalue())
+
+    def _write(self, path: Path, data: bytes) -> Path:
+        if runtime.is_main():
+            atomic_write(path, data)
+        return path
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's metrics.jsonl, of a run that may still be going on: without a last line cut
+    short. A line that is damaged is reported and passed over."""
+    path = Path(path) / "metrics.jsonl"
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError:
+            logger.warning("%s: line %d is damaged and left out", path, number)
+    return rows
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings in a run folder's config.yaml. Raises UsageError where there is none,
+    CorruptCheckpointError where it is damaged."""
+    path = Path(path) / "config.yaml"
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{path.parent}: not a run folder, there is no config.yaml in it") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CorruptCheckpointError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise CorruptCheckpointError(f"{path}: damaged, no settings in it")
+    return found
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("not a row of metrics")
+    return row
+
+
+def _unpack(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can trip torch's reader anywhere
+        raise CorruptCheckpointError(f"{path}: not a saved state: {error}") from error
+    if not isinstance(saved, dict) or saved.keys() != {"step", "state"}:
+        raise CorruptCheckpointError(f"{path}: not a saved state of a run")
+    return saved
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Tensor) or hasattr(value, "tolist"):  # NumPy's arrays and scalars
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# --- opening: lock, settings, left-overs --------------------------------------------------------------------
+
+
+def _sweep(folder: RunFolder) -> None:
+    """Remove what a killed process left: unfinished files, hashes without their file, the torn end of
+    metrics."""
+    with disk_faults(folder.path):
+        for place in (folder.path, folder.checkpoints, folder.images):  # folders below may be others' runs
+            for found in place.iterdir():
+                unfinished = UNFINISHED.fullmatch(found.name)
+                orphan = found.suffix == ".sha256" and not found.with_suffix("").exists()
+                if unfinished or orphan:
+                    found.unlink()
+        metrics = folder.path / "metrics.jsonl"
+        if metrics.exists():
+            os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)
+
+
+def _agree(path: Path, config: Mapping[str, Any], free: Collection[str]) -> None:
+    """Write config.yaml, or hold the settings against those that are there."""
+    text = yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), sort_keys=False)
+    wanted = yaml.safe_load(text)
+    found = read_config(path.parent) if path.exists() else None
+    if found is not None:
+        for key in wanted | found:
+            old, new = found.get(key, "(not set)"), wanted.get(key, "(not set)")
+            if key not in free and old != new:
+                raise UsageError(
+                    f"{path.parent} was made with {key} {old}, not {new}; "
+                    "give the same settings to go on, or choose another --run_name or folder"
+                )
+    if found != wanted:
+        atomic_write(path, text.encode())
+
+
+class _Lock:
+    """A lock file that the kernel gives back when its process dies, however it dies, so there are no stale
+    ones.
+
+    A POSIX record lock and not flock: forked data workers would inherit the latter and outlive a killed run
+    with it. Record locks do not hold within one process, so that is what `_held` is for.
+    """
+
+    _held: ClassVar[set[tuple[int, Path]]] = set()
+
+    def __init__(self, path: Path) -> None:
+        self._key = (os.getpid(), path.resolve())
+        with disk_faults(path):
+            if self._key in self._held:
+                raise UsageError(f"{path.parent} is already open in this process (pid {os.getpid()})")
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                holder = self._holder()
+                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name") from None
+            self._file.truncate(0)
+            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+        self._held.add(self._key)
+
+    def _holder(self) -> str:
+        """Who has the lock; it may have taken it a moment ago and not have written its name yet."""
+        with self._file:
+            for _ in range(20):
+                self._file.seek(0)
+                if holder := self._file.read().strip():
+                    return holder
+                time.sleep(0.05)
+        return "another process"
+
+    def release(self) -> None:
+        self._held.discard(self._key)
+        with self._file:
+            self._file.truncate(0)

@@ -1,0 +1,309 @@
+"""Generated images in files: a data set of a chosen number of images, or of pairs of anchor and positive.
+
+Images are decoded, rounded to bytes on the device, and encoded and written by threads while the next are decoded. An
+image depends on the seed and its own number alone, not on the batch size or the device (to rounding). A set that was
+stopped, at whatever moment, goes on by the same command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mi_ml_gen.core import config, loop, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.files import UNFINISHED, atomic_write, disk_faults
+from mi_ml_gen.core.runs import RunFolder
+from mi_ml_gen.data.beton.format import Encoded, write_beton
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.walkers.base import IdentityWalker, Walker
+from mi_ml_gen.walkers.spec import walker_from
+
+BLOCK = 64
+"""Images whose noise is drawn together."""
+COP_GEN_CLASS = 1300
+"""Images in a folder of the layout cop-gen, as many as ImageNet has of a class."""
+RECORD = ".export"
+"""Folder of the settings and the progress, inside the set's own; hidden, so that readers of images pass it by."""
+
+_SYNC_EVERY_S = 20.0
+_FREE = ("device", "n_workers")
+
+
+@dataclass
+class ExportConfig:
+    """What `export_images` writes."""
+
+    generator: str = option(help="name of a generator")
+    g_path: str | None = option(None, help="its weights, where none are bundled")
+    g_use: list[str] = option([], help="its use: psi=0.7 crop=256 ...")
+    n_images: int = option(help="images, or pairs of images, exactly", at_least=1)
+    save_folder: Path = option(help="folder of the set")
+    Tz: str | None = option(
+        None, help="write pairs: a walker's file or run folder, a YAML of groups, or '0_1=0,0.2,1 1_4=w.safetensors'"
+    )
+    layout: Literal["plain", "cop-gen"] = option(
+        "plain", help="of files: 000.png (pairs: in anchor/ and positive/), or as COP-Gen's data sets"
+    )
+    format: Literal["png", "jpg", "beton"] = option("png", help="of the images; beton: one file, for FFCV")
+    quality: int = option(90, help="of JPEG, also inside .beton", at_least=1, at_most=100)
+    mean: float = option(0.0, help="mean of the anchors' noise")
+    std: float = option(1.0, help="standard deviation of the anchors' noise", at_least=0)
+    truncation: float = option(2.0, help="bound of the noise in stds", positive=True)
+    starting_seed: int = option(0, help="of all that is drawn", at_least=0)
+    published_seeds: bool = option(False, help="the reference's draws, SciPy's for starting_seed + number of the batch")
+    batch_size: int = option(64, help="images decoded together", at_least=1)
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="of the generator")
+    device: str = option("auto", help="auto, cpu, cuda ...")
+    n_workers: int = option(min(8, os.cpu_count() or 1), help="threads that encode and write", at_least=1)
+
+
+class Export(NamedTuple):
+    """A finished set of n_images images or pairs, n_new of which this call wrote, in so many seconds."""
+
+    folder: Path
+    n_images: int
+    n_new: int
+    seconds: float
+
+
+def export_images(settings: ExportConfig) -> Export:
+    """Write the set that `settings` describe, or the rest of it.
+
+    Every file is whole or absent under its name. Raises UsageError for settings that do not fit the generator or the
+    folder, Preempted after SIGTERM or Ctrl-C, EnvironmentFault on a full disk; the same call goes on afterwards.
+    """
+    config.validate(settings)
+    if settings.layout == "cop-gen" and settings.format == "beton":
+        raise UsageError("--layout cop-gen: is a layout of image files, not of --format beton")
+    if settings.published_seeds and settings.Tz is not None:
+        raise UsageError("--published_seeds: the reference's script makes no pairs; leave out --Tz or the seeds")
+    device = runtime.resolve_device(settings.device)
+    runtime.set_precision(settings.precision)
+    generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
+    walker = walker_from(settings.Tz, generator, device)
+    kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
+
+    record = settings.save_folder / RECORD
+    about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
+    free = _FREE if settings.published_seeds else (*_FREE, "batch_size")
+    began = time.monotonic()
+    with RunFolder.open(record, about, free), loop.Preemption() as preemption:
+        names = _Names(settings, record, kinds)
+        n_new = 0
+        if not names.betons or not all(path.exists() for path in names.betons):
+            n_new = _write_missing(settings, generator, walker, device, names, preemption)
+            _assemble(names, settings.n_images, generator.resolution)
+        shutil.rmtree(names.parts, ignore_errors=True)
+    return Export(settings.save_folder, settings.n_images, n_new, time.monotonic() - began)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images (n, 3, H, W) in [0, 1] -> uint8 (n, H, W, 3), rounded, on the same device."""
+    return (images.float() * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def encode(pixels: np.ndarray, ending: str, quality: int = 90) -> bytes:
+    """uint8 (H, W, 3) as a file; ending: "png" or "jpg"."""
+    buffer = io.BytesIO()
+    if ending == "jpg":
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    else:
+        Image.fromarray(pixels).save(
+            buffer, "PNG", compress_level=3
+        )  # up to twice as fast as the default, files up to a fifth larger
+    return buffer.getvalue()
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+class _Names:
+    """Where the files of each image go."""
+
+    def __init__(self, settings: ExportConfig, record: Path, kinds: Sequence[str]) -> None:
+        self.record = record
+        self.parts = record / "parts"
+        self._settings = settings
+        self._kinds = kinds
+        self._digits = len(str(settings.n_images))
+        self.ending = "png" if settings.format == "png" else "jpg"
+        folder = settings.save_folder
+        stems = kinds if len(kinds) == 2 else ("train",)
+        self.betons = tuple(folder / f"{stem}.beton" for stem in stems) if settings.format == "beton" else ()
+
+    def of(self, i: int) -> tuple[Path, ...]:
+        """The anchor's file, and the positive's."""
+        folder, name = self._settings.save_folder, f"{i:0{self._digits}}.{self.ending}"
+        if self.betons:
+            return tuple(self.parts / kind / f"{i // 1000:06}" / name for kind in self._kinds)
+        if self._settings.layout == "cop-gen":
+            place = folder / "train" / f"{i // COP_GEN_CLASS:04}"
+            stem = f"seed{self._settings.starting_seed:04}_sample{i % COP_GEN_CLASS:05}"
+            return tuple(place / f"{stem}_{word}.{self.ending}" for word in ("anchor", "neighbor")[: len(self._kinds)])
+        if len(self._kinds) == 1:
+            return (folder / name,)
+        return tuple(folder / kind / name for kind in self._kinds)
+
+
+# --- drawing ------------------------------------------------------------------------------------------------
+
+
+class _Latents:
+    """The latents of any images by their numbers: block after block of noise, each a function of seed and block."""
+
+    def __init__(self, settings: ExportConfig, generator: MultiLatentGenerator, walker: Walker, device) -> None:
+        self._generator = generator
+        self._walker = walker
+        self._device = device
+        self._seed = settings.starting_seed
+        self._law = TruncatedNormal(settings.mean, settings.std, settings.truncation)
+        self._is_published = settings.published_seeds
+        self._size = settings.batch_size if settings.published_seeds else BLOCK
+        self._last: tuple[int, tuple[Tensor, ...]] | None = None
+
+    def of(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Latents (stop - start, layout.dim) of the anchors, and of the positives where pairs are made."""
+        parts = []
+        for block in range(start // self._size, (stop - 1) // self._size + 1):
+            if self._last is None or self._last[0] != block:
+                self._last = block, self._draw(block)
+            first = block * self._size
+            rows = slice(max(start - first, 0), min(stop - first, self._size))
+            parts.append(tuple(latents[rows] for latents in self._last[1]))
+        return tuple(torch.cat(kind) for kind in zip(*parts, strict=True))
+
+    def _draw(self, block: int) -> tuple[Tensor, ...]:
+        """Noise is drawn on the CPU, so that every device gives the same images."""
+        shape = (self._size, self._generator.noise_dim)
+        if self._is_published:
+            z = self._law.sample_reference(shape, self._seed + block)
+        else:
+            z = self._law.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
+        z = z.to(self._device)
+        if isinstance(self._walker, IdentityWalker):
+            return (self._generator.latents(z),)
+        return self._walker(self._generator, z, runtime.stream(self._seed, "export: positives", block, 0, self._device))
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _write_missing(
+    settings: ExportConfig,
+    generator: MultiLatentGenerator,
+    walker: Walker,
+    device: torch.device,
+    names: _Names,
+    preemption: loop.Preemption,
+) -> int:
+    """Write the images that are not there yet; gives their number."""
+    n, size = settings.n_images, settings.batch_size
+    progress = _Progress(names.record / "progress.json")
+    wanted = _wanted(names, n, progress.n_safe)
+    latents = _Latents(settings, generator, walker, device)
+    running: deque[Future] = deque()
+    with (
+        ThreadPoolExecutor(settings.n_workers, thread_name_prefix="encode") as pool,
+        tqdm(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
+    ):
+        # A batch is decoded whole where any image of it is wanted: rounding may depend on an image's neighbours.
+        for start in sorted({i // size * size for i in wanted}):
+            stop = min(start + size, n)
+            rng = runtime.stream(settings.starting_seed, "export: decode", start, 0, device)
+            with runtime.autocast(device, settings.precision):
+                images = [generator.decode(kind, rng) for kind in latents.of(start, stop)]
+            arrays = [to_bytes(kind).cpu().numpy() for kind in images]
+            new = [i for i in range(start, stop) if i in wanted]
+            for i in new:
+                for path, array in zip(names.of(i), arrays, strict=True):
+                    running.append(pool.submit(_write, path, array[i - start], names.ending, settings.quality))
+            while len(running) > 2 * size * len(arrays):  # the generator waits for the threads, two batches behind
+                running.popleft().result()
+            bar.update(len(new))
+            if preemption.requested or progress.is_due():
+                _finish(running)
+                progress.save(stop)
+            if preemption.requested:
+                raise Preempted(f"{settings.save_folder} holds {stop} of {n} images; the same command goes on")
+        _finish(running)
+        progress.save(n)
+    return len(wanted)
+
+
+def _wanted(names: _Names, n: int, n_safe: int) -> set[int]:
+    """The images that are missing or may be damaged. Makes the folders, and clears what a killed process left."""
+    there: dict[Path, set[str]] = {}
+    for folder in {path.parent for i in range(n) for path in names.of(i)}:
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            there[folder] = set(os.listdir(folder))
+            for name in there[folder]:
+                if UNFINISHED.fullmatch(name):
+                    (folder / name).unlink()
+    return {i for i in range(n) if i >= n_safe or any(path.name not in there[path.parent] for path in names.of(i))}
+
+
+def _finish(running: deque[Future]) -> None:
+    while running:
+        running.popleft().result()
+
+
+def _write(path: Path, pixels: np.ndarray, ending: str, quality: int) -> None:
+    """Write a file beside its name and rename it. It is synced later, many at a time; until then a power cut may lose
+    it, and the images after `_Progress.n_safe` are written again."""
+    partial = path.with_name(f".{path.name}.{0:012x}.partial")
+    with disk_faults(path):
+        try:
+            partial.write_bytes(encode(pixels, ending, quality))
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+class _Progress:
+    """How many images, from the first on, are on the disk for good."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_safe = 0
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            self.n_safe = int(json.loads(path.read_text())["n_safe"])
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._last > _SYNC_EVERY_S
+
+    def save(self, n_safe: int) -> None:
+        os.sync()
+        self.n_safe = max(n_safe, self.n_safe)
+        atomic_write(self.path, json.dumps({"n_safe": self.n_safe}).encode())
+        self._last = time.monotonic()
+
+
+def _assemble(names: _Names, n: int, side: int) -> None:
+    """The .beton files, if any, from the JPEG files that were written for them."""
+    for k, path in enumerate(names.betons):
+        images = (Encoded(names.of(i)[k].read_bytes(), side, side) for i in range(n))
+        write_beton(path, images, n)

@@ -1,0 +1,106 @@
+"""Anchors and several positives of each, as pictures: what T_z makes of an image.
+
+The configurations are the paper's. With `seeds: published` the latents are those that the reference draws from the same
+seeds. Its anchors of batch b use seed s + b and its i-th positives seed s + b + i, so that positives share their noise
+with the anchors and positives of the batches that follow; by default every draw here has a stream of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_ml_gen.core import config, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.experiments.generated_dataset import encode, to_bytes
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.gan.training import ALIASES
+from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.report.images import image_grid, save_png
+from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
+from mi_ml_gen.walkers.spec import walker_from
+
+
+@dataclass
+class ViewGenerationConfig:
+    """What `generate_views` draws; the keys are those of the reference's YAML files, and two more."""
+
+    generator: str = option(help="name of a generator")
+    generator_path: str | None = option(None, flag="g_path", help="its weights, where none are bundled")
+    g_use: list[str] = option([], help="its use: psi=0.7 crop=256 ...")
+    anchor_params: tuple[float, float, float] = option((0.0, 1.0, 2.0), help="mean, std and truncation of the anchors")
+    Tz: Any = option(help="of the positives: '1_4=0,0.8,2 4_6=w.safetensors'; in YAML a mapping; or a walker's file")
+    n_images: int = option(4, help="anchors", at_least=1)
+    batch_size: int = option(1, help="anchors that are drawn and decoded together", at_least=1)
+    augmentations: int = option(3, help="positives of each anchor", at_least=0)
+    starting_seed: int = option(42, help="of all that is drawn", at_least=0)
+    seeds: Literal["own", "published"] = option("own", help="published: the reference's draws, shared noise included")
+
+
+class Variants(NamedTuple):
+    """Latents of a batch: anchors, then the first positive of each, the second ...; (n, layout.dim) each."""
+
+    first: int
+    """Number of the first anchor."""
+    latents: tuple[Tensor, ...]
+
+
+def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.device | None = None) -> list[Path]:
+    """Write idx=I_var=V.png (V 0 the anchor, then its positives) and grid.png, a row per anchor; gives the paths.
+
+    Raises UsageError for settings that do not fit the generator, and as `load_generator` and `walker_from`.
+    """
+    config.validate(settings)
+    name = ALIASES.get(settings.generator, settings.generator)
+    generator = load_generator(name, settings.generator_path, device, settings.g_use)
+    walker = walker_from(settings.Tz, generator, device)
+    paths, rows = [], []
+    for batch in draw_variants(settings, generator, walker, device):
+        with torch.no_grad():
+            rng = runtime.stream(settings.starting_seed, "view generation: decode", batch.first, 0, device or "cpu")
+            images = [to_bytes(generator.decode(latents, rng)).cpu().numpy() for latents in batch.latents]
+        for row, variants in enumerate(zip(*images, strict=True)):
+            rows.append(np.stack(variants))
+            for i, pixels in enumerate(variants):
+                paths.append(folder / f"idx={batch.first + row}_var={i}.png")
+                atomic_write(paths[-1], encode(pixels, "png"))
+    everything = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2)
+    paths.append(save_png(folder / "grid.png", image_grid(everything, n_columns=1 + settings.augmentations)))
+    return paths
+
+
+@torch.no_grad()
+def draw_variants(
+    settings: ViewGenerationConfig, generator: MultiLatentGenerator, walker: Walker, device: torch.device | None = None
+) -> Iterator[Variants]:
+    """The latents of each batch. Whole batches are drawn, as in the reference, and cut where n_images ends."""
+    law = TruncatedNormal(*settings.anchor_params)
+    for b, first in enumerate(range(0, settings.n_images, settings.batch_size)):
+        shape = (settings.batch_size, generator.noise_dim)
+        if settings.seeds == "published":
+            z = law.sample_reference(shape, settings.starting_seed + b).to(device)
+        else:
+            z = law.sample(shape, _stream(settings, "anchors", b)).to(device)
+        latents = [generator.latents(z)]
+        latents += [walker(generator, z, _rng(settings, b, i, device)).positive for i in range(settings.augmentations)]
+        n = min(settings.batch_size, settings.n_images - first)
+        yield Variants(first, tuple(variant[:n] for variant in latents))
+
+
+def _rng(settings: ViewGenerationConfig, b: int, i: int, device: torch.device | None) -> Rng:
+    """Of the i-th positives of batch b, counted from 0."""
+    if settings.seeds == "published":
+        return PublishedSeed(settings.starting_seed + b + i + 1)
+    return _stream(settings, f"positives {i}", b, device)
+
+
+def _stream(settings: ViewGenerationConfig, name: str, b: int, device: torch.device | None = None) -> torch.Generator:
+    return runtime.stream(settings.starting_seed, f"view generation: {name}", b, 0, device or "cpu")

@@ -1,0 +1,174 @@
+"""How good a small generator is: Frechet distance, precision and recall in the features of a small classifier.
+
+The classifier is trained on the same labelled images, since features of large pretrained networks say little of
+32 px garments. Every figure stands beside its floor: what as many real training images get against the held-out set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from mi_ml_gen.core import runtime
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.latents import TruncatedNormal
+
+
+class SmallClassifier(nn.Module):
+    """Four convolutions, 128 features, one linear layer; grey images (n, 1, 32, 32) in [0, 1]."""
+
+    def __init__(self, n_classes: int = 10):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for c_in, c_out, stride in ((1, 32, 1), (32, 64, 2), (64, 96, 2), (96, 128, 2)):
+            layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(128, n_classes)
+
+    def features(self, grey: torch.Tensor) -> torch.Tensor:
+        """(n, 1, 32, 32) -> (n, 128)."""
+        return self.body(grey * 2 - 1).mean(dim=(2, 3))
+
+    def forward(self, grey: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(grey))
+
+
+def train_classifier(
+    images: torch.Tensor, labels: torch.Tensor, seed: int, device: torch.device, epochs: int = 4, progress: bool = True
+) -> SmallClassifier:
+    """Train on grey images (n, 1, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule."""
+    torch.manual_seed(seed)
+    batch_size = 128
+    model = SmallClassifier(int(labels.max()) + 1).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    n_steps = epochs * (len(images) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    bar = tqdm(total=n_steps, desc="classifier", disable=not progress, unit="step")
+    for epoch in range(epochs):
+        order = torch.randperm(len(images), generator=runtime.stream(seed, "classifier", epoch, 0))
+        for chosen in order.split(batch_size)[: len(images) // batch_size]:
+            x, y = images[chosen].to(device), labels[chosen].to(device)
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+    bar.close()
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Measured quality of a generator; `floor_...` is what as many real training images get."""
+
+    n: int
+    """Images on each side of the Frechet distance."""
+    n_neighbours: int
+    """Images on each side of precision and recall."""
+    classifier_accuracy: float
+    """Of the feature classifier, on the held-out images."""
+    frechet: float
+    floor_frechet: float
+    precision: float
+    floor_precision: float
+    recall: float
+    floor_recall: float
+    class_shares: tuple[float, ...]
+    """Share of each class among the generated images, as the classifier sees them."""
+    confidence: float
+    """Mean largest class probability of generated images."""
+    floor_confidence: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_quality(
+    generator: MultiLatentGenerator,
+    classifier: SmallClassifier,
+    train_images: torch.Tensor,
+    held_out: torch.Tensor,
+    held_out_labels: torch.Tensor,
+    seed: int,
+    n: int = 10_000,
+    n_neighbours: int = 5_000,
+) -> Quality:
+    """Hold n generated images, and n real training images as the floor, against n held-out real ones.
+
+    All real images grey, (m, 1, 32, 32) in [0, 1], m >= n. Generated ones are averaged over colour.
+    """
+    device = next(classifier.parameters()).device
+    order = torch.randperm(len(train_images), generator=runtime.stream(seed, "quality floor", 0, 0))
+
+    def features(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [classifier.features(part.to(device)) for part in images.split(500)]
+        whole = torch.cat(parts)
+        return whole.double().cpu(), classifier.head(whole).softmax(dim=1).cpu()
+
+    def generated() -> torch.Tensor:
+        parts = []
+        for i in range(0, n, 500):
+            rng = runtime.stream(seed, "quality", i, 0, device)
+            z = TruncatedNormal().sample((min(500, n - i), generator.noise_dim), rng)
+            parts.append(generator.decode(generator.latents(z), rng).mean(dim=1, keepdim=True).cpu())
+        return torch.cat(parts)
+
+    real, real_probabilities = features(held_out[:n])
+    floor, _ = features(train_images[order[:n]])
+    fake, probabilities = features(generated())
+    m = n_neighbours
+    precision, recall = precision_recall(real[:m], fake[:m])
+    floor_precision, floor_recall = precision_recall(real[:m], floor[:m])
+    shares = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]) / n
+    return Quality(
+        n=n,
+        n_neighbours=m,
+        classifier_accuracy=(real_probabilities.argmax(dim=1) == held_out_labels[:n]).double().mean().item(),
+        frechet=frechet_distance(real, fake),
+        floor_frechet=frechet_distance(real, floor),
+        precision=precision,
+        floor_precision=floor_precision,
+        recall=recall,
+        floor_recall=floor_recall,
+        class_shares=tuple(round(share, 4) for share in shares.tolist()),
+        confidence=probabilities.max(dim=1).values.mean().item(),
+        floor_confidence=real_probabilities.max(dim=1).values.mean().item(),
+    )
+
+
+def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Squared Frechet distance between Gaussians fitted to features (n, d) and (m, d) (Heusel et al., 2017, eq. 6).
+
+    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); the trace of the root is the sum of roots of A B's eigenvalues.
+    """
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    root_a = _symmetric_root(cov_a)
+    trace_root = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
+    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * trace_root
+    return distance.item()
+
+
+def _symmetric_root(matrix: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = 3) -> tuple[float, float]:
+    """Share of fakes within the real images' manifold, and of real ones within the fakes' (Kynkaanniemi et al., 2019).
+
+    A set's manifold is the union of balls around its features (n, d), each reaching to its k-th neighbour.
+    """
+
+    def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
+        radii = torch.cat([torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in manifold.split(1000)])
+        inside = [(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(1000)]
+        return torch.cat(inside).double().mean().item()
+
+    return covered(fake, real), covered(real, fake)

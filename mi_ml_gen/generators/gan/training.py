@@ -1,0 +1,213 @@
+"""Adversarial training of the small generators that the package ships.
+
+One loop serves every family; what differs between them (network, loss, regularisation, what is done to the
+averaged weights at the end) is a `Recipe` of recipes.py. The data are grey images of at most the generator's
+size, padded with black.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from mi_ml_gen.core import config, files, loop, runs, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import Preempted
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe
+from mi_ml_gen.report.images import image_grid, save_png
+
+ALIASES = {"stylegan": "stylegan2"}
+"""Other spellings of families."""
+
+
+@dataclass
+class GanConfig:
+    """What `scripts/train_generator.py` takes; None: as the family's recipe has it (`resolved`)."""
+
+    family: str = option("bigbigan", choices=(*RECIPES, *ALIASES), help="which network and recipe")
+    data_path: str | None = option(None, help="folder of Fashion-MNIST (default: the usual places)")
+    steps: int = option(12000, at_least=1, help="updates of each network")
+    batch_size: int = option(64, at_least=4, help="images a step")
+    width: int | None = option(None, at_least=4, help="channels at 32 px; multiples of it below")
+    discriminator_width: int | None = option(None, at_least=4, help="the same of the discriminator")
+    lr: float | None = option(None, above=0, help="learning rate of the generator")
+    lr_discriminator: float | None = option(None, above=0, help="learning rate of the discriminator")
+    ema_halflife: float = option(10_000.0, above=0, help="half-life of the averaged generator, in images")
+    seed: int = option(0, at_least=0, help="seed of weights, noise and order of the data")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
+    precision: str = option("fp32", choices=("fp32", "tf32", "bf16"), help="arithmetic of convolutions")
+    save_every: int = option(250, at_least=1, help="steps between checkpoints and sample grids")
+    save_folder: str = option("./generator_runs", help="where run folders are made")
+    run_name: str | None = option(None, help="name of the run folder (default: the generator's)")
+
+    def resolved(self) -> GanConfig:
+        """With the family's own name and every None replaced by the recipe's default."""
+        family = ALIASES.get(self.family, self.family)
+        defaults = asdict(RECIPES[family].defaults)
+        return replace(self, family=family, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+
+LOG_INTERVAL = 50
+"""Steps between lines of metrics, which are also the only reads of the device's values."""
+R1_INTERVAL = 16
+"""Steps between gradient penalties, which are weighted up by as much (Karras et al., 2020, section 4)."""
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The loop
+
+
+class RealImages:
+    """The training images on the device as uint8, read in a new order each epoch."""
+
+    def __init__(self, images: torch.Tensor, resolution: int, device: torch.device, seed: int):
+        height, width = images.shape[1:]
+        top, left = (resolution - height) // 2, (resolution - width) // 2
+        padded = F.pad(images, (left, resolution - width - left, top, resolution - height - top))
+        self.images = padded.to(device)  # (n, resolution, resolution) uint8
+        self.seed = seed
+        self.epoch = -1
+
+    def batch(self, step: int, batch_size: int) -> torch.Tensor:
+        """The batch of a step, (batch_size, 3, side, side) in [-1, 1]: a function of seed and step."""
+        per_epoch = len(self.images) // batch_size
+        epoch, index = divmod(step, per_epoch)
+        if epoch != self.epoch:
+            order = torch.randperm(len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0))
+            self.epoch, self.order = epoch, order.to(self.images.device)
+        chosen = self.order[index * batch_size : (index + 1) * batch_size]
+        grey = self.images[chosen].float().div(127.5).sub(1)
+        return grey[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = True) -> Path:
+    """Train a generator adversarially on grey images (n, H, W), uint8, H and W at most the generator's.
+
+    Gives the run folder, whose generator.safetensors holds the averaged generator. The same settings resume.
+    Raises NonFiniteError, Preempted, and UsageError for a folder that holds a run of other settings.
+    """
+    settings = settings.resolved()
+    assert settings.width is not None and settings.discriminator_width is not None and settings.run_name is not None
+    assert settings.lr is not None and settings.lr_discriminator is not None
+    # --- Networks
+    device = runtime.resolve_device(settings.device)
+    runtime.set_precision(settings.precision)
+    torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
+    recipe = RECIPES[settings.family](settings.width, settings.discriminator_width)
+    generator = recipe.generator.to(device).to(memory_format=torch.channels_last).train()
+    discriminator = recipe.discriminator.to(device).to(memory_format=torch.channels_last).train()
+    average = copy.deepcopy(generator).requires_grad_(False)
+    options: dict[str, Any] = dict(betas=recipe.betas, fused=device.type == "cuda")
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=settings.lr, **options)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
+    parts: dict[str, Any] = dict(
+        generator=generator,
+        discriminator=discriminator,
+        average=average,
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+    )
+    ema_decay = 0.5 ** (settings.batch_size / settings.ema_halflife)
+    real_images = RealImages(images, generator.resolution, device, settings.seed)
+    shown = recipe.noise(80, runtime.stream(settings.seed, "shown", 0, 0, device))
+
+    # --- Run folder
+    path = Path(settings.save_folder) / settings.run_name
+    free = ("steps", "device", "data_path", "save_every", "save_folder", "run_name")
+    with (
+        runs.RunFolder.open(path, config.to_dict(settings), free=free) as run,
+        loop.Preemption() as preemption,
+    ):
+        first, elapsed_s = 0, 0.0
+        if (saved := run.load_latest()) is not None:
+            first, state = saved
+            elapsed_s = state["elapsed_s"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        guard = loop.FiniteGuard()
+        started = time.monotonic() - elapsed_s
+        bar = tqdm(
+            range(first, settings.steps),
+            initial=first,
+            total=settings.steps,
+            disable=not progress,
+            unit="step",
+        )
+        for step in bar:
+            # --- Discriminator
+            rng = runtime.stream(settings.seed, "noise", step, 0, device)
+            real = real_images.batch(step, settings.batch_size)
+            z = recipe.noise(settings.batch_size, rng)
+            with runtime.autocast(device, settings.precision):
+                fake = recipe.fakes(generator, z, rng)
+                discriminator.requires_grad_(True)
+                loss_d = recipe.discriminator_loss(discriminator(real), discriminator(fake.detach()))
+            if recipe.r1_weight > 0 and step % R1_INTERVAL == 0:
+                loss_d = loss_d + R1_INTERVAL * recipe.r1_weight / 2 * _gradient_penalty(discriminator, real)
+            optimizer_d.zero_grad(set_to_none=True)
+            loss_d.backward()
+            optimizer_d.step()
+
+            # --- Generator, against the discriminator just updated; the same fakes serve both
+            with runtime.autocast(device, settings.precision):
+                discriminator.requires_grad_(False)
+                loss_g = recipe.generator_loss(discriminator(fake))
+            optimizer_g.zero_grad(set_to_none=True)
+            loss_g.backward()
+            optimizer_g.step()
+            _update_average(average, generator, ema_decay)
+
+            # --- What a person wants to see, and what must survive
+            guard.watch("discriminator loss", loss_d)
+            guard.watch("generator loss", loss_g)
+            done = step + 1
+            if done % LOG_INTERVAL == 0:
+                guard.check(done)
+                losses = dict(loss_discriminator=loss_d.item(), loss_generator=loss_g.item())
+                run.log(done, **losses, elapsed_s=round(time.monotonic() - started, 1))
+                bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
+            stop = preemption.requested
+            if done % settings.save_every == 0 or done == settings.steps or stop:
+                guard.check(done)
+                state = {name: part.state_dict() for name, part in parts.items()}
+                run.save_state(done, state | {"elapsed_s": time.monotonic() - started})
+                _save_samples(recipe, average, shown, settings.seed, run.images / f"samples_{done:08d}.png")
+            if stop:
+                raise Preempted(f"stopped at step {done}; the same command goes on from there")
+
+        # --- The result
+        recipe.finish(average, settings.seed)
+        header = {"family": settings.family, "name": generator.name, "config": json.dumps(generator.config())}
+        files.save_tensors(run.path / "generator.safetensors", average.state_dict(), header)
+    return path
+
+
+def _gradient_penalty(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
+    """Mean squared norm of the logits' gradient on real images, in float32 (Mescheder et al., 2018)."""
+    real = real.detach().requires_grad_(True)
+    gradient = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)[0]
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, generator: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - decay)
+
+
+@torch.no_grad()
+def _save_samples(recipe: Recipe, average: MultiLatentGenerator, z: torch.Tensor, seed: int, path: Path) -> None:
+    """An 8 x 10 grid of the averaged generator, without touching it."""
+    network = copy.deepcopy(average)
+    recipe.finish(network, seed, n_batches=4)
+    network.freeze()
+    save_png(path, image_grid(network.decode(network.latents(z)), n_columns=10))

@@ -1,0 +1,125 @@
+"""Published files -> this package's own: safetensors with their configuration, to be loaded without a second look.
+
+What a file is, is told by its content, not by its name. Nothing in it is run: see checkpoints.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mi_ml_gen.checkpoints.reading import CheckpointFile, naming
+from mi_ml_gen.checkpoints.values import kind, shown
+from mi_ml_gen.core import files
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.encoders import loading
+from mi_ml_gen.generators import registry as generators
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.registry import FAMILIES
+from mi_ml_gen.hub import fetching as hub
+from mi_ml_gen.walkers import files as walkers
+
+
+class Conversion(NamedTuple):
+    """What was read, and what was written for it."""
+
+    what: str
+    """The kind of file and its sizes, for people."""
+    written: tuple[Path, ...]
+    flags: str
+    """How the scripts are given the result."""
+
+
+def convert(source: str | Path, target: str | Path) -> Conversion:
+    """Read a published generator, walker or encoder, a path or a reference (see hub.py), and write it as `target`, a
+    .safetensors file that is not there yet.
+
+    A walker gets a .json beside it, all files their SHA-256. Raises UsageError for paths that make no sense,
+    UnsafeCheckpointError or CorruptCheckpointError for a file that is refused or not known, EnvironmentFault when
+    writing fails; then nothing is left behind.
+    """
+    target = Path(target)
+    _check_free(target)
+    source = hub.local_path(source)
+    with CheckpointFile(source, generators.published_names) as file:
+        root = file.root
+        if file.format == "safetensors" and {"family", "format"} & files.load_tensors(source).metadata.keys():
+            raise UsageError(f"{source}: is one of this package's own files; it needs no conversion")
+    if (family := generators.family_of(root)) is not None:
+        read_published = FAMILIES[family].read_published
+        assert read_published is not None
+        generator = read_published(source)
+        del root
+        with _all_or_nothing(target):
+            generators.save_generator(target, generator, family, source=source.name)
+        return Conversion(_described(family, generator), _files(target)[:2], f"--generator {family} --g_path {target}")
+    if type(root) is dict and "nn_walker" in root:
+        walker = walkers.read_published(source)
+        with _all_or_nothing(target):
+            walkers.save_walker(target, walker, source=source.name)
+        what = f"walker on chunks {', '.join(map(str, walker.chunks))}"
+        return Conversion(what, _files(target), f"--walker {target}")
+    if loading.layout_of(loading.part_with_tensors(root)) is not None:
+        state, layout = loading.read_published(source)
+        with naming(source), _all_or_nothing(target):
+            what = loading.convert_published(state, layout, target, source=source.name)
+        return Conversion(what, _files(target)[:2], f"--encoder_path {target}")
+    raise CorruptCheckpointError(f"{source}: holds {_glimpse(root)}: no generator, walker or encoder known here")
+
+
+def convert_beside(source: Path, name: str, folder: Path) -> str:
+    """Convert a fetched file into a folder, under its name of the table, or its own; says what was done. What is there
+    already stays. Raises as `convert`."""
+    stem = source.stem if "/" in name else name
+    target = folder / f"{stem}.safetensors"
+    if target.exists():
+        return f"{target}: is there already"
+    folder.mkdir(parents=True, exist_ok=True)
+    conversion = convert(source, target)
+    return f"converted: {conversion.what}; use it with {conversion.flags}"
+
+
+def _files(target: Path) -> tuple[Path, ...]:
+    """All that may be written for a target: weights, their hash, a walker's description."""
+    return target, files.hash_file(target), target.with_suffix(".json")
+
+
+def _check_free(target: Path) -> None:
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: the result is a .safetensors file; name it so")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target}: there is no folder {target.parent}")
+    for path in _files(target):
+        if path.exists():
+            raise UsageError(f"{path}: is there already; remove it or choose another name")
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[None]:
+    """Remove what was written for a target, none of which was there before, if not all of it could be."""
+    try:
+        yield
+    except BaseException:
+        for path in _files(target):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _described(family: str, generator: MultiLatentGenerator) -> str:
+    sizes = sorted(set(generator.layout.sizes))
+    of = " or ".join(map(str, sizes[:3])) + (" ..." if len(sizes) > 3 else "")
+    n_parameters = sum(parameter.numel() for parameter in generator.parameters())
+    return (
+        f"{family} generator: {generator.layout.n_chunks} chunks of {of} numbers, {generator.resolution} px, "
+        f"{n_parameters:,} parameters"
+    )
+
+
+def _glimpse(root: Any) -> str:
+    """A few words on a parsed file of no known kind."""
+    if type(root) is not dict or not root:
+        return kind(root)
+    names = ", ".join(shown(key, 40) for key in list(root)[:3])
+    return f"a dict of {names}{' ...' if len(root) > 3 else ''}"

@@ -1,0 +1,571 @@
+"""Sharing: a trained model as a folder that others load, and on the Hugging Face Hub.
+
+    model.safetensors     the weights, in the form that the kind's own reader takes (.sha256 beside)
+    config.json           what kind of model it is, its configuration, and the SHA-256 of each file
+    README.md, images/    the model card, written from the record of the run (model_card.py)
+
+    walker.push_to_hub("me/my-walker", run="walker_runs/...")             # shows what would go
+    walker.push_to_hub("me/my-walker", run="walker_runs/...", licence="mit", dry_run=False)
+    walker = Walker.from_pretrained("me/my-walker")                       # or a folder
+
+What can be shared is one line each in KINDS. Whatever a folder holds, reading it runs nothing of it: weights are read
+as safetensors, all else as JSON, and no more memory is taken than the weights account for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+
+from mi_ml_gen import __version__
+from mi_ml_gen.core import files
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, EnvironmentFault, UsageError, nearest
+from mi_ml_gen.hub import fetching as hub
+from mi_ml_gen.hub import model_card
+from mi_ml_gen.hub.assets import HubFile
+
+FORMAT = "mi_ml_gen"
+VERSION = 1
+"""Of the folder's layout; a reader refuses a later one."""
+CONFIG, WEIGHTS, CARD, IMAGES = "config.json", "model.safetensors", "README.md", "images"
+READ = re.compile(r"model\.(safetensors|json)")
+"""Files that are read of a shared folder beside config.json."""
+MAX_CONFIG_BYTES = 1 << 20
+
+M = TypeVar("M", bound="Shared")
+
+
+class Kind(NamedTuple):
+    """One kind of model that can be shared. Functions and classes are named "module:name", and imported when needed."""
+
+    owner: str
+    """The class, a `Shared`, of all models of this kind."""
+    file: str
+    """The trained model in a run folder."""
+    save: str
+    """(path of a .safetensors file, model): write it."""
+    load: str
+    """(path of a file that `save` wrote): the model, on the CPU. Raises CheckpointError or UsageError."""
+    about: str
+    """What such a model is, for its card."""
+    use: str
+    """Python that loads it, {repo} standing for the repository, for its card."""
+    citation: str = "serez2025mutual"
+    """The paper that its card cites, a key of model_card.CITATIONS."""
+
+
+KINDS: dict[str, Kind] = {
+    "walker": Kind(
+        "mi_ml_gen.walkers.files:Walker", "walker.safetensors",
+        "mi_ml_gen.walkers.files:save_walker", "mi_ml_gen.walkers.spec:load_walker",
+        "A walker: it perturbs chunks (latent variables) of a generator, learned so that an image and its perturbed "
+        "partner share as little information as a critic can find. The generator has weights and a licence of its own.",
+        "from mi_ml_gen.generators.registry import load_generator\n"
+        "from mi_ml_gen.latents import TruncatedNormal\n"
+        "from mi_ml_gen.walkers.files import Walker\n\n"
+        'generator = load_generator("{generator}")\n'
+        'walker = Walker.from_pretrained("{repo}")\n'
+        "z = TruncatedNormal().sample((8, generator.noise_dim))\n"
+        "pair = walker(generator, z)\n"
+        "anchors, positives = generator.decode(pair.anchor), generator.decode(pair.positive)",
+    ),
+    "generator": Kind(
+        "mi_ml_gen.generators.base:MultiLatentGenerator", "generator.safetensors",
+        "mi_ml_gen.generators.registry:save_own", "mi_ml_gen.generators.registry:load_own",
+        "A generator of images with several latent variables (chunks).",
+        "from mi_ml_gen.generators.registry import MultiLatentGenerator\n"
+        "from mi_ml_gen.latents import TruncatedNormal\n\n"
+        'generator = MultiLatentGenerator.from_pretrained("{repo}")\n'
+        "z = TruncatedNormal().sample((8, generator.noise_dim))\n"
+        "images = generator.decode(generator.latents(z))  # (8, 3, height, width) in [0, 1]",
+    ),
+    "encoder": Kind(
+        "mi_ml_gen.encoders.base:Encoder", "encoder.safetensors",
+        "mi_ml_gen.encoders.loading:save_encoder", "mi_ml_gen.encoders.shared:load_whole",
+        "An encoder: a ResNet that learned a representation of images from pairs of views, with the heads that it was "
+        "trained with.",
+        "from mi_ml_gen.encoders import Encoder\n\n"
+        'encoder = Encoder.from_pretrained("{repo}")\n'
+        "features = encoder.backbone(images)  # normalised images (n, 3, height, width) -> (n, feature_dim)",
+    ),
+    "classifier": Kind(
+        "mi_ml_gen.probe.training:LinearClassifier", "classifier.safetensors",
+        "mi_ml_gen.probe.training:save_classifier", "mi_ml_gen.probe.training:load_classifier",
+        "A linear classifier on a frozen encoder: how much a linear layer finds in its features.",
+        "from mi_ml_gen.probe.training import LinearClassifier\n\n"
+        'classifier = LinearClassifier.from_pretrained("{repo}")\n'
+        "logits = classifier(images)  # normalised images (n, 3, height, width); classifier.classes names the columns",
+    ),
+    "mim": Kind(
+        "mi_ml_gen.mim.model:MIM", "best.safetensors", "mi_ml_gen.mim.model:save_mim", "mi_ml_gen.mim.model:load_mim",
+        "A Mutual Information Machine (or the VAE or auto-encoder that it is held against): an encoder and a decoder "
+        "with a latent space of few dimensions.",
+        "from mi_ml_gen.mim import MIM\n\n"
+        'model = MIM.from_pretrained("{repo}")\n'
+        "z = model.encode(x).mean  # x: (n, x_dim)",
+        citation="livne2019mim",
+    ),
+}  # fmt: skip
+
+
+class Shared(nn.Module):
+    """Base of models that can be shared; its kind is that of KINDS whose `owner` it is. `config()` gives plain values
+    that describe it."""
+
+    def config(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, run: str | Path | None = None, **about: Any) -> Path:
+        """As `save`."""
+        return save(self, folder, run, **about)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        run: str | Path | None = None,
+        dry_run: bool = True,
+        private: bool = False,
+        licence: str | None = None,
+    ) -> Upload:
+        """Save into a folder of its own and `push` that to OWNER/NAME; as long as it is a dry run nothing is sent."""
+        with tempfile.TemporaryDirectory() as place:
+            folder = save(self, Path(place) / "model", run, repo=repo, licence=licence)
+            return push(folder, repo, dry_run, private)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M], source: str | Path, device: torch.device | str | None = None, revision: str | None = None
+    ) -> M:
+        """As `load`. Raises UsageError where a model of another class is found."""
+        model = load(source, device, revision)
+        if not isinstance(model, cls):
+            raise UsageError(f"{source}: holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+
+# --- a folder -----------------------------------------------------------------------------------------------
+
+
+def save(
+    model: Shared,
+    folder: str | Path,
+    run: str | Path | None = None,
+    repo: str = "OWNER/NAME",
+    licence: str | None = None,
+) -> Path:
+    """Write a model with its card into a folder that is not there yet, all or nothing; gives the folder.
+
+    run: the run folder that it comes from, whose record the card tells. repo, licence: for the card.
+    Raises UsageError for a folder that is there, a run folder that is none, a licence that is no identifier.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UsageError(f"{folder}: is there already; remove it or choose another")
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise UsageError(
+            f"--license {licence}: must be an identifier of the Hub, such as mit, apache-2.0, cc-by-4.0, other"
+        )
+    name = kind_of(model)
+    kind = KINDS[name]
+    record = model_card.RunRecord.read(run) if run is not None else None
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        with files.disk_faults(partial):
+            partial.mkdir(parents=True)
+        _write_weights(model, kind, partial / WEIGHTS, record)
+        shown = []
+        for picture in model_card.pictures(record):
+            files.atomic_write(partial / IMAGES / picture.name, picture.read_bytes())
+            shown.append(f"{IMAGES}/{picture.name}")
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        subject = model_card.Subject(
+            name, type(model).__name__, kind.about, kind.use, n_parameters, model.config(), kind.citation
+        )
+        files.atomic_write(partial / CARD, model_card.write(subject, record, repo, licence, shown).encode())
+        description = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "kind": name,
+            "class": type(model).__name__,
+            "config": model.config(),
+            "files": {path.name: _sha256(path) for path in sorted(partial.iterdir()) if READ.fullmatch(path.name)},
+            "mi_ml_gen_version": __version__,
+        }
+        files.atomic_write(partial / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+        _check_return(model, partial)
+        with files.disk_faults(folder):
+            partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write_weights(model: Shared, kind: Kind, target: Path, record: model_card.RunRecord | None) -> None:
+    """The run's own file, where it holds this model: it also has what the run noted there; else a new one."""
+    own = record.path / kind.file if record is not None else None
+    if own is None or not own.is_file() or not _equal(_named(kind.load)(own), model):
+        _named(kind.save)(target, model)
+        return
+    files.write_with_hash(target, own.read_bytes())
+    if own.with_suffix(".json").is_file():
+        files.atomic_write(target.with_suffix(".json"), own.with_suffix(".json").read_bytes())
+
+
+def _check_return(model: Shared, folder: Path) -> None:
+    """Raise UsageError where what was written does not come back as it was."""
+    try:
+        returned = load(folder)
+    except CheckpointError as error:
+        raise UsageError(f"this {type(model).__name__} cannot be shared: {error}") from error
+    if not _equal(returned, model):
+        raise UsageError(f"this {type(model).__name__} cannot be shared: it does not come back as it was")
+
+
+def _equal(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same class and state, bit for bit."""
+    mine, theirs = model.state_dict(), other.state_dict()
+    if type(model) is not type(other) or mine.keys() != theirs.keys():
+        return False
+    return all(mine[key].dtype == theirs[key].dtype and torch.equal(mine[key].cpu(), theirs[key].cpu()) for key in mine)
+
+
+def load(source: str | Path, device: torch.device | str | None = None, revision: str | None = None) -> Shared:
+    """The model of a folder that `save` wrote, or of a repository of such files (OWNER/NAME), in evaluation mode.
+
+    revision: branch, tag or commit of the repository. Raises UsageError where there is no such thing, CheckpointError
+    for a folder of something else or damaged files, EnvironmentFault where the Hub cannot be reached.
+    """
+    folder, description = _find(source, revision)
+    path = folder / WEIGHTS
+    try:
+        with _no_more_memory_than(path):
+            model = _named(KINDS[description["kind"]].load)(path)
+    except CheckpointError:
+        raise
+    except (UsageError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise CorruptCheckpointError(f"{folder}: its files do not fit together: {_line(error)}") from None
+    return model.eval().to(device)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The content of a shared folder's config.json, checked. Raises CheckpointError."""
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CorruptCheckpointError(f"{path}: is no description of a model: {path.stat().st_size:,} bytes")
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{folder}: holds no shared model, there is no {CONFIG}") from None
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path}: damaged: {_line(error)}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: describes no model of mi_ml_gen (its format must be {FORMAT!r})")
+    if content.get("format_version") != VERSION:
+        version = str(content.get("format_version"))[:20]
+        raise CheckpointError(f"{path}: has layout {version}, this version reads {VERSION}; upgrade mi_ml_gen")
+    kind, hashes = content.get("kind"), content.get("files")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise CheckpointError(
+            f"{path}: kind {str(kind)[:40]!r} is not known here{nearest(str(kind)[:40], KINDS, 'kind')}"
+        )
+    if not isinstance(hashes, dict) or WEIGHTS not in hashes or not all(READ.fullmatch(name) for name in hashes):
+        raise CorruptCheckpointError(f"{path}: damaged: names no {WEIGHTS}, or files that are none of a model's")
+    return content
+
+
+def _find(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """The local folder of a source, its files checked, and its description."""
+    if str(source) and Path(source).is_dir():
+        folder = Path(source)
+        description = describe(folder)
+    elif _is_repo(str(source)):
+        repo = str(source).removeprefix("hf://")
+        folder = hub.fetch(f"hf://{repo}/{CONFIG}", revision).parent
+        description = describe(folder)
+        commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+        for name in description["files"]:  # of the same commit, whatever is pushed meanwhile
+            hub.fetch(f"hf://{repo}/{name}", commit)
+    else:
+        raise UsageError(f"{source}: is no folder, and no repository OWNER/NAME")
+    for name, sha256 in description["files"].items():
+        _check(folder / name, sha256)
+    return folder, description
+
+
+def _check(path: Path, sha256: object) -> None:
+    try:
+        found = _sha256(path)
+    except FileNotFoundError:
+        raise CorruptCheckpointError(f"{path.parent}: {path.name} is missing") from None
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from None
+    if found != sha256:
+        raise CorruptCheckpointError(f"{path}: damaged, not what {CONFIG} beside it says")
+
+
+def _is_repo(text: str) -> bool:
+    return re.fullmatch(r"(hf://)?[\w-][\w.-]*/[\w-][\w.-]*", text) is not None
+
+
+# --- kinds --------------------------------------------------------------------------------------------------
+
+
+def kind_of(model: nn.Module) -> str:
+    """The kind of a model. Raises UsageError where it is none that can be shared."""
+    for name, kind in KINDS.items():
+        module, _, attribute = kind.owner.partition(":")
+        if module in sys.modules and isinstance(model, getattr(sys.modules[module], attribute)):
+            return name
+    raise UsageError(f"a {type(model).__name__} cannot be shared; {', '.join(KINDS)} can")
+
+
+def find_in_run(folder: Path) -> str | None:
+    """The kind of the trained model that lies in a run folder, or None."""
+    return next((name for name, kind in KINDS.items() if (folder / kind.file).is_file()), None)
+
+
+def load_from_run(folder: str | Path) -> Shared:
+    """The trained model of a run folder. Raises UsageError where there is none, else as its kind's reader."""
+    folder = Path(folder)
+    name = find_in_run(folder)
+    if name is None:
+        wanted = ", ".join(kind.file for kind in KINDS.values())
+        raise UsageError(f"{folder}: no trained model is in it (one of {wanted}), and no shared one ({CONFIG})")
+    return _named(KINDS[name].load)(folder / KINDS[name].file)
+
+
+def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str | Path | None = None) -> Path:
+    """The shared folder of a run folder, written to `out` (by default its subfolder shared) where it is not there.
+
+    A shared folder is given back as it is, so that an edited card stays. Raises UsageError where what is there is of
+    another model than the run's, or another licence is asked for than its card states.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).is_file():
+        target = folder
+    else:
+        model = load_from_run(folder)
+        target = Path(out) if out is not None else folder / "shared"
+        if not target.exists():
+            return save(model, target, folder, repo, licence)
+        if not _equal(model, load(target)):
+            raise UsageError(f"{target}: holds another model than {folder}; remove it, and it is written anew")
+    stated = stated_licence(target)
+    if licence is not None and licence != stated:
+        stated = stated or "none"
+        raise UsageError(f"--license {licence}: {target / CARD} states {stated}; edit it there, or remove {target}")
+    return target
+
+
+def stated_licence(folder: Path) -> str | None:
+    """The licence in the head of a shared folder's card."""
+    try:
+        head = (folder / CARD).read_text(encoding="utf-8").split("---\n")
+        content = yaml.safe_load(head[1]) if len(head) > 2 and head[0] == "" else {}
+        return str(content["license"]) if content.get("license") else None
+    except FileNotFoundError:
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CARD}: its head is no YAML: {_line(error)}") from None
+
+
+def _named(dotted: str) -> Callable[..., Any]:
+    """What "module:name" or "module:Class.method" names."""
+    module, _, attributes = dotted.partition(":")
+    found = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found  # type: ignore[return-value]
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make a tensor of more than `limit` numbers: a description may promise any width."""
+
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in self.MAKERS:
+            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else (kwargs or {}).get("size", args)
+            n = 1
+            for size in sizes:
+                n *= size if isinstance(size, int) else 1
+            if n > self.limit:
+                raise CorruptCheckpointError(f"its description asks for a tensor of {n:,} numbers")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _no_more_memory_than(path: Path) -> Iterator[None]:
+    """Models made within have neither tensors out of all proportion to a file, nor more of them than it has room
+    for. Raises CorruptCheckpointError naming it."""
+    size = path.stat().st_size
+    n_made, n_most = 0, 2000 + size // 16  # a tensor takes more than 32 bytes of a file, modules hold one or two
+
+    def count(*registration: Any) -> None:
+        nonlocal n_made
+        n_made += 1
+        if n_made > n_most:
+            raise CorruptCheckpointError("its description asks for more layers than the file holds")
+
+    hooks = [
+        torch_module.register_module_parameter_registration_hook(count),
+        torch_module.register_module_module_registration_hook(count),
+    ]
+    try:
+        with _Bounded(4 * size + (1 << 20)):
+            yield
+    except CorruptCheckpointError as error:
+        said = str(error)
+        raise CorruptCheckpointError(said if str(path.parent) in said else f"{path.parent}: {said}") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# --- the Hub ------------------------------------------------------------------------------------------------
+
+
+class Upload(NamedTuple):
+    """What goes to the Hub, or would go."""
+
+    repo: str
+    files: dict[str, int]
+    """Size in bytes by path in the repository."""
+    card: str
+    """The text of README.md."""
+    private: bool
+    url: str | None
+    """Of the commit; None for a dry run."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self.files))
+        lines = [f"  {path:<{width}}  {size:>14,} bytes" for path, size in self.files.items()]
+        where = f"{'private' if self.private else 'public'} repository {self.repo}"
+        first = f"pushed to the {where}: {self.url}" if self.url else f"would go to the {where}:"
+        return "\n".join([first, *lines])
+
+
+def push(folder: str | Path, repo: str, dry_run: bool = True, private: bool = False) -> Upload:
+    """Bring a folder that `save` wrote to OWNER/NAME on the Hub, which is made if it is not there, in one commit.
+
+    The files are checked before; a repository of anything but a shared model is left alone. Raises UsageError for a
+    name that is none, a card without a licence, or such a repository; CheckpointError for a folder that `load` would
+    refuse; EnvironmentFault where the Hub cannot be reached or does not let us in.
+    """
+    folder = Path(folder)
+    if not _is_repo(repo) or repo.startswith("hf://"):
+        raise UsageError(f"--repo {repo}: write OWNER/NAME")
+    load(folder)
+    names = [CONFIG, *describe(folder)["files"], files.hash_file(folder / WEIGHTS).name, CARD]
+    names += sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("*.png"))
+    sizes = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
+    card = (folder / CARD).read_text(encoding="utf-8") if CARD in sizes else ""
+    if dry_run:
+        return Upload(repo, sizes, card, private, None)
+    if stated_licence(folder) is None:
+        raise UsageError(f"{folder / CARD}: states no licence; give --license, such as mit")
+    return Upload(repo, sizes, card, private, _send(folder, repo, private, list(sizes)))
+
+
+def _send(folder: Path, repo: str, private: bool, names: list[str]) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+    if hub.is_offline():
+        raise EnvironmentFault("HF_HUB_OFFLINE forbids to push")
+    if get_token() is None:
+        raise EnvironmentFault("pushing needs a token that may write: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(endpoint=hub.endpoint())
+    with _push_faults(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        there = set(api.list_repo_files(repo))
+    if there - {".gitattributes", CARD} and not _is_ours(repo, there):
+        raise UsageError(f"--repo {repo}: holds something else ({_few(sorted(there))}); choose another name")
+    operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
+    stale = {path for path in there if path.startswith(f"{IMAGES}/") or READ.fullmatch(path)} - set(names)
+    operations += [CommitOperationDelete(path) for path in sorted(stale)]
+    with _push_faults(repo):
+        done = api.create_commit(repo, operations, commit_message=f"Share a {describe(folder)['kind']} of mi_ml_gen")
+    return str(done.commit_url)
+
+
+def _is_ours(repo: str, there: set[str]) -> bool:
+    """Whether a repository holds a shared model already, to be replaced."""
+    if CONFIG not in there:
+        return False
+    try:
+        describe(hub.fetch(f"hf://{repo}/{CONFIG}").parent)
+    except CheckpointError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _push_faults(repo: str) -> Iterator[None]:
+    """What the Hub's client raises while writing, as errors of ours."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with hub.hub_faults(HubFile(repo, "")):
+        try:
+            yield
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status not in (401, 403):
+                raise
+            advice = "run `hf auth login`, or set HF_TOKEN, with a token that may write there"
+            raise EnvironmentFault(
+                f"--repo {repo}: the Hub refuses to let us write (HTTP {status}); {advice}"
+            ) from None
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Shared",
+    "Upload",
+    "describe",
+    "find_in_run",
+    "kind_of",
+    "load",
+    "load_from_run",
+    "push",
+    "save",
+]

@@ -1,0 +1,133 @@
+"""The linear classifier on an encoder's features, and its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mi_ml_gen.checkpoints.reading import read_checkpoint
+from mi_ml_gen.core import files
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
+from mi_ml_gen.core.resnet import ResNet
+from mi_ml_gen.data.splits import PUBLISHED_CLASSES
+from mi_ml_gen.hub import fetching as hub
+from mi_ml_gen.hub.sharing import Shared
+from mi_ml_gen.probe.readouts import Linear
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "mi_ml_gen classifier"
+PUBLISHED_IMAGE_SIZE = 128
+
+
+class LinearClassifier(Shared):
+    """A frozen backbone and a linear layer: normalised views (n, 3, H, W) -> logits (n, n_classes).
+
+    image_size: side in pixels of the images whose centre crops it was trained on. classes: their names.
+    Whatever mode is asked for, the backbone stays in evaluation mode, and it is never part of a graph.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, fc: nn.Linear, classes: tuple[str, ...], image_size: int = PUBLISHED_IMAGE_SIZE
+    ) -> None:
+        super().__init__()
+        if len(classes) != fc.out_features:
+            raise UsageError(f"{len(classes)} classes for a layer of {fc.out_features} outputs")
+        self.backbone = backbone.requires_grad_(False)
+        self.fc = fc
+        self.classes = classes
+        self.image_size = image_size
+        self.train(self.training)
+
+    def config(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "n_classes": len(self.classes), "classes": list(self.classes)}
+
+    def train(self, mode: bool = True) -> LinearClassifier:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, views: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.backbone(views)
+        return self.fc(features.float())
+
+
+def check_classes(dataset: str | None, n_classes: int) -> None:
+    """Warn where a set of the paper's has another number of classes than the paper's classifiers of it."""
+    expected = PUBLISHED_CLASSES.get(dataset or "")
+    if expected is not None and expected != n_classes:
+        logger.warning("%s: %d classes here, %d in the paper's classifiers", dataset, n_classes, expected)
+
+
+def _layer(linear: Linear) -> nn.Linear:
+    layer = nn.Linear(linear.weight.shape[1], len(linear.weight))
+    layer.load_state_dict(linear._asdict())
+    return layer.requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def save_classifier(path: str | Path, classifier: LinearClassifier) -> None:
+    """Write a classifier on a `ResNet`, under the published names: model.conv1.weight ... model.fc.bias."""
+    tensors = {f"model.{key}": value for key, value in classifier.backbone.state_dict().items()}
+    tensors |= {f"model.fc.{key}": value for key, value in classifier.fc.state_dict().items()}
+    header = {
+        "format": FORMAT,
+        "image_size": str(classifier.image_size),
+        "classes": json.dumps(list(classifier.classes)),
+    }
+    files.save_tensors(path, tensors, header)
+
+
+def load_classifier(path: str | Path) -> LinearClassifier:
+    """The classifier of a probe's run folder, of its classifier.safetensors, or of a published Lightning checkpoint, a
+    path or a reference (see hub.py).
+
+    Every tensor of the network must be there, and no other. A published file names no classes, so they are "0", "1"
+    ..., and was trained on images of 128 px.
+    Raises UsageError for a missing file, UnsafeCheckpointError or CorruptCheckpointError for one that is refused.
+    """
+    path = hub.local_path(path)
+    if path.is_dir():
+        path = next((path / name for name in ("classifier.safetensors", "last.ckpt") if (path / name).is_file()), path)
+        if path.is_dir():
+            raise UsageError(f"{path}: no classifier.safetensors or last.ckpt is in it")
+    header: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        tensors, header = files.load_tensors(path)
+    else:
+        tensors = read_checkpoint(path, keys=("state_dict",)).get("state_dict")
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise CorruptCheckpointError(f"{path}: holds no state_dict of tensors")
+    try:
+        return _build_classifier(tensors, header)
+    except (CheckpointError, UsageError, RuntimeError, KeyError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CorruptCheckpointError(f"{path}: no linear classifier: {reason}") from None
+
+
+def _build_classifier(tensors: dict[str, Tensor], header: dict[str, str]) -> LinearClassifier:
+    own = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    if other := sorted(set(tensors) - {f"model.{key}" for key in own}):
+        raise CheckpointError(f"unknown {', '.join(other[:3])}")
+    weight, bias = own.pop("fc.weight"), own.pop("fc.bias")
+    stem = own["conv1.weight"]
+    if stem.ndim != 4 or weight.ndim != 2:
+        raise CheckpointError("conv1.weight must have 4 axes and fc.weight 2")
+    depth = 50 if "layer1.0.conv3.weight" in own else 18
+    backbone = ResNet(depth, small_images=stem.shape[-1] == 3, width=stem.shape[0])
+    backbone.load_state_dict(own)
+    layer = nn.Linear(backbone.feature_dim, len(weight))
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    classes = json.loads(header["classes"]) if "classes" in header else range(len(weight))
+    image_size = int(header.get("image_size", PUBLISHED_IMAGE_SIZE))
+    classifier = LinearClassifier(backbone, layer.requires_grad_(False), tuple(map(str, classes)), image_size)
+    return classifier.eval()

@@ -1,0 +1,80 @@
+"""Evaluation of a trained linear classifier on labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mi_ml_gen.core import files, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.source import ImageSource
+from mi_ml_gen.data.splits import has_split
+from mi_ml_gen.probe.accuracy import Evaluation, accuracy_table, evaluate_scores, write_evaluations
+from mi_ml_gen.probe.classifier import LinearClassifier, check_classes, load_classifier
+from mi_ml_gen.probe.features import Extraction, extract_features
+from mi_ml_gen.probe.readouts import Linear
+
+
+def evaluate_probe(
+    classifier: LinearClassifier,
+    source: ImageSource,
+    device: torch.device | str | None = None,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> Evaluation:
+    """Hold a classifier against the labels of a source's images.
+
+    Raises UsageError for a source without labels, and where its classes are not as many as the classifier's.
+    """
+    resolved = runtime.resolve_device(device)
+    features = extract_features(
+        classifier.backbone, source, Extraction(resolved, precision, batch_size, progress and runtime.is_main())
+    )
+    n_classes = len(classifier.classes)
+    if source.classes and len(source.classes) != n_classes:
+        raise UsageError(f"{source.name}: has {len(source.classes)} classes, the classifier {n_classes}")
+    linear = Linear(classifier.fc.weight.detach().cpu(), classifier.fc.bias.detach().cpu())
+    classes = source.classes or classifier.classes
+    return evaluate_scores(linear.scores(features.values), features.labels, classes, logits=True)
+
+
+@dataclass
+class EvaluationConfig:
+    """What `scripts/eval_classifier.py` takes."""
+
+    lin_cls_path: str = option(help="the classifier: a run folder, classifier.safetensors, or a published file")
+    data_path: str = option(help="labelled images, as train_classifier.py takes them")
+    dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
+    split: Literal["train", "validation", "test"] = option("test", help="which of its images")
+    image_size: int | None = option(None, at_least=8, help="side of the images (default: as the classifier's were)")
+    framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
+    batch_size: int = option(256, at_least=1, help="images at a time")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the network")
+    out_log_file: Path | None = option(None, help="where results go: this name with .csv, and a folder of this name")
+
+
+def run_evaluation(settings: EvaluationConfig, progress: bool = True) -> Evaluation:
+    """Load, evaluate and, where `out_log_file` says so, write: NAME.csv, and in the folder NAME all tables and the
+    confusion figure. Raises as `load_classifier`, `load_source` and `evaluate_probe`."""
+    runtime.set_precision(settings.precision)
+    classifier = load_classifier(settings.lin_cls_path)
+    check_classes(settings.dataset, len(classifier.classes))
+    if settings.split != "train" and not has_split(settings.data_path, settings.split):
+        raise UsageError(f"--data_path {settings.data_path}: has no images of the {settings.split} split")
+    size = settings.image_size or classifier.image_size
+    source = load_source(settings.data_path, settings.split, size, framing=settings.framing, loader=settings.loader)
+    found = evaluate_probe(classifier, source, settings.device, settings.batch_size, settings.precision, progress)
+    if settings.out_log_file is not None:
+        out = settings.out_log_file
+        csv = accuracy_table({"linear": found}).to_csv()
+        files.atomic_write(out.with_name(out.name + ".csv"), csv.encode())
+        write_evaluations(out, {"linear": found}, "linear")
+    return found

@@ -1,0 +1,363 @@
+"""The probe: how much a linear layer, or the nearest neighbours, find in the features of a frozen encoder.
+
+Three readouts of the same features: a linear layer by SGD (the paper's classifier: base learning rate 30, momentum
+0.9, cosine to a tenth), k nearest neighbours, and ridge regression in closed form. The backbone stays in evaluation
+mode throughout, so neither its weights nor its running statistics move.
+
+SGD works on features of unaugmented images, computed once, or, as the paper does, on crops and mirrored images drawn
+anew in every epoch (`views="no_color"`), which takes a pass of the backbone for each of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from mi_ml_gen.core import config, loop, runs, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.resnet import ResNet
+from mi_ml_gen.data.source import ImageSource, batches
+from mi_ml_gen.data.splits import Splits, class_names
+from mi_ml_gen.probe.accuracy import Evaluation, evaluate_scores, write_evaluations
+from mi_ml_gen.probe.classifier import LinearClassifier, _layer, check_classes, save_classifier
+from mi_ml_gen.probe.features import Extraction, Features, extract_features, frozen, labels_of
+from mi_ml_gen.probe.readouts import Affine, Linear, fit_ridge, knn_scores, unit_scale
+from mi_ml_gen.views.augment import Augment, unit_range
+
+MOMENTUM = 0.9
+FINAL_SHARE = 0.1
+"""Share of the learning rate that its cosine ends at."""
+WEIGHT_STD = 0.01
+"""Standard deviation of the linear layer's first weights; its biases start at 0."""
+READOUTS = ("sgd", "knn", "ridge")
+
+
+@dataclass
+class ProbeConfig:
+    """What `scripts/train_classifier.py` takes."""
+
+    encoder_path: str | None = option(None, help="the encoder: a run folder, encoder.safetensors, or a published file")
+    data_path: str | None = option(None, help="labelled images: fashion-mnist, digits, torchvision:CIFAR10:data, a "
+                                   "folder of images or .beton files")  # fmt: skip
+    save_folder: str = option("./classifier_runs", help="folder of run folders")
+    run_name: str = option("0", help="last part of the run folder's name; the same command resumes it")
+    dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
+    image_size: int | None = option(None, at_least=8, help="side of the images, of which 7/8 is seen (default: as the "
+                                    "encoder was trained on, else the set's own)")  # fmt: skip
+    framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
+    hold_out: float = option(0.1, above=0, below=1, help="share of the training images for validation, where the set "
+                             "has no validation images of its own")  # fmt: skip
+    readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd knn ridge")
+
+    views: Literal["none", "no_color"] = option(
+        "none",
+        help="none: features of the centre crops, computed once; no_color: new crops in each epoch (the paper's)",
+    )
+    scale: Literal["unit", "none"] = option(
+        "unit", help="features for SGD: unit: standardised, mean squared length 1; none: as they are (the paper's)"
+    )  # fmt: skip
+    max_epochs: int = option(60, at_least=1, help="passes of SGD over the training images")
+    cumulative_bs: int = option(256, at_least=1, help="images a step, over all processes")
+    base_lr: float = option(30.0, above=0, help="learning rate at 256 images a step, in proportion for others")
+    decay: bool = option(True, help="let the learning rate fall along a cosine to a tenth")
+    val_freq: int = option(5, at_least=1, help="epochs between validations; the layer of least loss is kept")
+
+    n_neighbours: int = option(20, at_least=1, help="of kNN")
+    knn_temp: float = option(0.1, above=0, help="of kNN: votes weigh exp(cosine / temperature)")
+
+    seed: int = option(0, at_least=0, help="of the held-out images, the first weights and all draws")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the backbone")
+    batch_size: int = option(256, at_least=1, help="images at a time where features are computed once")
+    state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
+
+    def __post_init__(self) -> None:
+        if not self.readouts or len(set(self.readouts)) != len(self.readouts):
+            raise UsageError(f"--readouts {' '.join(self.readouts)}: give each of {', '.join(READOUTS)} at most once")
+
+    @property
+    def folder(self) -> Path:
+        data = self.dataset or re.sub(r"[^\w.-]+", "-", self.data_path or "data").strip("-.")
+        return Path(self.save_folder) / f"LinCls-{data}-{self.run_name}"
+
+
+FREE = ("save_folder", "run_name", "loader", "device", "batch_size", "state_interval_s")
+"""Settings that may differ when a probe is resumed."""
+
+
+class ProbeResult(NamedTuple):
+    """What a probe found."""
+
+    path: Path
+    """The run folder: tables, figures, classifier.safetensors."""
+    evaluations: dict[str, Evaluation]
+    """By readout, on the test images, or on the validation images where there are none."""
+    split: str
+    """Which of both."""
+    classifier: LinearClassifier | None
+    """The layer by SGD, else by ridge; None where neither was asked for."""
+
+
+def train_probe(
+    settings: ProbeConfig,
+    backbone: nn.Module,
+    splits: Splits,
+    path: str | Path | None = None,
+    keep_features: bool = True,
+    progress: bool = True,
+    on_row: Callable[[Mapping[str, Any]], object] | None = None,
+) -> ProbeResult:
+    """Read a backbone's features in the ways asked for and evaluate each; the same call resumes an interrupted one.
+
+    backbone: normalised images (n, 3, H, W) -> features (n, d); it is moved to the device and otherwise left as it is.
+    path: the run folder (default: settings.folder). keep_features: whether features are kept in it. on_row: called with
+    each line of metrics, in the main process. The settings' paths of encoder and data only say what was given.
+    Raises UsageError for images without labels and settings that make no sense or differ from the folder's,
+    NonFiniteError for a loss that is no finite number, Preempted when a signal asked to stop (the state is saved).
+    """
+    device = runtime.resolve_device(settings.device)
+    runtime.setup_distributed(device)
+    runtime.set_precision(settings.precision)
+    classes = class_names(splits)
+    check_classes(settings.dataset, len(classes))
+    for source in splits:
+        if source is not None:
+            labels_of(source)
+
+    path = Path(path) if path is not None else settings.folder
+    described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    with runs.RunFolder.open(path, described, free=FREE) as run, loop.Preemption() as preemption:
+        # --- Features of unaugmented images
+        how = Extraction(device, settings.precision, settings.batch_size, progress and runtime.is_main())
+        needs_all = settings.views == "none" or settings.scale == "unit" or set(settings.readouts) & {"knn", "ridge"}
+        cache = run.path if keep_features else None
+        seen: dict[str, Features] = {}
+        for name, source in splits._asdict().items():
+            if source is not None and (needs_all or name != "train"):
+                seen[name] = extract_features(backbone, source, how, cache, name)
+            if runtime.broadcast_flag(preemption.requested):
+                raise Preempted(f"{path}: features of {name} are saved; the same command goes on from there")
+        split = "test" if "test" in seen else "validation"
+        judged = seen[split]
+
+        # --- Readouts
+        notes: dict[str, Any] = {}
+        evaluations: dict[str, Evaluation] = {}
+        linear: Linear | None = None
+        if "sgd" in settings.readouts:
+            fit = _sgd(run, settings, backbone, splits, seen, len(classes), device, preemption, progress, on_row)
+            linear = fit.linear
+            notes["sgd"] = {"epoch": fit.epoch, "validation_loss": fit.validation_loss}
+            evaluations["sgd"] = evaluate_scores(linear.scores(judged.values), judged.labels, classes, logits=True)
+        if "ridge" in settings.readouts:
+            ridge = fit_ridge(seen["train"], seen["validation"], len(classes), device=device)
+            linear = linear or Linear(ridge.linear.weight.float(), ridge.linear.bias.float())
+            notes["ridge"] = {"penalty": ridge.penalty, "at_the_edge": ridge.at_the_edge, "tried": ridge.validation}
+            evaluations["ridge"] = evaluate_scores(ridge.linear.scores(judged.values), judged.labels, classes)
+        if "knn" in settings.readouts:
+            votes = knn_scores(
+                seen["train"], judged.values, len(classes), settings.n_neighbours, settings.knn_temp, device
+            )
+            evaluations["knn"] = evaluate_scores(votes, judged.labels, classes)
+        evaluations = {name: evaluations[name] for name in settings.readouts}
+
+        # --- Files
+        classifier = None
+        if linear is not None:
+            classifier = LinearClassifier(backbone, _layer(linear), classes, splits.train.image_size)
+            if runtime.is_main() and isinstance(backbone, ResNet):
+                save_classifier(run.path / "classifier.safetensors", classifier)
+        if runtime.is_main():
+            caption = f"{len(classes)} classes, {judged.labels.numel():,} {split} images"
+            write_evaluations(run.path, evaluations, settings.readouts[0], caption)
+            results = {name: found.as_dict() | notes.get(name, {}) for name, found in evaluations.items()}
+            run.write_json("summary.json", {"split": split, "readouts": results})
+        runtime.barrier()
+    return ProbeResult(path, evaluations, split, classifier)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A linear layer by SGD
+
+
+class SgdFit(NamedTuple):
+    """The layer of least validation loss."""
+
+    linear: Linear
+    epoch: int
+    validation_loss: float
+
+
+def learning_rate(settings: ProbeConfig, step: int, n_steps: int) -> float:
+    """Of step 0, 1 ...: base_lr * images / 256, along a half cosine to a tenth of that."""
+    peak = settings.base_lr * settings.cumulative_bs / 256
+    if not settings.decay:
+        return peak
+    final = FINAL_SHARE * peak
+    return final + (peak - final) * (1 + math.cos(math.pi * step / n_steps)) / 2
+
+
+def _sgd(
+    run: runs.RunFolder,
+    settings: ProbeConfig,
+    backbone: nn.Module,
+    splits: Splits,
+    seen: dict[str, Features],
+    n_classes: int,
+    device: torch.device,
+    preemption: loop.Preemption,
+    progress: bool,
+    on_row: Callable[[Mapping[str, Any]], object] | None,
+) -> SgdFit:
+    validation = seen["validation"]
+    d = validation.values.shape[1]
+    standard = unit_scale(seen["train"].values) if settings.scale == "unit" else None
+    standard = standard or Affine(torch.zeros(d), torch.ones(d))
+    steps = _Steps(settings, splits.train, seen.get("train"), backbone, device)
+    n_steps = settings.max_epochs * steps.per_epoch
+
+    layer = nn.Linear(d, n_classes)
+    with torch.no_grad():
+        layer.weight.normal_(0, WEIGHT_STD, generator=runtime.stream(settings.seed, "probe weights", 0, 0))
+        layer.bias.zero_()
+    layer.to(device)
+    on_device = Affine(standard.mean.to(device), standard.scale.to(device))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=settings.base_lr, momentum=MOMENTUM)
+    best: dict[str, Any] = {"loss": math.inf, "epoch": 0, "layer": {}}
+    total = torch.zeros((), device=device)
+    first = 0
+    if (saved := run.load_latest()) is not None:
+        first, state = saved
+        layer.load_state_dict(state["layer"])
+        optimizer.load_state_dict(state["optimizer"])
+        best, total = state["best"], state["total"].to(device)
+    guard = loop.FiniteGuard()
+    last_state = time.monotonic()
+
+    bar = tqdm(total=n_steps, initial=first, desc="probe", unit="step", disable=not (progress and runtime.is_main()))
+    step = first
+    for step, batch in zip(range(first, n_steps), steps.run(first, n_steps), strict=True):
+        # --- A step of the layer
+        rate = learning_rate(settings, step, n_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = functional.cross_entropy(layer(on_device(batch.values)), batch.labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        runtime.average_gradients(layer)
+        optimizer.step()
+        total += loss.detach()
+        guard.watch("the probe's loss", loss)
+        bar.update()
+
+        # --- The end of an epoch: a row of metrics, and now and then a validation
+        done = step + 1
+        epoch, is_last = done // steps.per_epoch, done == n_steps
+        at_end = done % steps.per_epoch == 0
+        if at_end:
+            guard.check(done, run.last_state)
+            row = {"epoch": epoch, "lr": rate, "loss": runtime.all_reduce_mean(total).item() / steps.per_epoch}
+            total.zero_()
+            if epoch % settings.val_freq == 0 or is_last:
+                linear = _folded(layer, standard)
+                found = evaluate_scores(
+                    linear.scores(validation.values), validation.labels, [""] * n_classes, logits=True
+                )
+                assert found.loss is not None
+                row |= {"validation_loss": found.loss, "validation_top1": found.top1.value}
+                if found.loss < best["loss"]:
+                    kept = {key: value.detach().cpu().clone() for key, value in layer.state_dict().items()}
+                    best = {"loss": found.loss, "epoch": epoch, "layer": kept}
+            run.log(done, **row)
+            if on_row is not None and runtime.is_main():
+                on_row({"step": done} | row)
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+
+        # --- The state
+        stop_now = runtime.broadcast_flag(preemption.requested)
+        is_due = at_end and runtime.broadcast_flag(time.monotonic() - last_state >= settings.state_interval_s)
+        if stop_now or is_last or is_due:
+            guard.check(done, run.last_state)
+            state = {"layer": layer.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "total": total}
+            run.save_state(done, state)
+            last_state = time.monotonic()
+        if stop_now and not is_last:
+            raise Preempted(f"{run.path} is saved at step {done:,}; the same command goes on from there")
+    bar.close()
+    layer.load_state_dict(best["layer"])
+    return SgdFit(_folded(layer, standard), best["epoch"], best["loss"])
+
+
+class _Steps:
+    """The batches of all steps: features kept on the device, or of views drawn anew and run through the backbone."""
+
+    def __init__(
+        self,
+        settings: ProbeConfig,
+        source: ImageSource,
+        kept: Features | None,
+        backbone: nn.Module,
+        device: torch.device,
+    ) -> None:
+        self.settings = settings
+        self.source = source
+        self.backbone = backbone
+        self.device = device
+        self.labels = labels_of(source)
+        world = runtime.world_size()
+        if settings.cumulative_bs % world:
+            raise UsageError(f"--cumulative_bs {settings.cumulative_bs}: must be divisible by the {world} processes")
+        self.n_own = min(settings.cumulative_bs, source.n_images // world * world) // world
+        if self.n_own == 0:
+            raise UsageError(f"{source.name}: {source.n_images} images are too few for {world} processes")
+        self.per_epoch = source.n_images // (self.n_own * world)  # a last batch that is smaller is left out
+        self.kept = None
+        if settings.views == "none":
+            assert kept is not None
+            self.kept = Features(kept.values.to(device), kept.labels.to(device))
+        else:
+            self.augment = Augment(settings.views, source.image_size).to(device)
+
+    def run(self, first: int, n_steps: int) -> Iterator[Features]:
+        """From step `first` on, this process's share of each step's batch."""
+        for epoch in range(first // self.per_epoch, math.ceil(n_steps / self.per_epoch)):
+            start = max(first - epoch * self.per_epoch, 0)
+            order = self.order(epoch)[start:]
+            if self.kept is not None:
+                yield from map(self.kept.rows, order.to(self.device))
+            else:
+                yield from self._augmented(order, epoch * self.per_epoch + start)
+
+    def order(self, epoch: int) -> Tensor:
+        """The images of this process in each step of an epoch, (per_epoch, n_own)."""
+        rng = runtime.stream(self.settings.seed, "probe order", epoch, 0)
+        world = runtime.world_size()
+        order = torch.randperm(self.source.n_images, generator=rng)[: self.per_epoch * self.n_own * world]
+        return order.view(self.per_epoch, world, self.n_own)[:, runtime.rank()]
+
+    def _augmented(self, order: Tensor, step: int) -> Iterator[Features]:
+        images = batches(self.source, order.flatten(), self.n_own)
+        for i, (chosen, raw) in enumerate(zip(order, images, strict=True)):
+            rng = runtime.stream(self.settings.seed, "probe views", step + i, runtime.rank(), self.device)
+            views = self.augment(unit_range(raw.to(self.device, non_blocking=True)), rng)
+            with frozen(self.backbone), runtime.autocast(self.device, self.settings.precision):
+                values = self.backbone(views).float()
+            yield Features(values, self.labels[chosen].to(self.device))
+
+
+def _folded(layer: nn.Linear, standard: Affine) -> Linear:
+    """The layer on standardised features as one on features as they are; on the CPU."""
+    weight, bias = (tensor.detach().cpu() for tensor in (layer.weight, layer.bias))
+    return standard.fold(weight, bias)

@@ -1,0 +1,261 @@
+"""What a run shows of itself: one HTML page that holds image grids, figures and tables.
+
+A page is one file: styles inside, images as data, no script, nothing fetched. It reads on a phone and on paper, and
+follows the reader's light or dark setting, the figures too: they are drawn in named inks that the page defines.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.report.images import image_grid, png_bytes
+from mi_ml_gen.report.tables import _INK, _LINE, _PAPER, _SOFT, Table, _cell_text, _escape, _one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Pages
+
+
+class Page:
+    """One HTML file, made from top to bottom; every method adds a part and returns the page.
+
+    title: the head line. lead: what the page says, in a sentence or two.
+    In texts and captions `code` between backquotes is set as code; everything else is shown as it is.
+    """
+
+    def __init__(self, title: str, lead: str = "", footer: str = "") -> None:
+        self.title = title
+        self.lead = lead
+        self.footer = footer
+        self._parts: list[str] = []
+        self._sections: list[tuple[str, str]] = []
+
+    def section(self, title: str) -> Page:
+        """A head line, reached from the contents at the top where there are three or more."""
+        anchor = f"part-{len(self._sections) + 1}"
+        self._sections.append((anchor, title))
+        return self._add(f'<h2 id="{anchor}">{_inline(title)}</h2>')
+
+    def text(self, text: str) -> Page:
+        """Paragraphs, apart by empty lines."""
+        for paragraph in re.split(r"\n\s*\n", text.strip()):
+            self._add(f"<p>{_inline(_one_line(paragraph))}</p>")
+        return self
+
+    def code(self, text: str) -> Page:
+        """Commands or output, as typed."""
+        return self._add(f"<pre><code>{_escape(text.strip(chr(10)))}</code></pre>")
+
+    def facts(self, facts: Mapping[str, str | int | float]) -> Page:
+        """A few numbers that matter, large, each with its name."""
+        items = "".join(
+            f"<div><dt>{_inline(name)}</dt><dd>{_escape(_cell_text(value, None, '.4g'))}</dd></div>"
+            for name, value in facts.items()
+        )
+        return self._add(f'<dl class="facts">{items}</dl>')
+
+    def table(self, table: Table) -> Page:
+        """A table under its caption; it scrolls sideways where the window is narrow."""
+        label = _escape(_one_line(table.caption).replace("`", "") or "Table")
+        scrolled = f'<div tabindex="0" role="region" aria-label="{label}">{table.to_html()}</div>'
+        return self._add(f'<figure class="table">{_caption(table.caption)}{scrolled}</figure>')
+
+    def image(self, array: np.ndarray, alt: str, caption: str = "", scale: float = 1.0) -> Page:
+        """An image, uint8 (H, W, 3), as a PNG within the page, at `scale` times its size where there is room.
+
+        alt: what it shows, for those who do not see it.
+        """
+        return self._add(f"<figure>{_img(array, alt, scale)}{_caption(caption)}</figure>")
+
+    def rows(
+        self, rows: Mapping[str, Tensor], alt: str, caption: str = "", scale: float = 1.0, padding: int = 2
+    ) -> Page:
+        """Rows of images, each under or beside its name: anchors and positives, say.
+
+        rows: name -> images (n, 3, h, w) in [0, 1]; images of different rows in one place belong together.
+        """
+        strips = []
+        for name, images in rows.items():
+            grid = image_grid(images, n_rows=1, padding=padding)
+            opaque = image_grid(torch.ones_like(images), n_rows=1, padding=padding, background=0)
+            strip = np.concatenate([grid, opaque[..., :1]], axis=2)  # the page shows between the images
+            image = _img(strip, f"{alt}: {name}", scale)
+            strips.append(f'<div class="strip"><span>{_inline(name)}</span>{image}</div>')
+        return self._add(f'<figure class="strips">{"".join(strips)}{_caption(caption)}</figure>')
+
+    def figure(self, figure: Figure | Sequence[Figure], alt: str, caption: str = "") -> Page:
+        """A figure of this module, or several side by side where there is room, in the reader's colours."""
+        figures = list(figure) if isinstance(figure, Sequence) else [figure]
+        names = [alt] if len(figures) == 1 else [f"{alt} ({i + 1} of {len(figures)})" for i in range(len(figures))]
+        drawings = "".join(_svg(one, name) for one, name in zip(figures, names, strict=True))
+        return self._add(f'<figure><div class="drawings">{drawings}</div>{_caption(caption)}</figure>')
+
+    def html(self) -> str:
+        """The whole page."""
+        contents = ""
+        if len(self._sections) >= 3:
+            links = "".join(f'<li><a href="#{anchor}">{_inline(title)}</a></li>' for anchor, title in self._sections)
+            contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
+        lead = f'<p class="lead">{_inline(_one_line(self.lead))}</p>' if self.lead else ""
+        footer = f"<footer>{_inline(self.footer)}</footer>" if self.footer else ""
+        return (
+            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta name="color-scheme" content="light dark">\n'
+            f"<title>{_escape(self.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+            f"<header><h1>{_inline(self.title)}</h1>{lead}{contents}</header>\n"
+            + "\n".join(self._parts)
+            + f"\n{footer}</main>\n</body>\n</html>\n"
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page, whole or not at all."""
+        path = Path(path)
+        atomic_write(path, self.html().encode())
+        return path
+
+    def _add(self, part: str) -> Page:
+        self._parts.append(part)
+        return self
+
+
+def _img(array: np.ndarray, alt: str, scale: float) -> str:
+    height, width = array.shape[:2]
+    data = base64.b64encode(png_bytes(array)).decode()
+    sharp = ' class="sharp"' if scale >= 2 else ""  # enlarged pixels are shown as squares, not as a blur
+    size = f'width="{round(width * scale)}" height="{round(height * scale)}"'
+    return f'<img{sharp} {size} alt="{_escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _svg(figure: Figure, alt: str) -> str:
+    """A figure as SVG, its inks replaced by the page's variables and its size left to the page."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "mi_ml_gen", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    for ink, name in ((_INK, "ink"), (_SOFT, "soft"), (_LINE, "line"), (_PAPER, "paper")):
+        drawing = drawing.replace(ink, f"var(--{name})")
+    width, height = (float(inches) * 72 for inches in figure.get_size_inches())  # the SVG's unit is a point
+    opening = re.match(r"<svg[^>]*>", drawing)
+    assert opening is not None
+    head = (
+        f'<svg role="img" aria-label="{_escape(alt)}" style="max-width: {width * 4 / 3:.0f}px" '
+        f'viewBox="0 0 {width:g} {height:g}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    return head + drawing[opening.end() :]
+
+
+def _caption(text: str) -> str:
+    return f"<figcaption>{_inline(_one_line(text))}</figcaption>" if text else ""
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
+
+
+_CSS = """
+:root {
+  --paper: #fcfcfa; --ink: #22262b; --soft: #626973; --line: #dcdfe3; --tint: #f2f3f1; --accent: #2f619f;
+  --serif: Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif;
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15181c; --ink: #e4e6e8; --soft: #9aa2ab; --line: #343a41; --tint: #1e2228; --accent: #8ab4e8;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1.0625rem/1.6 var(--serif); }
+main { max-width: 66rem; margin: 0 auto; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem) 4rem; }
+h1 {
+  font: 700 clamp(1.7rem, 1.2rem + 2.4vw, 2.6rem)/1.15 var(--serif);
+  letter-spacing: -0.015em; margin: 0 0 0.75rem; text-wrap: balance;
+}
+h2 {
+  font: 700 1.4rem/1.25 var(--serif); margin: 3.2rem 0 0.8rem; padding-top: 1rem;
+  border-top: 1px solid var(--line); text-wrap: balance;
+}
+p { max-width: 42rem; margin: 0 0 1rem; overflow-wrap: break-word; }
+.lead { font-size: 1.2rem; line-height: 1.5; color: var(--soft); margin-bottom: 1.5rem; }
+a { color: var(--accent); text-underline-offset: 0.15em; }
+nav ul {
+  display: flex; flex-wrap: wrap; gap: 0.35rem 1.4rem; list-style: none; margin: 0; padding: 0;
+  font: 0.92rem/1.5 var(--sans);
+}
+code { font: 0.88em var(--mono); }
+pre {
+  background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: 0.9rem 1.1rem;
+  margin: 1.2rem 0; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere;
+}
+.facts {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1.2rem 1.6rem;
+  margin: 1.8rem 0;
+}
+.facts div { border-top: 2px solid var(--ink); padding-top: 0.5rem; }
+.facts dt { font: 0.86rem/1.35 var(--sans); color: var(--soft); }
+.facts dd { font: 600 1.6rem/1.25 var(--sans); font-variant-numeric: tabular-nums; margin: 0.1rem 0 0; }
+figure { margin: 1.6rem 0 2rem; }
+figcaption { font: 0.9rem/1.5 var(--sans); color: var(--soft); max-width: 42rem; margin-top: 0.7rem; }
+.table figcaption { margin: 0 0 0.8rem; }
+.table > div { /* a shade at the edge beyond which there is more */
+  overflow-x: auto; background:
+    linear-gradient(90deg, var(--paper) 40%, transparent) 0 / 2.5rem 100% no-repeat local,
+    linear-gradient(270deg, var(--paper) 40%, transparent) 100% / 2.5rem 100% no-repeat local,
+    radial-gradient(farthest-side at 0 50%, var(--line), transparent) 0 / 0.6rem 100% no-repeat scroll,
+    radial-gradient(farthest-side at 100% 50%, var(--line), transparent) 100% / 0.6rem 100% no-repeat scroll;
+}
+table {
+  border-collapse: collapse; border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink);
+  font: 0.93rem/1.4 var(--sans); font-variant-numeric: tabular-nums lining-nums;
+}
+th, td { padding: 0.45rem 1.3rem 0.45rem 0; text-align: left; vertical-align: baseline; }
+th { font-weight: 600; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+th:last-child, td:last-child { padding-right: 0; }
+td:last-child:not(.num) { min-width: 9rem; }
+tbody tr + tr td { border-top: 1px solid var(--line); }
+th.num, td.num { text-align: right; }
+td.num { white-space: nowrap; }
+img { display: block; max-width: 100%; height: auto; border-radius: 2px; }
+img.sharp { image-rendering: pixelated; }
+.strip + .strip { margin-top: 0.35rem; }
+.strip span { display: block; font: 0.82rem/1.5 var(--sans); color: var(--soft); }
+@media (min-width: 44rem) {
+  .strip { display: grid; grid-template-columns: 5rem minmax(0, 1fr); align-items: center; gap: 0.6rem; }
+}
+.drawings {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1.4rem 1.8rem;
+}
+.drawings svg { width: 100%; height: auto; display: block; }
+footer {
+  margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
+  font: 0.86rem/1.5 var(--sans); color: var(--soft);
+}
+@media print {
+  html { font-size: 72%; }
+  body { background: none; }
+  main { max-width: none; padding: 0; }
+  nav { display: none; }
+  h1, h2, .table figcaption { break-after: avoid; }
+  figure, pre, .facts, tr { break-inside: avoid; }
+  .table > div { overflow: visible; background: none; }
+}
+@page { margin: 18mm; }
+"""

@@ -1,0 +1,225 @@
+"""Views: T_x, the augmentation of images, and T_z, decode, T_x as one step (`ViewSampler`).
+
+T_x works on the device, with parameters drawn per sample. The four policies of the paper, named as in its
+configurations:
+
+    none      centre crop
+    simclr    random resized crop, horizontal flip, colour jitter, grayscale
+    no_crop   simclr with the centre crop in place of the random one
+    no_color  simclr without colour jitter and grayscale
+
+Each ends in the ImageNet normalisation. The law is torchvision's (RandomResizedCrop with scale 0.2 to 1 and
+ratio 3/4 to 4/3, flip with probability 1/2, ColorJitter(0.4, 0.4, 0.4, 0.1) with probability 0.8 in random
+order, grayscale with probability 0.2), except that torchvision draws one set of parameters for a whole batch
+and this module draws one for each sample. For given parameters every operation equals
+torchvision.transforms.functional on that sample, to float32 rounding.
+
+How it stays fast: drawing is one call of the random generator, nothing is read back by the host, crop, resize
+and flip are two batched matrix products (exact, and unlike grid_sample deterministic in the backward pass on
+CUDA), and the colour operations run on all samples at once with neutral factors where a sample does not take
+part. All of it is differentiable in the images.
+"""
+
+from __future__ import annotations
+
+from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.views.augment import unit_range
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+import torch
+from torch import Tensor, nn
+from mi_ml_gen.core import runtime
+from mi_ml_gen.data.source import ImageSource
+from mi_ml_gen.data.source import batches
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.base import ImagePair
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.latents import Chunks
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.walkers.base import IdentityWalker
+from mi_ml_gen.walkers.learned import NonlinearWalker
+from mi_ml_gen.walkers.base import Walker
+from mi_ml_gen.walkers.spec import load_groups
+from mi_ml_gen.walkers.spec import load_walker
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# T_z, decode, T_x
+
+
+class Views(NamedTuple):
+    """Two batches of views, (n, 3, crop_size, crop_size) each; row i of both shows the same sample."""
+
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which batch is meant: all that its randomness may depend on."""
+
+    seed: int
+    step: int
+    rank: int
+    world_size: int
+    n: int
+    """Samples of this process."""
+    device: torch.device
+
+    def rng(self, name: str) -> torch.Generator:
+        """The random stream of one use. Each use has its own, so that runs which differ in T_z alone have the same
+        anchors and the same crops."""
+        return runtime.stream(self.seed, f"views: {name}", self.step, self.rank, self.device)
+
+
+class Origin(Protocol):
+    """Where pairs of images come from."""
+
+    image_size: int
+    """Height and width of the images, in pixels."""
+    n_images: int | None
+    """How many different ones there are; None where each is new."""
+
+    def pair(self, place: Place) -> ImagePair:
+        """Two batches of images (n, 3, image_size, image_size), in [0, 1] or uint8, on the device of `place`."""
+        ...
+
+
+class GeneratedImages:
+    """Continuous sampling: anchors and positives of a generator, new at every step.
+
+    walker: T_z; without it (or with IdentityWalker) both images are the anchor, which is then decoded once.
+    law: of the anchors' noise. decode_at_once: pairs that are decoded together, to bound the memory.
+    """
+
+    n_images: int | None = None
+
+    def __init__(
+        self,
+        generator: MultiLatentGenerator,
+        walker: Walker | None = None,
+        law: TruncatedNormal | None = None,
+        decode_at_once: int | None = None,
+    ) -> None:
+        assert decode_at_once is None or decode_at_once >= 1
+        self.generator = generator
+        self.walker = IdentityWalker() if walker is None else walker
+        self.law = TruncatedNormal() if law is None else law
+        self.decode_at_once = decode_at_once
+        self.image_size = generator.resolution
+        self.decode, self.decode_pair = generator.decode, generator.decode_pair
+
+    def compile(self) -> None:
+        """Decode through torch.compile from now on."""
+        self.decode = torch.compile(self.generator.decode)  # type: ignore[method-assign]
+        self.decode_pair = torch.compile(self.generator.decode_pair)  # type: ignore[method-assign]
+
+    @torch.no_grad()
+    def pair(self, place: Place) -> ImagePair:
+        z = self.law.sample((place.n, self.generator.noise_dim), place.rng("anchors"))
+        latents = self.walker(self.generator, z, place.rng("positives"))
+        rng = place.rng("decode")
+        size = self.decode_at_once or place.n
+        moved = self.walker.chunks
+        if not moved:
+            images = torch.cat([self.decode(part, rng) for part in latents.anchor.split(size)])
+            return ImagePair(images, images)
+        span = Chunks(min(chunks.start for chunks in moved), max(chunks.stop for chunks in moved))
+        parts = zip(latents.anchor.split(size), latents.positive.split(size), strict=True)
+        decoded = [self.decode_pair(anchor, positive, span, rng) for anchor, positive in parts]
+        anchors, positives = zip(*decoded, strict=True)
+        return ImagePair(torch.cat(anchors), torch.cat(positives))
+
+
+class StoredImages:
+    """Images of a source, in an order drawn anew for each epoch; the two views are of the same image.
+
+    An epoch is as many whole batches (of all processes together) as the source fills; what is left over is left out
+    of that epoch. Steps asked for in turn are read ahead in the background.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.image_size = source.image_size
+        self.n_images: int | None = source.n_images
+        self._reading: tuple[Place, Iterator[Tensor]] | None = None
+
+    def rest_of_epoch(self, place: Place) -> Tensor:
+        """The images of this process's batches from a step to the end of its epoch, int64 (n_batches, n).
+
+        Raises UsageError where the source is smaller than a batch.
+        """
+        n_together = place.n * place.world_size
+        n_batches = self.source.n_images // n_together
+        if n_batches == 0:
+            raise UsageError(f"a batch of {n_together} of {self.source.n_images} images: take a smaller batch")
+        epoch, done = divmod(place.step, n_batches)
+        rng = runtime.stream(place.seed, "views: order", epoch, 0)  # one order for all processes
+        order = torch.randperm(self.source.n_images, generator=rng)[: n_batches * n_together]
+        return order.view(n_batches, place.world_size, place.n)[done:, place.rank]
+
+    def pair(self, place: Place) -> ImagePair:
+        images = next(self._reading[1], None) if self._reading is not None and self._reading[0] == place else None
+        if images is None:
+            reader = batches(self.source, self.rest_of_epoch(place).flatten(), place.n)
+            self._reading, images = (place, reader), next(reader)
+        assert self._reading is not None
+        self._reading = replace(place, step=place.step + 1), self._reading[1]
+        if place.device.type == "cuda":
+            images = images.pin_memory()
+        images = images.to(place.device, non_blocking=True)
+        return ImagePair(images, images)
+
+
+class ViewSampler:
+    """Two batches of views for each step: T_z, decode, T_x, or T_x of stored images.
+
+    origin: GeneratedImages or StoredImages. policy: T_x, a key of POLICIES. batch_size: samples a step, of this
+    process. crop_size: side of the views, as in Augment. precision: of the generator. rank and world_size: by
+    default this process's.
+
+    What a step gives is a function of (seed, rank, step) alone: processes share no latent and no crop, and a
+    resumed run goes on with the views that the uninterrupted one had. Nothing is read back by the host.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        policy: str = "simclr",
+        batch_size: int = 64,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        crop_size: int | None = None,
+        precision: str = "fp32",
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.origin = origin
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = torch.device("cpu") if device is None else torch.device(device)
+        self.precision = precision
+        self.rank = runtime.rank() if rank is None else rank
+        self.world_size = runtime.world_size() if world_size is None else world_size
+        self.augment = Augment(policy, origin.image_size, crop_size).to(self.device)
+
+    def place(self, step: int) -> Place:
+        return Place(self.seed, step, self.rank, self.world_size, self.batch_size, self.device)
+
+    @torch.no_grad()
+    def images(self, step: int) -> ImagePair:
+        """The images that the views of a step are taken of, float32 in [0, 1]."""
+        with runtime.autocast(self.device, self.precision):
+            pair = self.origin.pair(self.place(step))
+        first = unit_range(pair.anchor)
+        return ImagePair(first, first if pair.positive is pair.anchor else unit_range(pair.positive))
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> Views:
+        images = self.images(step)
+        rng = self.place(step).rng("crops")
+        views = (self.augment(half, rng).contiguous(memory_format=torch.channels_last) for half in images)
+        return Views(*views)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from mi_ml_gen.core import errors
+from mi_ml_gen.core.errors import nearest
+
+
+def script(body: str, *argv: str, **options) -> subprocess.CompletedProcess:
+    """Run `main(argv)` with this body as a script of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program(body), *argv], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def program(body: str) -> str:
+    lines = ["import errno, os, signal, sys", "from mi_ml_gen import cli", "from mi_ml_gen.core.errors import *"]
+    return "\n".join([*lines, "def main(argv):", textwrap.indent(body, "    "), "cli.run(main)"])
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("pass", 0, ""),
+        ("return 7", 7, ""),
+        ("sys.exit(9)", 9, ""),
+        ("raise UsageError('--chunks 9_1: wrong')", 2, "error: --chunks 9_1: wrong"),
+        ("raise UnsafeCheckpointError('x.pth: calls os.system')", 3, "error: x.pth: calls os.system"),
+        ("raise CorruptCheckpointError('x.pth: cut short')", 3, "error: x.pth: cut short"),
+        ("raise EnvironmentFault('a\\n  b')", 4, "error: a b"),
+        ("raise NonFiniteError('loss')", 5, "error: loss"),
+        ("raise Preempted('at step 3')", 75, "stopped: at step 3"),
+        ("raise MiMlGenError('x')", 1, "error: x"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("raise OSError(errno.ENOSPC, 'No space left', '/a/b')", 4, "error: /a/b: No space left"),
+        ("raise OSError(errno.EROFS, 'Read-only file system')", 4, "error: Read-only file system"),
+        ("raise PermissionError(errno.EACCES, 'Permission denied', 'f')", 4, "error: f: Permission denied"),
+        ("open('/no/such/file')", 2, "error: /no/such/file: No such file or directory"),
+        ("raise TimeoutError('no answer')", 4, "error: no answer"),
+        ("raise MemoryError", 4, "error: out of memory: this machine has no more"),
+        ("import no_such_package", 4, "error: the package no_such_package is not installed"),
+        ("{}['k']", 1, "error: KeyError: 'k' (unforeseen; --debug shows where)"),
+        ("cli.Parser(prog='p').parse_args(argv)", 2, "error: unexpected argument 'stray' (see p --help)"),
+    ],
+)
+def test_one_line_and_exit_code(body, code, line):
+    done = script(body, *(["stray"] if "parse_args" in body else []))
+    assert (done.returncode, done.stderr) == (code, line + "\n" if line else "")
+
+
+def test_torch_out_of_memory():
+    raised = "class OutOfMemoryError(RuntimeError): pass\nraise OutOfMemoryError('CUDA out of memory')"
+    assert script(raised).returncode == 4
+    done = script("import torch\ntorch.empty(2**60, dtype=torch.uint8)")
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: out of memory:") and done.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_and_is_kept_from_main():
+    done = script("print(argv)\nraise UsageError('wrong')", "--a", "--debug", "b")
+    assert done.stdout.strip() == "['--a', 'b']"
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr and done.stderr.endswith("error: wrong\n")
+
+
+def test_warnings_are_one_line():
+    done = script("import logging\nlogging.getLogger('mi_ml_gen.core.runs').warning('a\\nb %s', 3)")
+    assert done.stderr == "warning: a b 3\n"
+
+
+def test_other_ranks_say_who_they_are():
+    done = script("raise UsageError('wrong')", env=os.environ | {"RANK": "3"})
+    assert done.stderr == "error: wrong (rank 3)\n"
+
+
+def test_sigterm_leaves_with_blocks_in_order():
+    body = """
+    try:
+        print("ready", flush=True)
+        signal.pause()
+    finally:
+        print("cleaned", flush=True)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program(textwrap.dedent(body))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "cleaned\n", "terminated\n")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-c", program("for i in range(10**6): print(i)")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+
+
+def test_failing_scripts_need_no_torch():
+    assert script("print('torch' in sys.modules)").stdout == "False\n"
+
+
+def test_nearest():
+    assert nearest("lr_wakl", ["lr_walk", "seed"], "key") == "; nearest known key: lr_walk"
+    assert nearest("zzz", ["lr_walk", "seed"], "key") == "; known keys: lr_walk, seed"
+    assert nearest("zzz", [f"k{i}" for i in range(99)], "key") == ""
+
+
+def test_exit_codes():
+    codes = {"UsageError": 2, "CheckpointError": 3, "UnsafeCheckpointError": 3, "CorruptCheckpointError": 3}
+    codes |= {"EnvironmentFault": 4, "NonFiniteError": 5, "Preempted": 75, "MiMlGenError": 1}
+    assert {name: getattr(errors, name).exit_code for name in codes} == codes
+    assert issubclass(errors.UsageError, ValueError)

@@ -1,0 +1,77 @@
+"""Resizing against plain definitions: the integral over a pixel's part of the image, OpenCV's rule for growing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mi_ml_gen.data.resampling import resize, resize_area
+
+
+def area_twin(line: np.ndarray, size: int) -> np.ndarray:
+    """The mean of a step function over each of `size` equal stretches, pixel by pixel."""
+    step = len(line) / size
+    means = []
+    for i in range(size):
+        start, stop = i * step, (i + 1) * step
+        total = 0.0
+        for pixel in range(len(line)):
+            overlap = min(stop, pixel + 1) - max(start, pixel)
+            if overlap > 0:
+                total += overlap * line[pixel]
+        means.append(total / step)
+    return np.array(means)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (13, 4), (13, 17), (1, 1), (12, 16)])
+def test_shrinking_takes_the_mean_over_what_a_pixel_covers(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    columns = np.stack([[area_twin(row, width) for row in image[:, :, c].astype(float)] for c in range(3)], -1)
+    expected = np.stack(
+        [np.stack([area_twin(columns[:, x, c], height) for x in range(width)], 1) for c in range(3)], -1
+    )
+    result = resize_area(image, height, width)
+    assert result.dtype == np.uint8 and result.shape == (height, width, 3)
+    assert np.abs(result - expected).max() <= 0.5 + 1e-6
+
+
+def test_growing_keeps_the_middle_of_each_pixel() -> None:
+    """Twice as large: OpenCV's area rule repeats each pixel, where plain bilinear would mix all of them."""
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resize_area(image, 12, 10), image.repeat(2, 0).repeat(2, 1))
+
+
+def test_growing_by_a_fraction_mixes_two_neighbours() -> None:
+    line = np.array([0, 100, 200], np.uint8)
+    image = np.repeat(np.repeat(line[None, :, None], 3, 0), 3, 2)
+    # 3 -> 4: an output pixel covers 3/4 of a pixel; by how much it reaches into the next, in output pixels.
+    expected = []
+    for x in range(4):
+        first = math.floor(x * 3 / 4)
+        weight = (x + 1) - (first + 1) * 4 / 3
+        weight = 0 if weight <= 0 else weight - math.floor(weight)
+        expected.append((1 - weight) * line[first] + weight * line[min(first + 1, 2)])
+    np.testing.assert_allclose(resize_area(image, 4, 4)[1, :, 0], np.rint(expected), atol=0)
+
+
+def test_the_size_itself_changes_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    assert resize_area(image, 6, 5) is image
+    images = torch.rand(1, 3, 6, 6)
+    assert resize(images, 6, "corners") is images and resize(images, 6, "antialias") is images
+
+
+def test_corners_stay_where_they_are() -> None:
+    images = torch.rand(2, 3, 9, 9)
+    small = resize(images, 5, "corners")
+    torch.testing.assert_close(small, images[..., ::2, ::2])
+
+
+@pytest.mark.parametrize("size", [5, 17])
+def test_antialias_equals_interpolate(size: int) -> None:
+    images = torch.rand(2, 3, 11, 11)
+    expected = torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resize(images, size, "antialias"), expected, rtol=0, atol=1e-6)

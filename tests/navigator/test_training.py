@@ -1,0 +1,321 @@
+"""The navigator: what training does, that stopping and resuming change nothing, and the rules of its course."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_ml_gen.core import config, runs
+from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
+from mi_ml_gen.core.files import load_tensors
+from mi_ml_gen.generators.registry import save_generator
+from mi_ml_gen.navigator.selection import near, select_checkpoint, should_stop
+from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.navigator.training import Course, train_navigator, walker_name
+from tests.conftest import StopAt, make_small_generator
+
+SETTINGS = NavigatorConfig(
+    generator="small", chunks="0_1", num_samples=192, save_freq=48, batch_size=8, critic_width=4, lr_walk=1e-2,
+    lr_MI=1e-3, device="cpu", state_interval_s=0.0, image_freq=100, seed=3,
+)  # fmt: skip
+TIMED = "pairs_per_s"
+
+
+def train(path, generator=None, **changes):
+    return train_navigator(
+        dataclasses.replace(SETTINGS, **changes), generator or make_small_generator(), path, progress=False
+    )
+
+
+def rows_of(path):
+    return [{key: value for key, value in row.items() if key != TIMED} for row in runs.read_metrics(path)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """An uninterrupted run of 24 steps."""
+    path = tmp_path_factory.mktemp("navigator") / "whole"
+    return train(path)
+
+
+def test_a_run_folder_holds_what_a_run_is(whole_run):
+    path = whole_run.path
+    settings = runs.read_config(path)
+    assert settings["lr_walk"] == 1e-2 and settings["temp"] == 0.1
+    rows = runs.read_metrics(path)
+    assert [row["step"] for row in rows] == [6, 12, 16, 18, 24]
+    assert all(math.isfinite(row[key]) for row in rows for key in ("loss", "bound_nats", "delta", TIMED))
+    assert [row["samples"] for row in rows if row["saved"]] == [48, 96, 144, 192]
+    for name in ("walker.safetensors", "walker.json", "summary.json", "images/curves.png", "images/selected.png"):
+        assert (path / name).stat().st_size > 0
+    about = json.loads((path / "walker.json").read_text())["about"]
+    assert about["samples"] == whole_run.selection.samples
+    chosen = load_tensors(path / "walkers" / f"{walker_name(about['samples'])}.safetensors").tensors
+    selected = load_tensors(path / "walker.safetensors").tensors
+    assert chosen.keys() == selected.keys() and all(torch.equal(chosen[key], selected[key]) for key in chosen)
+
+
+@pytest.mark.parametrize("stops", [(1,), (6,), (13,), (23,), (5, 5, 5)], ids=str)
+def test_resumed_equals_uninterrupted(whole_run, tmp_path, monkeypatch, stops):
+    """Stopped at the first step, at a save, between lines of metrics, at the last but one, and three times."""
+    for n_steps in stops:
+        with monkeypatch.context() as patch:
+            StopAt(patch, n_steps)
+            with pytest.raises(Preempted, match="the same command goes on"):
+                train(tmp_path / "run")
+    train(tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole_run.path)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every saved walker, the last state (parameters, buffers, optimisers, counters) and the metrics are equal."""
+    assert rows_of(one) == rows_of(other)
+    names = sorted(path.name for path in (other / "walkers").glob("*.safetensors"))
+    assert names == sorted(path.name for path in (one / "walkers").glob("*.safetensors"))
+    for name in [*(f"walkers/{name}" for name in names), "walker.safetensors"]:
+        mine, theirs = load_tensors(one / name).tensors, load_tensors(other / name).tensors
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    last = sorted((other / "checkpoints").glob("*.pt"))[-1].name
+    mine, theirs = (torch.load(path / "checkpoints" / last, weights_only=True) for path in (one, other))
+    assert flat(mine) == flat(theirs)
+
+
+def flat(state, prefix="") -> dict:
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return flat(dict(enumerate(state)), prefix)
+    return {prefix: state.tolist() if isinstance(state, torch.Tensor) else state}
+
+
+def test_state_left_out_would_be_noticed(whole_run, tmp_path, monkeypatch):
+    """The comparison above can fail: an optimiser that starts anew gives another run."""
+    with monkeypatch.context() as patch:
+        StopAt(patch, 6)
+        with pytest.raises(Preempted):
+            train(tmp_path / "run")
+    state = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1]
+    saved = torch.load(state, weights_only=True)
+    saved["state"]["optimizer_walk"]["state"].clear()
+    with runs.RunFolder.open(tmp_path / "run", runs.read_config(tmp_path / "run")) as run:
+        run.save_state(saved["step"], saved["state"])
+    train(tmp_path / "run")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "run", whole_run.path)
+
+
+def test_a_finished_run_is_left_as_it_is(whole_run):
+    before = {path: path.read_bytes() for path in whole_run.path.rglob("*.safetensors")}
+    again = train(whole_run.path)
+    assert again.selection == whole_run.selection
+    assert {path: path.read_bytes() for path in whole_run.path.rglob("*.safetensors")} == before
+
+
+def test_more_samples_go_on_from_the_end(whole_run, tmp_path):
+    train(tmp_path / "run", num_samples=96)
+    train(tmp_path / "run")
+    theirs = load_tensors(whole_run.path / "walkers" / f"{walker_name(192)}.safetensors").tensors
+    mine = load_tensors(tmp_path / "run" / "walkers" / f"{walker_name(192)}.safetensors").tensors
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_another_setting_in_the_same_folder_is_refused(whole_run):
+    with pytest.raises(UsageError, match="lr_walk"):
+        train(whole_run.path, lr_walk=0.5)
+
+
+def test_the_walker_raises_the_loss_that_the_critic_lowers(tmp_path):
+    """Against a held critic the walker's steps raise InfoNCE; against a held walker the critic's lower it."""
+    held_critic = train(tmp_path / "a", num_samples=800, lr_MI=1e-12, lr_walk=3e-2, chunks="0_2")
+    rows = runs.read_metrics(held_critic.path)
+    assert rows[-1]["loss"] > rows[0]["loss"] + 0.05 and rows[-1]["delta"] > 5 * rows[0]["delta"]
+    held_walker = train(tmp_path / "b", num_samples=800, lr_walk=1e-12, lr_MI=3e-3)
+    rows = runs.read_metrics(held_walker.path)
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"] and rows[-1]["delta"] == pytest.approx(rows[0]["delta"], rel=0.2)
+
+
+def test_the_plain_way_takes_the_same_step(tmp_path):
+    """The slow twin of one step: separate decodes, all gradients, backward through everything."""
+    from mi_ml_gen.core.runtime import stream
+    from mi_ml_gen.information.critic import Critic
+    from mi_ml_gen.information.infonce import infonce_loss
+    from mi_ml_gen.latents import Chunks
+    from mi_ml_gen.views.augment import Augment
+    from mi_ml_gen.walkers.learned import NonlinearWalker
+
+    train(tmp_path / "run", num_samples=8, save_freq=8)
+    mine = load_tensors(tmp_path / "run" / "walkers" / f"{walker_name(8)}.safetensors").tensors
+
+    generator = make_small_generator()
+    torch.manual_seed(SETTINGS.seed)
+    walker, critic = NonlinearWalker(Chunks(0, 1), 4), Critic(7, width=4).train()
+    options = dict(betas=(0.5, 0.999))
+    adam_critic = torch.optim.Adam(critic.parameters(), lr=SETTINGS.lr_MI, **options)
+    adam_walker = torch.optim.Adam(walker.parameters(), lr=SETTINGS.lr_walk, **options)
+    augment = Augment("none", 8)
+    rng = stream(SETTINGS.seed, "pairs", 0, 0)
+    z = SETTINGS.law.sample((8, 8), rng)
+    pair = walker(generator, z)
+    views = augment(generator.decode(pair.anchor)), augment(generator.decode(pair.positive))
+
+    def loss(images):
+        return infonce_loss(torch.stack([critic(torch.cat(images))[:8], critic(torch.cat(images))[8:]], 1), 0.1)
+
+    loss([view.detach() for view in views]).backward()
+    adam_critic.step()
+    (-loss(views)).backward()
+    adam_walker.step()
+    for key, value in walker.state_dict().items():
+        torch.testing.assert_close(mine[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch):
+    from mi_ml_gen.information import infonce
+    from mi_ml_gen.navigator import training as navigator
+
+    calls = iter(range(1000))
+    plain = infonce.infonce_loss
+    monkeypatch.setattr(navigator, "infonce_loss", lambda *a: plain(*a) * (math.nan if next(calls) == 26 else 1.0))
+    with pytest.raises(NonFiniteError, match=r"InfoNCE .* the last good checkpoint is .*state_000000000012\.pt"):
+        train(tmp_path / "run")
+    assert [row["step"] for row in runs.read_metrics(tmp_path / "run")] == [6, 12]
+    assert len(list((tmp_path / "run" / "walkers").glob("*.safetensors"))) == 2
+
+
+def test_image_size_is_the_generators(tmp_path):
+    with pytest.raises(UsageError, match="--img_size 128: small decodes to 8 px"):
+        train(tmp_path / "run", img_size=128)
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rules
+
+
+def course(losses, deltas=None, every=100):
+    deltas = deltas or [1.0] * len(losses)
+    return [
+        dict(
+            step=i + 1,
+            samples=(i + 1) * every,
+            loss=loss,
+            smoothed_loss=loss,
+            bound_nats=-loss,
+            delta=delta,
+            smoothed_delta=delta,
+            saved=True,
+        )
+        for i, (loss, delta) in enumerate(zip(losses, deltas, strict=True))
+    ]
+
+
+def test_selection_takes_the_first_walker_that_keeps_the_rise_after_the_trough():
+    rows = course([6.0, 1.0, 0.5, 1.5, 2.4, 2.5, 2.4])
+    assert select_checkpoint(rows, 10.0).samples == 500  # 0.5 + 80% of 1.9 is 2.02; the high start does not count
+
+
+def test_selection_is_not_taken_in_by_a_rise_that_does_not_last():
+    rows = course([2.0, 0.5, 3.0, 0.6, 1.0, 1.5, 2.0, 2.1])
+    assert select_checkpoint(rows, 10.0).samples == 700  # 0.5 + 80% of 1.6 is 1.78
+
+
+def test_selection_of_a_course_that_only_falls_is_its_last_walker():
+    assert select_checkpoint(course([3.0, 2.0, 1.0]), 10.0).samples == 300
+
+
+def test_selection_leaves_out_walkers_beyond_independent_draws():
+    rows = course([1.0, 0.5, 1.0, 1.5, 6.0], deltas=[0.1, 0.5, 1.0, 2.0, 9.0])
+    assert select_checkpoint(rows, 5.0).samples == 400
+    assert select_checkpoint(course([1.0, 2.0], deltas=[9.0, 9.0]), 5.0).samples == 100
+
+
+def test_selection_does_not_trust_a_smoothed_delta_that_lags():
+    rows = course([1.0, 0.5, 1.0, 1.5, 6.0], deltas=[0.1, 0.5, 1.0, 2.0, 3.0])
+    rows[-1]["delta"] = 9.0
+    assert select_checkpoint(rows, 5.0).samples == 400
+
+
+def test_selection_needs_a_walker():
+    with pytest.raises(UsageError, match="no walker"):
+        select_checkpoint([], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "deltas", "changes", "why"),
+    [
+        ([1.0, 2.6], None, dict(early_stopping_min_steps=200), None),
+        ([1.0, 2.0, 2.6], None, dict(early_stopping_min_steps=200), "above the threshold 2.5"),
+        ([1.0, 2.0, 2.6], None, dict(early_stopping_min_steps=200, early_stopping_threshold=None), None),
+        ([1.0, 2.0, 1.9, 1.9], None, dict(early_stopping_min_steps=0, patience=200), "not risen for 200 samples"),
+        ([1.0, 2.0, 1.9, 2.1], None, dict(early_stopping_min_steps=0, patience=200), None),
+        ([1.0, 2.0], [1.0, 7.0], dict(early_stopping_min_steps=0), "beyond 1.25 times"),
+        ([1.0, 2.0], [1.0, 7.0], dict(early_stopping_min_steps=0, patience=None), None),
+    ],
+)
+def test_stopping(losses, deltas, changes, why):
+    reason = should_stop(course(losses, deltas), dataclasses.replace(SETTINGS, **changes), independent=5.0)
+    assert (reason is None) if why is None else (why in reason)
+
+
+def test_a_stopping_rule_ends_the_run_and_is_remembered(tmp_path):
+    changes = dict(early_stopping_min_steps=50, early_stopping_threshold=1e-6)
+    result = train(tmp_path / "run", **changes)
+    assert "threshold" in result.reason and result.samples == 96
+    assert train(tmp_path / "run", **changes).reason == result.reason
+
+
+def test_smoothing_is_a_weighted_mean_of_what_was_seen():
+    course = Course(save_freq=1, temperature=0.1, n_pairs=8, independent=1.0)
+    smoothed = [course.row(16 * (i + 1), 16 * (i + 1), (16 * loss, 0.0), False)["smoothed_loss"]
+                for i, loss in enumerate([4.0, 1.0, 1.0])]  # fmt: skip
+    assert smoothed == pytest.approx([4.0, (4 / 2 + 1) / 1.5, (4 / 4 + 1 / 2 + 1) / 1.75])
+
+
+def test_near_averages_around_the_checkpoint():
+    rows = course([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert near(rows, 300, window=1)["loss"] == pytest.approx(3.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Killed and resumed, as a user's process is
+
+
+def test_killed_at_any_moment_it_ends_the_same(tmp_path):
+    weights = tmp_path / "small.safetensors"
+    save_generator(weights, make_small_generator(), "bigbigan")
+    flags = [part for key, value in config.to_dict(SETTINGS).items() if value not in (None, False, [])
+             for part in (f"--{key}", str(value))]  # fmt: skip
+    script = Path(__file__).parents[2] / "scripts" / "train_navigator.py"
+    command = [sys.executable, str(script), *flags, "--generator", "bigbigan", "--g_path", str(weights)]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def finish(folder: Path) -> Path:
+        done = subprocess.run(
+            [*command, "--save_folder", str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert "selected: the walker of" in done.stdout
+        return folder / "0_bigbigan_0_1_none"
+
+    path = tmp_path / "killed" / "0_bigbigan_0_1_none"
+    for n_rows in (1, 3):  # killed once so many lines of metrics are there
+        process = subprocess.Popen(
+            [*command, "--save_folder", str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and len(runs.read_metrics(path)) >= n_rows:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.002)
+        assert process.wait() in (-signal.SIGKILL, 0)
+    assert_same_run(finish(tmp_path / "killed"), finish(tmp_path / "whole"))
