@@ -3,13 +3,14 @@
 # make lint         ruff and mypy
 # make doctor       what works on this machine, and which command mends what does not
 # make bench        timings against the plain way, into bench/results/
+# make house        how the code is laid out, in numbers
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint doctor bench clean
+.PHONY: quickstart test lint doctor bench house clean
 
 quickstart: $(STAMP)
 	$(BIN)/python scripts/quickstart.py
@@ -36,6 +37,9 @@ $(STAMP): pyproject.toml setup.py
 	then $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
 	else $(BIN)/python -m pip install --quiet -e '.[dev]'; fi
 	touch $@
+
+house:
+	$(PYTHON) bench/house.py
 
 clean:
 	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

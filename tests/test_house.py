@@ -1,0 +1,81 @@
+"""The package is laid out as docs/architecture.md says: rooms, no circles, no class named in a string."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from bench import house
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mi_ml_gen"
+FILES = house.source_files(PACKAGE)
+
+
+def test_the_rooms_are_those_that_are_there():
+    there = {name.partition(".")[0] for name in FILES}
+    assert there == set(house.ROOMS), "ROOMS of bench/house.py and the package differ"
+    assert len(house.ROOMS) == len(set(house.ROOMS))
+
+
+def test_no_circle():
+    assert house.circles(house.graph(PACKAGE)) == []
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_files_import_from_below(name):
+    assert house.upward(name, FILES[name], FILES) == []
+
+
+def test_no_class_is_named_in_a_string():
+    assert [fault for path in FILES.values() for fault in house.classes_in_strings(path)] == []
+
+
+def test_faults_are_seen(tmp_path):
+    package = tmp_path / "mi_ml_gen"
+    for name, text in {
+        "core/runs.py": "from mi_ml_gen.core import files\n",
+        "core/files.py": "def f():\n    from mi_ml_gen.core.runs import g\n",
+        "walkers/base.py": "import torch\nfrom mi_ml_gen.views import sampler\nfrom mi_ml_gen.core import runs\n",
+        "views/sampler.py": "from mi_ml_gen.walkers import load_walker\nKIND = 'mi_ml_gen.walkers.base:Walker'\n",
+        "attic/old.py": "from mi_ml_gen.attic import more\n",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    files = house.source_files(package)
+    assert house.circles(house.graph(package)) == [["core.files", "core.runs"]]
+    assert house.upward("walkers.base", files["walkers.base"], files) == [
+        "walkers.base:2: walkers imports views.sampler, from a higher room"
+    ]
+    assert house.upward("views.sampler", files["views.sampler"], files) == [
+        "views.sampler:1: imports the face walkers; name the file that defines what you need"
+    ]
+    assert house.upward("core.runs", files["core.runs"], files) == []
+    assert "in no room" in house.upward("views.sampler", files["attic.old"], files)[0]
+    assert house.classes_in_strings(files["views.sampler"]) == ["sampler.py:2: mi_ml_gen.walkers.base:Walker"]
+
+
+def test_counts_of_this_checkout():
+    counted = house.counts(ROOT)
+    assert counted["circles of imports between files"] == "0"
+    assert counted["imports from a higher room, or through a face"] == "0"
+
+
+def test_the_library_knows_no_command_line():
+    parsing = {name for name, path in FILES.items() for node in ast.walk(house.parsed(path))
+               if isinstance(node, ast.Import) and "argparse" in {alias.name for alias in node.names}}  # fmt: skip
+    assert parsing == {"core.cli", "core.config"}
+    for name, path in FILES.items():
+        assert not [other for _, other in house.imported(path, FILES) if other.startswith("scripts")], name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_scripts_parse_call_and_print(path):
+    """A script has a `main` and helpers of its text, no classes, and uses nothing that the package keeps to itself."""
+    tree = house.parsed(path)
+    assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    own = [other for _, other in house.imported(path, FILES)]
+    assert own and not [other for other in own if any(part.startswith("_") for part in other.split("."))]
