@@ -68,7 +68,8 @@ import importlib, pkgutil, mi_ml_gen
 names = [module.name for module in pkgutil.walk_packages(mi_ml_gen.__path__, "mi_ml_gen.")]
 for name in names:
     importlib.import_module(name)
-from mi_ml_gen import config, generators, navigator
+from mi_ml_gen import generators, navigator
+from mi_ml_gen.core import config
 print(mi_ml_gen.__file__, len(names))
 names_of_generators = generators.bundled()
 print(*names_of_generators)

@@ -20,7 +20,7 @@ def script(body: str, *argv: str, **options) -> subprocess.CompletedProcess:
 
 
 def program(body: str) -> str:
-    lines = ["import errno, os, signal, sys", "from mi_ml_gen import cli", "from mi_ml_gen.core.errors import *"]
+    lines = ["import errno, os, signal, sys", "from mi_ml_gen.core import cli", "from mi_ml_gen.core.errors import *"]
     return "\n".join([*lines, "def main(argv):", textwrap.indent(body, "    "), "cli.run(main)"])
 
 

@@ -239,7 +239,7 @@ def test_collectives(ranks):
 TORCHRUN_SCRIPT = """
 import sys
 import torch
-from mi_ml_gen import runtime
+from mi_ml_gen.core import runtime
 runtime.setup_distributed(torch.device("cpu"))
 mean = float(runtime.all_reduce_mean(torch.tensor(float(runtime.rank()))))
 runtime.barrier()

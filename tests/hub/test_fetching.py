@@ -314,7 +314,7 @@ def test_a_cache_that_cannot_be_written_is_named(repo, tmp_path, monkeypatch):
 EIGHT = """
 import os, sys
 import huggingface_hub.file_download  # once, not in each of the eight
-from mi_ml_gen import hub
+from mi_ml_gen.hub import fetching as hub
 
 def fetch():
     paths = [str(hub.fetch(reference)) for reference in sys.argv[1:]]
@@ -457,7 +457,7 @@ def test_a_path_is_a_path(repo, tmp_path, table, monkeypatch):
 def test_a_path_costs_no_import(tmp_path):
     (tmp_path / "file.pth").write_bytes(A)
     code = (
-        "import sys; from mi_ml_gen import hub; hub.local_path(sys.argv[1]); hub.local_path('x/y');"
+        "import sys; from mi_ml_gen.hub import fetching as hub; hub.local_path(sys.argv[1]); hub.local_path('x/y');"
         "sys.exit(bool({'torch', 'huggingface_hub', 'urllib.request', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "file.pth"], cwd=ROOT).returncode == 0
