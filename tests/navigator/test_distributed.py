@@ -65,7 +65,7 @@ def test_two_processes_share_one_walker_and_stop_together(tmp_path):
 
     first, second = run_processes(_train, 2, str(tmp_path / "stopped"), True)
     assert first["stopped"] == second["stopped"] != ""
-    assert "saved at 80 samples" in first["stopped"]
+    assert "saved at step 5 of 12" in first["stopped"]
     for key, value in one["walker"].items():
         assert torch.equal(first["walker"][key], value)
 

@@ -21,7 +21,7 @@ from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.navigator.selection import near, select_checkpoint, should_stop
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.navigator.training import Course, train_navigator, walker_name
+from mi_ml_gen.navigator.training import next_row, train_navigator, walker_name
 from tests.conftest import StopAt, make_small_generator
 
 SETTINGS = NavigatorConfig(
@@ -275,10 +275,10 @@ def test_a_stopping_rule_ends_the_run_and_is_remembered(tmp_path):
 
 
 def test_smoothing_is_a_weighted_mean_of_what_was_seen():
-    course = Course(save_freq=1, temperature=0.1, n_pairs=8, independent=1.0)
-    smoothed = [course.row(16 * (i + 1), 16 * (i + 1), (16 * loss, 0.0), False)["smoothed_loss"]
-                for i, loss in enumerate([4.0, 1.0, 1.0])]  # fmt: skip
-    assert smoothed == pytest.approx([4.0, (4 / 2 + 1) / 1.5, (4 / 4 + 1 / 2 + 1) / 1.75])
+    rows: list[dict] = []
+    for step, loss in ((16, 4.0), (32, 1.0), (48, 1.0)):
+        rows.append({"step": step, **next_row(rows, step, 16 * loss, 0.0)})
+    assert [row["smoothed_loss"] for row in rows] == pytest.approx([4.0, (4 / 2 + 1) / 1.5, (4 / 4 + 1 / 2 + 1) / 1.75])
 
 
 def test_near_averages_around_the_checkpoint():
