@@ -258,7 +258,9 @@ class RunFolder:
 
     def _states(self) -> list[tuple[int, Path]]:
         """(step, path) of all saved states, oldest first."""
-        matches = ((STATE.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
+        check_held(self.checkpoints)
+        found = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+        matches = ((STATE.fullmatch(path.name), path) for path in found)
         return sorted((int(match[1]), path) for match, path in matches if match)
 
     def _cut_metrics(self, last_step: int) -> None:
