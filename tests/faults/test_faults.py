@@ -6,6 +6,7 @@ what an uninterrupted run gives, bit for bit.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import resource
 import shutil
@@ -16,12 +17,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from mi_ml_gen.core import loop, runs, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, NonFiniteError, Preempted, UsageError
-from mi_ml_gen.core.files import load_tensors
+from mi_ml_gen.core.files import load_tensors, write_with_hash
 from mi_ml_gen.core.loop import Session
+from tests.conftest import GOLDEN
 from tests.distributed import run_processes
 from tests.faults.trainers import TRAINERS, Trainer
 
@@ -383,9 +386,60 @@ def test_other_settings_are_refused_with_and_without_the_record_of_them(name, wh
 
 def rewrite(config: Path, changes: dict[str, Any]) -> None:
     """As if the run had been made with the changes: the state knows better."""
-    import yaml
-
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | changes, sort_keys=False))
+
+
+# --- runs of earlier versions
+
+ADDED = {"stylegan2": "state_interval_s", "bigbigan": "state_interval_s", "calibration": "state_interval_s"}
+"""Settings that runs of the version before the session did not have."""
+AMONG_PARTS = ("probe", "stylegan2", "bigbigan", "calibration", "example")
+"""Trainers whose states had the values of the course among the parts, if they had any."""
+
+
+def as_of_old(name: str, path: Path) -> None:
+    """Turn a run into one that the version before the session left: states without settings, values elsewhere."""
+    file = max((path / "checkpoints").glob("state_*.pt"))
+    saved = torch.load(file, weights_only=True)
+    del saved["settings"]
+    if name in AMONG_PARTS:
+        saved["state"] |= saved["state"].pop("course")
+    if name == "mim":
+        saved["state"]["course"] |= {"seeds": [1, 2], "epoch": saved["step"] // 20 + 1, "step": saved["step"] % 20}
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    write_with_hash(file, buffer.getvalue())
+    settings = runs.read_config(path)
+    settings.pop(ADDED.get(name, ""), None)
+    (path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_of_earlier_versions_go_on(name, whole, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    with at_step(step_at(trainer, PLACES[1]), stop), pytest.raises(Preempted):
+        trainer.train(path)
+    as_of_old(name, path)
+    config = (path / "config.yaml").read_bytes()
+    (path / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"without its config\.yaml"):  # such a state does not tell the settings
+        trainer.train(path)
+    (path / "config.yaml").write_bytes(config)
+    trainer.train(path)
+    assert_same(path, whole(name))
+
+
+@pytest.mark.parametrize(("name", "step"), [("mim", 36), ("probe", 5)])
+def test_a_run_that_an_earlier_version_left_goes_on(name, step, whole, tmp_path):
+    """From the files themselves. The machine that made them may have rounded otherwise."""
+    path = tmp_path / "run"
+    shutil.copytree(GOLDEN / "earlier_runs" / name, path)
+    assert newest(path)[0] == step
+    TRAINERS[name].train(path)
+    mine, theirs = (runs.read_metrics(folder) for folder in (path, whole(name)))
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for one, other in zip(mine, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
 
 
 # --- how often
