@@ -26,16 +26,21 @@ if TYPE_CHECKING:
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
 
+HELD: dict[Path, tuple[Path, int, int]] = {}
+"""Folders that this process works in: a file in each, by which it is known, with that file's device and inode."""
+
 
 def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     """Write a file so that its name always holds either all of the old content or all of the new.
 
     `content` is the bytes, or a function that writes them to an open file. On return the file survives a
     power cut. Missing folders are made. Raises EnvironmentFault naming `path` when the disk is full,
-    read-only, or refuses, UsageError when a folder on the way is a file; nothing partial remains.
+    read-only, or refuses, or when `path` lies in a run folder that was removed while it is open; UsageError when
+    a folder on the way is a file; nothing partial remains.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    check_held(path)
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -48,6 +53,22 @@ def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], object
             partial.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def check_held(path: Path) -> None:
+    """Raise EnvironmentFault where `path` lies in a held folder that was removed: written anew, it would hold
+    half of a run."""
+    path = Path(os.path.abspath(path))
+    for folder, (marker, device, inode) in HELD.items():
+        if folder == path or folder in path.parents:
+            try:
+                found = marker.stat()
+            except OSError:
+                found = None
+            if found is None or (found.st_dev, found.st_ino) != (device, inode):
+                raise EnvironmentFault(
+                    f"{folder} or its {marker.name} was removed during the run; nothing more is written"
+                )
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
     config.yaml      the resolved settings; the folder is reopened only with the same ones
     metrics.jsonl    one JSON object a line, each with its "step"
-    checkpoints/     state_<step>.pt and .sha256 beside, the newest few; walkers and encoders in safetensors
+    checkpoints/     state_<step>.pt and .sha256 beside, the newest few; each state holds the settings too
     images/          figures
-    environment.json command, machine, software and time of each start: see environment.py
+    environment.json command, machine, software and time of each start: see provenance.py
     .lock            held by the process that writes here
 
 Under torchrun only rank 0 touches the folder, and the others hear from it. Locks need Linux or macOS.
@@ -12,6 +12,7 @@ Under torchrun only rank 0 touches the folder, and the others hear from it. Lock
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -33,9 +34,11 @@ from torch import Tensor
 from mi_ml_gen.core import provenance, runtime
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import (
+    HELD,
     UNFINISHED,
     TensorFile,
     atomic_write,
+    check_held,
     disk_faults,
     hash_file,
     load_tensors,
@@ -66,9 +69,11 @@ class RunFolder:
     """One run's files; made by `RunFolder.open`. All ranks call `open` and `load_latest` together; what
     writes does nothing on ranks other than 0."""
 
-    def __init__(self, path: Path, keep: int) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], free: Collection[str], keep: int) -> None:
         assert keep >= 1
         self.path = path
+        self.settings: dict[str, Any] = yaml.safe_load(_yaml(config))
+        self._free = free
         self.checkpoints = path / "checkpoints"
         self.images = path / "images"
         self._keep = keep
@@ -85,18 +90,18 @@ class RunFolder:
         Raises UsageError when another process holds the folder, a setting differs, or `path` is no folder;
         EnvironmentFault when it cannot be written.
         """
-        folder = cls(Path(path), keep)
-        runtime.on_main(lambda: folder._take(config, free))
+        folder = cls(Path(path), config, free, keep)
+        runtime.on_main(folder._take)
         return folder
 
-    def _take(self, config: Mapping[str, Any], free: Collection[str]) -> None:
+    def _take(self) -> None:
         for path in (self.path, self.checkpoints, self.images):
             with disk_faults(path):
                 path.mkdir(parents=True, exist_ok=True)
         self._lock = _Lock(self.path / ".lock")
         try:
             _sweep(self)
-            _agree(self.path / "config.yaml", config, free)
+            self._agree()
             self._record = provenance.Record(self.path)
         except BaseException:
             self.close()
@@ -117,16 +122,55 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    # settings
+
+    def _agree(self) -> None:
+        """Hold the settings against those that the folder was made with, and write config.yaml where it is new.
+
+        Where config.yaml was removed from a run, its newest state tells the settings.
+        """
+        path = self.path / "config.yaml"
+        found = read_config(self.path) if path.exists() else None
+        if found is not None:
+            self._compare(found)
+        elif (self.path / provenance.NAME).exists() or self._states():
+            self._compare(self._settings_of_state())
+        if found != self.settings:
+            atomic_write(path, _yaml(self.settings).encode())
+
+    def _settings_of_state(self) -> dict[str, Any]:
+        for _, path in reversed(self._states()):
+            with contextlib.suppress(CheckpointError):
+                saved = _unpack(read_with_hash(path, hash_required=True), path)
+                if saved["settings"] is not None:
+                    return saved["settings"]
+        raise UsageError(
+            f"{self.path} is a run's folder without its config.yaml, so nobody can tell whether the settings are the "
+            "same; put that file back, or choose another --run_name or folder"
+        )
+
+    def _compare(self, found: Mapping[str, Any]) -> None:
+        for key in self.settings | dict(found):
+            old, new = found.get(key, "(not set)"), self.settings.get(key, "(not set)")
+            if key not in self._free and old != new:
+                raise UsageError(
+                    f"{self.path} was made with {key} {old}, not {new}; "
+                    "give the same settings to go on, or choose another --run_name or folder"
+                )
+
     # metrics
 
-    def log(self, step: int, **values: Any) -> None:
-        """Append one row to metrics.jsonl. Tensors and NumPy scalars are read (which waits for the device);
-        what is not finite becomes null."""
-        if not runtime.is_main():
-            return
+    def log(self, step: int, **values: Any) -> dict[str, Any]:
+        """Append one row to metrics.jsonl, and give it back as it was written, on every rank. Tensors and NumPy
+        scalars are read (which waits for the device); what is not finite becomes null."""
         row = {"step": int(step)} | {name: _json_value(value) for name, value in values.items()}
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        if runtime.is_main():
+            self._append((json.dumps(row, allow_nan=False) + "\n").encode())
+        return row
+
+    def _append(self, line: bytes) -> None:
         path = self.path / "metrics.jsonl"
+        check_held(path)
         with disk_faults(path), open(path, "ab", buffering=0) as file:
             start = file.tell()
             try:
@@ -150,7 +194,7 @@ class RunFolder:
 
     def save_state(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps, all that resuming needs: tensors, numbers, text, lists and
-        dicts.
+        dicts. The settings are written with it.
 
         It is on the disk when this returns; then older states beyond the newest `keep` go. On a full disk:
         EnvironmentFault, and the older states are as they were.
@@ -160,7 +204,7 @@ class RunFolder:
             return path
         # Serialised in memory: torch.save onto a full disk leaves junk and an error that names nothing.
         buffer = io.BytesIO()
-        torch.save({"step": int(step), "state": dict(state)}, buffer)
+        torch.save({"step": int(step), "state": dict(state), "settings": self.settings}, buffer)
         if not self._state_is_loadable:
             buffer.seek(0)
             torch.load(buffer, map_location="cpu", weights_only=True)  # better refused now than at the resume
@@ -177,7 +221,7 @@ class RunFolder:
 
         Damaged states are reported and set aside as *.corrupt. Rows of metrics.jsonl after the step are
         removed, so that the steps done again do not stand there twice. Raises CorruptCheckpointError when
-        there are states and none of them is good.
+        there are states and none of them is good, UsageError when it was saved under other settings.
         """
         data = runtime.on_main(self._rewind)
         if data is None:
@@ -191,11 +235,13 @@ class RunFolder:
         for step, path in reversed(self._states()):
             try:
                 data = read_with_hash(path, hash_required=True)
-                _unpack(data, path)
+                settings = _unpack(data, path)["settings"]
             except CheckpointError as error:
                 logger.warning("%s; going back to the state before it", error)
                 damaged.append(path)
                 continue
+            if settings is not None:
+                self._compare(settings)
             with disk_faults(self.checkpoints):
                 for worse in damaged:
                     worse.replace(worse.with_name(worse.name + ".corrupt"))
@@ -212,7 +258,9 @@ class RunFolder:
 
     def _states(self) -> list[tuple[int, Path]]:
         """(step, path) of all saved states, oldest first."""
-        matches = ((STATE.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
+        check_held(self.checkpoints)
+        found = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+        matches = ((STATE.fullmatch(path.name), path) for path in found)
         return sorted((int(match[1]), path) for match, path in matches if match)
 
     def _cut_metrics(self, last_step: int) -> None:
@@ -225,6 +273,7 @@ class RunFolder:
     def _sync_metrics(self) -> None:
         """Rows up to a state must be on the disk before the state is."""
         path = self.path / "metrics.jsonl"
+        check_held(path)
         with disk_faults(path), open(path, "ab") as file:
             os.fsync(file.fileno())
 
@@ -277,6 +326,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(dict(settings), default=str)), sort_keys=False)
+
+
 def _row(line: bytes) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
@@ -289,9 +342,9 @@ def _unpack(data: bytes, path: Path) -> dict[str, Any]:
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can trip torch's reader anywhere
         raise CorruptCheckpointError(f"{path}: not a saved state: {error}") from error
-    if not isinstance(saved, dict) or saved.keys() != {"step", "state"}:
+    if not isinstance(saved, dict) or saved.keys() - {"settings"} != {"step", "state"}:
         raise CorruptCheckpointError(f"{path}: not a saved state of a run")
-    return saved
+    return {"settings": None} | saved  # states of earlier versions hold no settings
 
 
 def _json_value(value: Any) -> Any:
@@ -304,7 +357,7 @@ def _json_value(value: Any) -> Any:
     return value
 
 
-# --- opening: lock, settings, left-overs --------------------------------------------------------------------
+# --- opening: lock, left-overs --------------------------------------------------------------------
 
 
 def _sweep(folder: RunFolder) -> None:
@@ -320,23 +373,6 @@ def _sweep(folder: RunFolder) -> None:
         metrics = folder.path / "metrics.jsonl"
         if metrics.exists():
             os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)
-
-
-def _agree(path: Path, config: Mapping[str, Any], free: Collection[str]) -> None:
-    """Write config.yaml, or hold the settings against those that are there."""
-    text = yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), sort_keys=False)
-    wanted = yaml.safe_load(text)
-    found = read_config(path.parent) if path.exists() else None
-    if found is not None:
-        for key in wanted | found:
-            old, new = found.get(key, "(not set)"), wanted.get(key, "(not set)")
-            if key not in free and old != new:
-                raise UsageError(
-                    f"{path.parent} was made with {key} {old}, not {new}; "
-                    "give the same settings to go on, or choose another --run_name or folder"
-                )
-    if found != wanted:
-        atomic_write(path, text.encode())
 
 
 class _Lock:
@@ -366,6 +402,9 @@ class _Lock:
             self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
         self._held.add(self._key)
+        taken = os.fstat(self._file.fileno())
+        self._folder = Path(os.path.abspath(path.parent))
+        HELD[self._folder] = self._folder / path.name, taken.st_dev, taken.st_ino
 
     def _holder(self) -> str:
         """Who has the lock; it may have taken it a moment ago and not have written its name yet."""
@@ -379,5 +418,6 @@ class _Lock:
 
     def release(self) -> None:
         self._held.discard(self._key)
+        HELD.pop(self._folder, None)
         with self._file:
             self._file.truncate(0)

@@ -29,6 +29,7 @@ from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 # --- device and precision -----------------------------------------------------------------------------------
@@ -84,6 +85,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def _check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
+
+
+def compiled(function: F) -> F:
+    """A function or module through torch.compile; what cannot be compiled here runs as it is."""
+    from torch import _dynamo  # takes seconds to import
+
+    _dynamo.config.suppress_errors = True
+    return torch.compile(function)  # type: ignore[return-value]
 
 
 # --- random streams -----------------------------------------------------------------------------------------

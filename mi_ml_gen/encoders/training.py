@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from mi_ml_gen.core import config, loop, runs, runtime
-from mi_ml_gen.core.errors import CollapseError, Preempted, UsageError
+from mi_ml_gen.core.errors import CollapseError, UsageError
 from mi_ml_gen.core.resnet import SMALL_IMAGE_PX
 from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
 from mi_ml_gen.data.loading import load_source
@@ -87,10 +84,7 @@ def train_encoder(
     encoder = encoder.to(device).to(memory_format=torch.channels_last).train()
     run_encoder: Callable[..., Any] = encoder
     if settings.compile:
-        from torch import _dynamo  # takes seconds to import
-
-        _dynamo.config.suppress_errors = True  # what cannot be compiled here runs as it is
-        run_encoder = torch.compile(encoder)
+        run_encoder = runtime.compiled(run_encoder)
         if isinstance(sampler.origin, GeneratedImages):
             sampler.origin.compile()
 
@@ -107,25 +101,11 @@ def train_encoder(
     # --- Run folder
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
-    with runs.RunFolder.open(path, described, free=FREE) as run, loop.Preemption() as preemption:
-        first, course = 0, Course()
-        if (saved := run.load_latest()) is not None:
-            first, state = saved
-            encoder.load_state_dict(state["encoder"])
-            optimizer.load_state_dict(state["optimizer"])
-            course.load_state_dict(state["course"])
-        course.rows = runtime.on_main(run.metrics)
-        runtime.broadcast_module(encoder)
-        guard = loop.FiniteGuard()
-        total = course.total.to(device)  # sum of the loss since the last line of metrics
-        started, started_at = time.monotonic(), first
-        last_state = time.monotonic()
-
-        bar = tqdm(
-            total=n_steps * settings.cumulative_bs, initial=first * settings.cumulative_bs, unit="image",
-            unit_scale=True, desc=settings.encoder, disable=not (progress and runtime.is_main()),
-        )  # fmt: skip
-        for step in range(first, n_steps):
+    course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
+    with loop.Session.open(path, described, free=FREE) as session:
+        run = session.run
+        session.resume(course, encoder=encoder, optimizer=optimizer)
+        for step in session.steps(n_steps, "image", settings.cumulative_bs, settings.encoder, progress):
             # --- Views, loss, gradients
             views = sampler(step)
             context = runtime.autocast(device, settings.precision)
@@ -140,63 +120,44 @@ def train_encoder(
             encoder.after_step()
 
             # --- Counters stay on the device
-            total += loss
-            guard.watch("loss", loss)
-            done = step + 1
-            epoch = done // steps_per_epoch  # finished ones
-            ends_epoch = done % steps_per_epoch == 0
-            is_last = done == n_steps
-            bar.update(settings.cumulative_bs)
+            course.total += loss
+            session.watch("loss", loss)
+            epoch = session.done // steps_per_epoch  # finished ones
+            ends_epoch = session.every(steps_per_epoch)
 
-            # --- Now and then: a grid of views, a line of metrics, an encoder, a state
+            # --- Now and then: a grid of views, a row of metrics, an encoder
             if step % (steps_per_epoch * settings.save_freq) == 0 and runtime.is_main():
                 save_views(run.images / f"views_{epoch:04d}.png", sampler.augment, views)
-            if done % LOG_INTERVAL == 0 or ends_epoch:
-                guard.check(done, run.last_state)
-                watched = runtime.all_reduce_mean(torch.cat([total[None], health(features)])).tolist()
-                row = course.row(done, epoch, settings, rate.at(step), watched)
-                total.zero_()
-                if judge is not None and ends_epoch and (epoch % settings.knn_freq == 0 or is_last):
+            if session.every(LOG_INTERVAL) or ends_epoch:
+                session.check()
+                watched = runtime.all_reduce_mean(torch.cat([course.total[None], health(features)])).tolist()
+                row = next_row(session.rows, session.done, rate.at(step), *watched)
+                if judge is not None and ends_epoch and (epoch % settings.knn_freq == 0 or session.is_last):
                     row["knn_accuracy"] = judge.accuracy(encoder.backbone)
-                images_per_s = (done - started_at) * settings.cumulative_bs / (time.monotonic() - started)
-                run.log(**row, images_per_s=round(images_per_s, 2))
+                row = session.log(epoch=epoch, samples=session.samples, **row, images_per_s=round(session.per_s, 2))
+                course.total.zero_()
                 if on_row is not None and runtime.is_main():
-                    on_row(row | {"images_per_s": images_per_s})
-                bar.set_postfix(loss=f"{row['loss']:.3f}", rank=f"{row['effective_rank']:.1f}")
-                announce_collapse(course, settings)
-            if ends_epoch and (epoch % settings.save_freq == 0 or is_last) and runtime.is_main():
-                about = description(settings, sampler.augment, epoch, done)
-                save_encoder(run.path / "encoders" / f"e_{epoch:04d}.safetensors", encoder, **about)
-                if not is_last:
-                    report_run(run, settings, course.rows)
-            stop_now = runtime.broadcast_flag(preemption.requested)
-            due = ends_epoch and runtime.broadcast_flag(time.monotonic() - last_state >= settings.state_interval_s)
-            if due or is_last or stop_now:
-                guard.check(done, run.last_state)
-                course.total = total.cpu()
-                run.save_state(
-                    done,
-                    {
-                        "encoder": encoder.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "course": course.state_dict(),
-                    },
-                )
-                last_state = time.monotonic()
-            if stop_now and not is_last:
-                samples = done * settings.cumulative_bs
-                raise Preempted(f"{path} is saved at {samples:,} samples; the same command goes on from there")
-        bar.close()
+                    on_row(row)
+                session.show(loss=f"{row['loss']:.3f}", rank=f"{row['effective_rank']:.1f}")
+                announce_collapse(session.rows, settings)
+            if ends_epoch and (epoch % settings.save_freq == 0 or session.is_last):
+                session.check()
+                if runtime.is_main():
+                    about = description(settings, sampler.augment, epoch, session.done)
+                    save_encoder(run.path / "encoders" / f"e_{epoch:04d}.safetensors", encoder, **about)
+                    if not session.is_last:
+                        report_run(run, settings, session.rows)
+            session.end_of_step(save=ends_epoch)
 
         # --- The trained encoder
-        is_new = first < n_steps or not (run.path / "encoder.safetensors").exists()
+        is_new = session.first < n_steps or not (run.path / "encoder.safetensors").exists()
         if is_new and runtime.is_main():
             about = description(settings, sampler.augment, settings.max_epochs, n_steps)
             save_encoder(run.path / "encoder.safetensors", encoder, **about)
-            run.write_json("summary.json", summary(course.rows))
-            report_run(run, settings, course.rows)
+            run.write_json("summary.json", summary(session.rows))
+            report_run(run, settings, session.rows)
         runtime.barrier()
-    return EncoderResult(path, n_steps * settings.cumulative_bs, course.rows[-1].get("knn_accuracy"))
+    return EncoderResult(path, n_steps * settings.cumulative_bs, session.rows[-1].get("knn_accuracy"))
 
 
 def view_sampler(
@@ -275,54 +236,34 @@ def epoch_length(settings: EncoderConfig, origin: Origin) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The course of training
+# What is noticed and told
 
 
-@dataclass
-class Course:
-    """What the loop remembers of its own course; part of the saved state."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """Sum of the loss since the last row."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def row(
-        self, step: int, epoch: int, settings: EncoderConfig, lr: float, watched: Sequence[float]
-    ) -> dict[str, Any]:
-        """The next row of metrics. watched: sum of the loss since the last one, then what `health` gives."""
-        n = step - (self.rows[-1]["step"] if self.rows else 0)
-        state = Health(*watched[1:])
-        row = dict(
-            step=step, epoch=epoch, samples=step * settings.cumulative_bs, loss=watched[0] / n, lr=lr,
-            feature_std=state.feature_std, effective_rank=state.effective_rank, collapsed=state.collapsed,
-        )  # fmt: skip
-        self.rows.append(row)
-        return row
-
-    def collapsed(self) -> bool:
-        """Whether the last rows all say so."""
-        last = self.rows[-COLLAPSED_ROWS:]
-        return len(last) == COLLAPSED_ROWS and all(row["collapsed"] for row in last)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"total": self.total}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.total = state["total"]
+def next_row(rows: Sequence[Mapping[str, Any]], step: int, lr: float, loss: float, *state: float) -> dict[str, Any]:
+    """The next row of metrics, from the sum of the loss since the last one and what `health` gives."""
+    found = Health(*state)
+    n = step - (rows[-1]["step"] if rows else 0)
+    return dict(loss=loss / n, lr=lr, **found._asdict(), collapsed=found.collapsed)
 
 
-def announce_collapse(course: Course, settings: EncoderConfig) -> None:
+def has_collapsed(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last rows all say so."""
+    last = rows[-COLLAPSED_ROWS:]
+    return len(last) == COLLAPSED_ROWS and all(row["collapsed"] for row in last)
+
+
+def announce_collapse(rows: Sequence[Mapping[str, Any]], settings: EncoderConfig) -> None:
     """Say once that the features have collapsed, or raise CollapseError where the settings ask for that."""
-    if not course.collapsed():
+    if not has_collapsed(rows):
         return
-    row = course.rows[-1]
+    row = rows[-1]
     what = (
         f"the features have collapsed at step {row['step']}: spread {row['feature_std']:.3g}, effective rank "
         f"{row['effective_rank']:.3g} over the last {COLLAPSED_ROWS} lines of metrics; a lower --base_lr may help"
     )
     if settings.abort_on_collapse:
         raise CollapseError(what)
-    is_new = len(course.rows) == COLLAPSED_ROWS or not course.rows[-COLLAPSED_ROWS - 1]["collapsed"]
+    is_new = len(rows) == COLLAPSED_ROWS or not rows[-COLLAPSED_ROWS - 1]["collapsed"]
     if is_new and runtime.is_main():
         logger.warning("%s", what)
 
@@ -382,7 +323,7 @@ def report_run(run: runs.RunFolder, settings: EncoderConfig, rows: Sequence[Mapp
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a run came to, as plain values: the content of summary.json."""
-    last = {key: value for key, value in rows[-1].items() if key != "step"}
+    last = {key: value for key, value in rows[-1].items() if key not in ("step", "images_per_s")}
     knn = {row["epoch"]: row["knn_accuracy"] for row in rows if "knn_accuracy" in row}
     return last | {"knn_accuracy_by_epoch": knn, "ever_collapsed": any(row["collapsed"] for row in rows)}
 

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from mi_ml_gen.core import config, loop, runs, runtime
+from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import ImagePair
 from mi_ml_gen.generators.linear_gaussian import HALF_RANGE_STD, GaussianPerturbation, LinearGaussian
 from mi_ml_gen.information.critic import Critic
@@ -31,7 +30,7 @@ from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import curves
 
 LOG_INTERVAL = 10
-FREE = ("device", "save_folder", "save_freq")
+FREE = ("device", "save_folder", "save_freq", "state_interval_s")
 
 
 @dataclass
@@ -54,7 +53,8 @@ class CalibrationConfig:
     temp: float = option(0.05, help="temperature of InfoNCE; at 0.1 scores span too few nats for 4", positive=True)
     seed: int = option(0, help="of weights and draws", at_least=0)
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
-    save_freq: int = option(200, help="steps between saved states", positive=True)
+    save_freq: int = option(200, help="steps between saved states, where state_interval_s allows one", positive=True)
+    state_interval_s: float = option(60.0, help="least seconds between saved states", at_least=0)
     save_folder: Path = option(Path("calibration"), help="the run folder")
 
 
@@ -139,47 +139,39 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
     critic = Critic(settings.resolution, width=settings.critic_width, zero_init_residual=True).to(device)
     optimizer = torch.optim.Adam(critic.parameters())
 
-    with runs.RunFolder.open(settings.save_folder, config.to_dict(settings), free=FREE) as run:
-        first = 0
-        if (saved := run.load_latest()) is not None:
-            first, state = saved
-            critic.load_state_dict(state["critic"])
-            optimizer.load_state_dict(state["optimizer"])
-        guard = loop.FiniteGuard()
-        n_steps = plan[-1].stop
-        with loop.Preemption() as preemption, tqdm(total=n_steps, initial=first, disable=not progress) as bar:
-            for step in range(first, n_steps):
-                level, problem = next(both for both in zip(plan, problems, strict=True) if step < both[0].stop)
-                if step == level.start:
-                    optimizer = torch.optim.Adam(critic.parameters())
-                for group in optimizer.param_groups:
-                    group["lr"] = level.learning_rate(step)
+    with loop.Session.open(settings.save_folder, config.to_dict(settings), free=FREE) as session:
+        session.resume(critic=critic, optimizer=optimizer)
+        for step in session.steps(plan[-1].stop, title="calibration", progress=progress):
+            # --- The level that is trained at
+            level, problem = next(both for both in zip(plan, problems, strict=True) if step < both[0].stop)
+            if step == level.start:
+                optimizer.state.clear()  # each level starts with a new Adam
+            for group in optimizer.param_groups:
+                group["lr"] = level.learning_rate(step)
 
-                rng = runtime.stream(settings.seed, "calibration", step, 0, device)
-                loss = infonce_loss(_features(critic.train(), problem.draw(settings.batch_size, rng)), settings.temp)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                guard.watch("InfoNCE", loss)
+            # --- The step
+            rng = runtime.stream(settings.seed, "calibration", step, 0, device)
+            loss = infonce_loss(_features(critic.train(), problem.draw(settings.batch_size, rng)), settings.temp)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            session.watch("InfoNCE", loss)
 
-                done = step + 1
-                bar.update()
-                if done % LOG_INTERVAL == 0 or done == level.stop:
-                    guard.check(done, run.last_state)
-                    bound = infonce_bound(loss, settings.batch_size, settings.temp)
-                    run.log(done, loss=loss, bound_nats=bound.nats, level_nats=level.nats)
-                    bar.set_postfix_str(f"{level.nats:g} nats, bound {bound.nats:.2f}")
-                if done == level.stop:
-                    run.log(done, measured=[_as_row(m) for m in measure(critic, problem, level.nats, settings)])
-                if done == level.stop or done % settings.save_freq == 0 or preemption.requested:
-                    run.save_state(done, {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()})
-                if preemption.requested and done < n_steps:
-                    raise Preempted(f"{run.path} is saved at step {done}; the same command goes on from there")
+            # --- Now and then a row of metrics; at the end of a level its measurement
+            ends_level = session.done == level.stop
+            if session.every(LOG_INTERVAL) or ends_level:
+                bound = infonce_bound(loss, settings.batch_size, settings.temp)
+                session.log(loss=loss, bound_nats=bound.nats, level_nats=level.nats)
+                session.show(nats=f"{level.nats:g}", bound=f"{bound.nats:.2f}")
+            if ends_level:
+                session.check()
+                session.log(measured=[_as_row(m) for m in measure(critic, problem, level.nats, settings)])
+            session.end_of_step(save=ends_level or session.every(settings.save_freq))
 
-        measurements = [_from_row(row) for line in run.metrics() for row in line.get("measured", ())]
+        measurements = [_from_row(row) for line in session.rows for row in line.get("measured", ())]
         measurements.sort(key=lambda m: (m.n_candidates, m.nats))
-        to_table(measurements).write(run.path, "calibration")
-        run.save_figure("calibration.png", figure(measurements))
+        to_table(measurements).write(session.run.path, "calibration")
+        session.run.save_figure("calibration.png", figure(measurements))
     return measurements
 
 

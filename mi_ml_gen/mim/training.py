@@ -14,18 +14,15 @@ import csv
 import dataclasses
 import io
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, loop, runs, runtime
-from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information.ksg import ksg_mutual_information
 from mi_ml_gen.mim import datasets, losses
 from mi_ml_gen.mim.datasets import Dataset, Items
@@ -159,7 +156,11 @@ def train_seeds(
         raise UsageError(f"--batch-size {settings.batch_size}: more than the {dataset.n_train} items of an epoch")
     model = MIM.stack([build(settings, dataset, seed) for seed in seeds]).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=device.type in ("cpu", "cuda"))
-    course = Course(seeds, list(seeds), [SeedCourse() for _ in seeds])
+    course = loop.Course(
+        active=list(seeds),  # still in training, in the order of the stack
+        own=[start_of_seed() for _ in seeds],
+        totals=torch.zeros(len(seeds), device=device),  # sums of the training loss in this epoch
+    )
     warmup = settings.warmup_steps
     normals_a_step = settings.batch_size * (3 * settings.z_dim + dataset.x_dim)
 
@@ -167,74 +168,57 @@ def train_seeds(
     path = Path(path) if path is not None else settings.folder(seeds)
     settings = dataclasses.replace(settings, seed=seeds[0], seeds=len(seeds))
     described = config.to_dict(settings) | {"trained_seeds": seeds}
-    with runs.RunFolder.open(path, described, free=FREE) as run, loop.Preemption() as preemption:
-        if (saved := run.load_latest()) is not None:
-            course.load_state_dict(saved[1]["course"])
-            keep_members(model, optimizer, [seeds.index(seed) for seed in course.active])
-            model.load_state_dict(saved[1]["model"])
-            optimizer.load_state_dict(saved[1]["optimizer"])
-        guard = loop.FiniteGuard()
-        totals = course.totals.to(device)
-        last_state = time.monotonic()
-
-        def save_state() -> None:
-            course.totals = totals.cpu()
-            parts = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), course=course.state_dict())
-            run.save_state((course.epoch - 1) * n_steps + course.step, parts)
-
-        bar = tqdm(
-            total=settings.epochs * n_steps, initial=(course.epoch - 1) * n_steps + course.step, unit="batch",
-            desc=f"{settings.loss_name} {settings.dataset}", disable=not progress,
+    with loop.Session.open(path, described, free=FREE) as session:
+        run = session.run
+        session.resume(course, model=Stack(model, optimizer), optimizer=optimizer)
+        own_of = dict(zip(seeds, course.own, strict=True))
+        steps = session.steps(
+            settings.epochs * n_steps, "batch", title=f"{settings.loss_name} {settings.dataset}", progress=progress,
+            bar_interval=settings.log_interval,
         )  # fmt: skip
-        while course.active and course.epoch <= settings.epochs:
-            # --- An epoch's data, one draw a seed
-            epoch, active = course.epoch, course.active
-            beta = 0.0 if settings.ae_loss else beta_at(epoch, warmup)
-            sampling = settings.mim_samp and beta >= 1
-            for group in optimizer.param_groups:
-                group["lr"] = noam(epoch, settings.lr, warmup)
-            items = stacked([dataset.draw_epoch(runtime.stream(s, "mim data", epoch, 0, device)) for s in active])
+        for step in steps if course.active else ():
+            epoch, in_epoch = step // n_steps + 1, step % n_steps
+            active = course.active
 
-            # --- Steps, in blocks of noise
-            moved = 0
-            for step in range(course.step, n_steps):
-                if step % BLOCK_STEPS == 0:
-                    if preemption.requested:
-                        save_state()
-                        raise Preempted(f"{path} is saved in epoch {epoch}; the same command goes on from there")
-                    block = epoch * -(-n_steps // BLOCK_STEPS) + step // BLOCK_STEPS
-                    streams = [runtime.stream(s, "mim noise", block, 0, device) for s in active]
-                    noise = Noise(streams, BLOCK_STEPS * normals_a_step)
-                rows = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
-                x = items.x[:, rows]
-                x_in = None if items.x_in is None else items.x_in[:, rows]
-                batch = batch_loss(model, x, noise, loss, beta, sampling, x_in)
-                optimizer.zero_grad(set_to_none=True)
-                batch.sum().backward()  # the seeds share nothing: each gets the gradient of its own mean
-                optimizer.step()
-                totals += batch.detach()
-                course.step = step + 1
-                moved += 1
-                if moved == settings.log_interval or course.step == n_steps:
-                    bar.update(moved)
-                    moved = 0
+            # --- An epoch's data, one draw a seed
+            if in_epoch == 0 or step == session.first:
+                beta = 0.0 if settings.ae_loss else beta_at(epoch, warmup)
+                sampling = settings.mim_samp and beta >= 1
+                for group in optimizer.param_groups:
+                    group["lr"] = noam(epoch, settings.lr, warmup)
+                items = stacked([dataset.draw_epoch(runtime.stream(s, "mim data", epoch, 0, device)) for s in active])
+
+            # --- A step; noise comes in blocks
+            if in_epoch % BLOCK_STEPS == 0:
+                block = epoch * -(-n_steps // BLOCK_STEPS) + in_epoch // BLOCK_STEPS
+                streams = [runtime.stream(s, "mim noise", block, 0, device) for s in active]
+                noise = Noise(streams, BLOCK_STEPS * normals_a_step)
+            rows = slice(in_epoch * settings.batch_size, (in_epoch + 1) * settings.batch_size)
+            x = items.x[:, rows]
+            x_in = None if items.x_in is None else items.x_in[:, rows]
+            batch = batch_loss(model, x, noise, loss, beta, sampling, x_in)
+            optimizer.zero_grad(set_to_none=True)
+            batch.sum().backward()  # the seeds share nothing: each gets the gradient of its own mean
+            optimizer.step()
+            course.totals += batch.detach()
+            if in_epoch + 1 < n_steps:
+                session.end_of_step(may_stop=(in_epoch + 1) % BLOCK_STEPS == 0)
+                continue
 
             # --- Test, and one look at the device
             losses_now = epoch_test(model, dataset, settings, loss, epoch, active)
             for i, seed in enumerate(active):
-                guard.watch(f"the training loss of seed {seed}", totals[i])
-                guard.watch(f"the test loss of seed {seed}", losses_now[i])
-            guard.check(epoch * n_steps, run.last_state)
-            train_now = (
-                totals / n_steps / (2 if settings.mim_samp and (sampling or settings.as_published) else 1)
-            ).tolist()
+                session.watch(f"the training loss of seed {seed}", course.totals[i])
+                session.watch(f"the test loss of seed {seed}", losses_now[i])
+            session.check()
+            halves = 2 if settings.mim_samp and (sampling or settings.as_published) else 1
+            train_now = (course.totals / n_steps / halves).tolist()
             test_now = losses_now.tolist()
             mi_now = epoch_information(model, dataset, settings, epoch, active)
-            totals = torch.zeros_like(totals)
 
             # --- The best models, and which seeds have stopped
             for i, seed in enumerate(active):
-                own = course.of(seed)
+                own = own_of[seed]
                 own.epochs = epoch
                 if epoch >= warmup and (own.best_epoch == 0 or test_now[i] < own.best_loss):
                     own.best_epoch, own.best_loss = epoch, test_now[i]
@@ -243,35 +227,26 @@ def train_seeds(
                     own.reason = f"no lower test loss for {epoch - own.best_epoch} epochs"
                 lr = optimizer.param_groups[0]["lr"]
                 row = dict(epoch=epoch, seed=seed, lr=lr, beta=beta, train_loss=train_now[i], test_loss=test_now[i])
-                run.log(epoch * n_steps, **row, best_epoch=own.best_epoch, **({"MI_ksg": mi_now[i]} if mi_now else {}))
-            bar.set_postfix(epoch=epoch, test=f"{sum(test_now) / len(test_now):.3f}", seeds=len(active))
+                session.log(**row, best_epoch=own.best_epoch, **({"MI_ksg": mi_now[i]} if mi_now else {}))
+            session.show(epoch=epoch, test=f"{sum(test_now) / len(test_now):.3f}", seeds=len(active))
             if settings.vis_progress:
-                save_frames(run, model, dataset, epoch, course, n_seeds=len(seeds))
-            going_on = [i for i, seed in enumerate(active) if not course.of(seed).reason]
+                save_frames(run, model, dataset, epoch, active, n_seeds=len(seeds))
+            going_on = [i for i, seed in enumerate(active) if not own_of[seed].reason]
             if len(going_on) < len(active):
                 batch = torch.zeros(0)  # its graph would remember the shapes that the parameters had
                 keep_members(model, optimizer, going_on)
-                totals = totals[going_on]
                 course.active = [active[i] for i in going_on]
-            course.epoch, course.step = epoch + 1, 0
-
-            # --- Now and then: a state
-            is_last = not course.active or epoch == settings.epochs
-            if is_last or preemption.requested or time.monotonic() - last_state >= settings.state_interval_s:
-                save_state()
-                last_state = time.monotonic()
-            if preemption.requested and not is_last:
-                raise Preempted(f"{path} is saved after epoch {epoch}; the same command goes on from there")
-        bar.close()
+            course.totals = torch.zeros(len(going_on), device=device)
+            if not going_on:
+                session.end()
+            session.end_of_step(save=True)
 
         # --- The best models, measured; where training ended within the warm-up, the last ones
         for i, seed in enumerate(course.active):
-            course.of(seed).best = course.of(seed).best or parameters_of(model, i)
+            own_of[seed].best = own_of[seed].best or parameters_of(model, i)
         records = []
         for seed in seeds:
-            if preemption.requested:
-                raise Preempted(f"{path} is trained; the same command measures the models")
-            record, best = finish(run, settings, dataset, course, seed, measure, neighbours, device)
+            record, best = finish(run, settings, dataset, own_of[seed], seed, len(seeds), measure, neighbours, device)
             records.append(record)
             if settings.vis_progress:
                 animate_frames(record.path, record.epochs)
@@ -369,46 +344,30 @@ def keep_members(model: MIM, optimizer: torch.optim.Optimizer, members: Sequence
 # --- the course of a run ------------------------------------------------------------------------------------
 
 
-@dataclass
-class SeedCourse:
+def start_of_seed() -> loop.Course:
     """What the loop remembers of one seed."""
+    return loop.Course(
+        best_epoch=0,  # none yet
+        best_loss=math.inf,
+        best={},  # its parameters
+        epochs=0,  # that were trained
+        reason="",  # why it stopped early
+    )
 
-    best_epoch: int = 0
-    """0: none yet."""
-    best_loss: float = math.inf
-    best: Parameters = field(default_factory=dict)
-    epochs: int = 0
-    reason: str = ""
-    """Why it stopped early."""
 
+class Stack:
+    """The stacked models as a part of the state: loaded, there are as many of them as were still in training."""
 
-@dataclass
-class Course:
-    """What the loop remembers of its own course; part of the saved state."""
+    def __init__(self, model: MIM, optimizer: torch.optim.Optimizer) -> None:
+        self._model = model
+        self._optimizer = optimizer
 
-    seeds: list[int]
-    active: list[int]
-    """Seeds still in training, in the order of the stack."""
-    own: list[SeedCourse]
-    epoch: int = 1
-    """The epoch that is next, or in which training is."""
-    step: int = 0
-    """Its steps that are done."""
-    totals: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """Sums of the training loss over these steps: (S,)."""
+    def state_dict(self) -> Parameters:
+        return self._model.state_dict()
 
-    def __post_init__(self) -> None:
-        self.totals = torch.zeros(len(self.active))
-
-    def of(self, seed: int) -> SeedCourse:
-        return self.own[self.seeds.index(seed)]
-
-    def state_dict(self) -> dict[str, Any]:
-        return vars(self) | {"own": [vars(own) for own in self.own]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert state["seeds"] == self.seeds, "the run folder compares the settings"
-        vars(self).update(state | {"own": [SeedCourse(**own) for own in state["own"]]})
+    def load_state_dict(self, state: Parameters) -> None:
+        keep_members(self._model, self._optimizer, range(len(next(iter(state.values())))))
+        self._model.load_state_dict(state)
 
 
 # --- what a run leaves --------------------------------------------------------------------------------------
@@ -418,15 +377,15 @@ def finish(
     run: runs.RunFolder,
     settings: MimConfig,
     dataset: Dataset,
-    course: Course,
+    own: loop.Course,
     seed: int,
+    n_seeds: int,
     measure: bool,
     neighbours: bool,
     device: torch.device,
 ) -> tuple[MimRecord, MIM]:
     """Write one seed's best model, and measure it: best.safetensors, results.csv."""
-    own = course.of(seed)
-    folder = member_folder(run.path, seed, len(course.seeds))
+    folder = member_folder(run.path, seed, n_seeds)
     epoch, lowest = (own.best_epoch, own.best_loss) if own.best_epoch else (own.epochs, math.nan)
     model = build(settings, dataset, seed)
     model.load_state_dict(own.best)
@@ -455,11 +414,13 @@ def member_folder(path: Path, seed: int, n_seeds: int) -> Path:
     return path if n_seeds == 1 else path / f"seed_{seed}"
 
 
-def save_frames(run: runs.RunFolder, model: MIM, dataset: Dataset, epoch: int, course: Course, n_seeds: int) -> None:
+def save_frames(
+    run: runs.RunFolder, model: MIM, dataset: Dataset, epoch: int, active: Sequence[int], n_seeds: int
+) -> None:
     """A picture of each seed's model after an epoch, into progress/."""
     from mi_ml_gen.mim import pictures
 
-    for i, seed in enumerate(course.active):
+    for i, seed in enumerate(active):
         rng = runtime.stream(seed, "mim frame", 0, 0, dataset.test.x.device)
         frame = pictures.progress_frame(model.member(i), dataset, rng, title=f"epoch {epoch}")
         pictures.save_frame(member_folder(run.path, seed, n_seeds) / "progress" / f"{epoch:03d}.png", frame)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from mi_ml_gen.core import config, loop, runs, runtime
+from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.data.splits import Splits, class_names
@@ -138,7 +136,8 @@ def train_probe(
 
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
-    with runs.RunFolder.open(path, described, free=FREE) as run, loop.Preemption() as preemption:
+    with loop.Session.open(path, described, free=FREE) as session:
+        run = session.run
         # --- Features of unaugmented images
         how = Extraction(device, settings.precision, settings.batch_size, progress and runtime.is_main())
         needs_all = settings.views == "none" or settings.scale == "unit" or set(settings.readouts) & {"knn", "ridge"}
@@ -147,8 +146,7 @@ def train_probe(
         for name, source in splits._asdict().items():
             if source is not None and (needs_all or name != "train"):
                 seen[name] = extract_features(backbone, source, how, cache, name)
-            if runtime.broadcast_flag(preemption.requested):
-                raise Preempted(f"{path}: features of {name} are saved; the same command goes on from there")
+            session.stop_if_asked(f"features of {name} are saved")
         split = "test" if "test" in seen else "validation"
         judged = seen[split]
 
@@ -157,7 +155,7 @@ def train_probe(
         evaluations: dict[str, Evaluation] = {}
         linear: Linear | None = None
         if "sgd" in settings.readouts:
-            fit = _sgd(run, settings, backbone, splits, seen, len(classes), device, preemption, progress, on_row)
+            fit = _sgd(session, settings, backbone, splits, seen, len(classes), device, progress, on_row)
             linear = fit.linear
             notes["sgd"] = {"epoch": fit.epoch, "validation_loss": fit.validation_loss}
             evaluations["sgd"] = evaluate_scores(linear.scores(judged.values), judged.labels, classes, logits=True)
@@ -210,14 +208,13 @@ def learning_rate(settings: ProbeConfig, step: int, n_steps: int) -> float:
 
 
 def _sgd(
-    run: runs.RunFolder,
+    session: loop.Session,
     settings: ProbeConfig,
     backbone: nn.Module,
     splits: Splits,
     seen: dict[str, Features],
     n_classes: int,
     device: torch.device,
-    preemption: loop.Preemption,
     progress: bool,
     on_row: Callable[[Mapping[str, Any]], object] | None,
 ) -> SgdFit:
@@ -235,20 +232,13 @@ def _sgd(
     layer.to(device)
     on_device = Affine(standard.mean.to(device), standard.scale.to(device))
     optimizer = torch.optim.SGD(layer.parameters(), lr=settings.base_lr, momentum=MOMENTUM)
-    best: dict[str, Any] = {"loss": math.inf, "epoch": 0, "layer": {}}
-    total = torch.zeros((), device=device)
-    first = 0
-    if (saved := run.load_latest()) is not None:
-        first, state = saved
-        layer.load_state_dict(state["layer"])
-        optimizer.load_state_dict(state["optimizer"])
-        best, total = state["best"], state["total"].to(device)
-    guard = loop.FiniteGuard()
-    last_state = time.monotonic()
-
-    bar = tqdm(total=n_steps, initial=first, desc="probe", unit="step", disable=not (progress and runtime.is_main()))
-    step = first
-    for step, batch in zip(range(first, n_steps), steps.run(first, n_steps), strict=True):
+    course = loop.Course(
+        total=torch.zeros((), device=device),  # sum of the loss in this epoch
+        best={"loss": math.inf, "epoch": 0, "layer": {}},  # the layer of least validation loss
+    )
+    session.resume(course, layer=layer, optimizer=optimizer)
+    feed = steps.run(session.first, n_steps)
+    for step, batch in zip(session.steps(n_steps, title="probe", progress=progress), feed, strict=True):
         # --- A step of the layer
         rate = learning_rate(settings, step, n_steps)
         for group in optimizer.param_groups:
@@ -258,46 +248,33 @@ def _sgd(
         loss.backward()
         runtime.average_gradients(layer)
         optimizer.step()
-        total += loss.detach()
-        guard.watch("the probe's loss", loss)
-        bar.update()
+        course.total += loss.detach()
+        session.watch("the probe's loss", loss)
 
         # --- The end of an epoch: a row of metrics, and now and then a validation
-        done = step + 1
-        epoch, is_last = done // steps.per_epoch, done == n_steps
-        at_end = done % steps.per_epoch == 0
-        if at_end:
-            guard.check(done, run.last_state)
-            row = {"epoch": epoch, "lr": rate, "loss": runtime.all_reduce_mean(total).item() / steps.per_epoch}
-            total.zero_()
-            if epoch % settings.val_freq == 0 or is_last:
+        epoch = session.done // steps.per_epoch
+        ends_epoch = session.every(steps.per_epoch)
+        if ends_epoch:
+            session.check()
+            row = {"epoch": epoch, "lr": rate, "loss": runtime.all_reduce_mean(course.total).item() / steps.per_epoch}
+            course.total.zero_()
+            if epoch % settings.val_freq == 0 or session.is_last:
                 linear = _folded(layer, standard)
                 found = evaluate_scores(
                     linear.scores(validation.values), validation.labels, [""] * n_classes, logits=True
                 )
                 assert found.loss is not None
                 row |= {"validation_loss": found.loss, "validation_top1": found.top1.value}
-                if found.loss < best["loss"]:
+                if found.loss < course.best["loss"]:
                     kept = {key: value.detach().cpu().clone() for key, value in layer.state_dict().items()}
-                    best = {"loss": found.loss, "epoch": epoch, "layer": kept}
-            run.log(done, **row)
+                    course.best = {"loss": found.loss, "epoch": epoch, "layer": kept}
+            logged = session.log(**row)
             if on_row is not None and runtime.is_main():
-                on_row({"step": done} | row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-
-        # --- The state
-        stop_now = runtime.broadcast_flag(preemption.requested)
-        is_due = at_end and runtime.broadcast_flag(time.monotonic() - last_state >= settings.state_interval_s)
-        if stop_now or is_last or is_due:
-            guard.check(done, run.last_state)
-            state = {"layer": layer.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "total": total}
-            run.save_state(done, state)
-            last_state = time.monotonic()
-        if stop_now and not is_last:
-            raise Preempted(f"{run.path} is saved at step {done:,}; the same command goes on from there")
-    bar.close()
-    layer.load_state_dict(best["layer"])
-    return SgdFit(_folded(layer, standard), best["epoch"], best["loss"])
+                on_row(logged)
+            session.show(loss=f"{row['loss']:.3f}")
+        session.end_of_step(save=ends_epoch)
+    layer.load_state_dict(course.best["layer"])
+    return SgdFit(_folded(layer, standard), course.best["epoch"], course.best["loss"])
 
 
 class _Steps:

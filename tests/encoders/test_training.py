@@ -114,11 +114,10 @@ def stopped(path, monkeypatch, n_steps: int, **changes):
             train(path, **changes)
 
 
-@pytest.mark.parametrize("stops", [(1,), (5,), (7,), (14,), (3, 3, 3)], ids=str)
-def test_resumed_equals_uninterrupted(no_report, whole_run, tmp_path, monkeypatch, stops):
-    """Stopped at the first step, at an epoch's end, within one, at the last step but one, and three times."""
+def test_resumed_equals_uninterrupted(no_report, whole_run, tmp_path, monkeypatch):
+    """Each method, stopped at the first step, at an epoch's end and within one; tests/faults has the other faults."""
     method, whole = whole_run
-    for n_steps in stops:
+    for n_steps in (1, 4, 2):
         stopped(tmp_path / "run", monkeypatch, n_steps, encoder=method)
     train(tmp_path / "run", encoder=method)
     assert_same_run(tmp_path / "run", whole)
@@ -142,27 +141,14 @@ def flat(state, prefix="") -> dict:
     return {prefix: state.tolist() if isinstance(state, torch.Tensor) else state}
 
 
-def _no_momentum(saved):
-    saved["optimizer"]["state"].clear()
-
-
-def _no_total(saved):
-    saved["course"]["total"].zero_()
-
-
-def _target_from_online(saved):
-    """What the published code does whenever it resumes."""
-    for key in [key for key in saved["encoder"] if key.startswith("target.")]:
-        saved["encoder"][key] = saved["encoder"][key.replace("target.", "online.")]
-
-
-@pytest.mark.parametrize("lose", [_no_momentum, _no_total, _target_from_online])
-def test_state_left_out_would_be_noticed(no_report, tmp_path, monkeypatch, lose):
+def test_the_target_is_not_the_online_network(no_report, tmp_path, monkeypatch):
+    """What the published code does whenever it resumes would be noticed."""
     train(tmp_path / "whole", encoder="byol")
     stopped(tmp_path / "run", monkeypatch, 7, encoder="byol")
     latest = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1]
     saved = torch.load(latest, weights_only=True)
-    lose(saved["state"])
+    for key in [key for key in saved["state"]["encoder"] if key.startswith("target.")]:
+        saved["state"]["encoder"][key] = saved["state"]["encoder"][key.replace("target.", "online.")]
     with runs.RunFolder.open(tmp_path / "run", runs.read_config(tmp_path / "run")) as run:
         run.save_state(saved["step"], saved["state"])
     train(tmp_path / "run", encoder="byol")
@@ -190,12 +176,6 @@ def test_a_finished_run_is_left_as_it_is(whole_run):
     before = {p: p.read_bytes() for p in path.rglob("*.safetensors")}
     assert train(path, encoder=method).samples == 120
     assert {p: p.read_bytes() for p in path.rglob("*.safetensors")} == before
-
-
-def test_another_setting_in_the_same_folder_is_refused(whole_run):
-    method, path = whole_run
-    with pytest.raises(UsageError, match="base_lr"):
-        train(path, encoder=method, base_lr=0.01)
 
 
 # --- what a step is

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from mi_ml_gen.core import runs
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.experiments.critic_calibration import CalibrationConfig, Level, Problem, calibrate, levels, measure
 from mi_ml_gen.generators.linear_gaussian import HALF_RANGE_STD, LinearGaussian
@@ -57,35 +56,6 @@ def test_writes_a_table_and_a_figure(tmp_path):
     assert len(json.loads((tmp_path / "calibration.json").read_text())) == 2
     assert (tmp_path / "calibration.md").read_text().count("\n") >= 4
     assert (tmp_path / "images" / "calibration.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("stop", [4, 6, 8])  # within a level, at its end, within the next
-def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, stop):
-    whole = calibrate(_settings(tmp_path / "whole"), progress=False)
-
-    class Stop(Exception):
-        pass
-
-    count = iter(range(100))
-    draw = Problem.draw
-
-    def interrupted(self, n, rng):
-        if n == 8 and next(count) == stop:
-            raise Stop
-        return draw(self, n, rng)
-
-    monkeypatch.setattr(Problem, "draw", interrupted)
-    with pytest.raises(Stop):
-        calibrate(_settings(tmp_path / "part"), progress=False)
-    monkeypatch.setattr(Problem, "draw", draw)
-    assert calibrate(_settings(tmp_path / "part"), progress=False) == whole
-    assert runs.read_metrics(tmp_path / "part") == runs.read_metrics(tmp_path / "whole")
-    states = [
-        torch.load(path / "checkpoints" / "state_000000000010.pt", weights_only=True)["state"]["critic"]
-        for path in (tmp_path / "whole", tmp_path / "part")
-    ]
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
 
 
 def test_a_critic_that_reads_the_truth_measures_as_the_optimal_one(tmp_path):

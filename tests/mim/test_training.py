@@ -294,46 +294,6 @@ def test_seeds_must_differ(tmp_path):
 # --- stopping and resuming
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 18, 20, 59, 99])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole_run, tmp_path, monkeypatch, signum, step):
-    """Stopped in the first block, within an epoch, at the end of one, in the last block but one, before the last."""
-    real, done = training.batch_loss, 0
-
-    def counted(*arguments, **named):
-        nonlocal done
-        if torch.is_grad_enabled():
-            done += 1
-            if done == step:
-                os.kill(os.getpid(), signum)
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(training, "batch_loss", counted)
-    path = tmp_path / "run"
-    with pytest.raises(Preempted, match="the same command"):
-        train(path)
-    assert not (path / "results.csv").exists()
-    stopped_at = done
-    assert step <= stopped_at <= max(step + 16, 20)
-    train(path)
-    assert done - stopped_at <= 100 - (step - step % 20)
-    assert files_of(path) == files_of(whole_run.path)
-
-
-def test_a_killed_run_goes_on_from_its_last_state(whole_run, tmp_path):
-    data = TinyData()
-
-    def die():
-        raise SystemExit("killed")
-
-    data.before_epoch[4] = die
-    with pytest.raises(SystemExit):
-        train(tmp_path / "run", data)
-    assert (tmp_path / "run" / "checkpoints" / "state_000000000060.pt").exists()
-    train(tmp_path / "run")
-    assert files_of(tmp_path / "run") == files_of(whole_run.path)
-
-
 def test_several_seeds_resume_after_some_have_stopped(tmp_path):
     early = dict(seeds=[1, 2, 3, 4], warmup_steps=1, epochs=40, lr=2e-2, mim_samp=False, mim_loss=False, mi_interval=0)
     whole = train(tmp_path / "whole", **early)
@@ -358,12 +318,6 @@ def test_more_epochs_go_on_with_a_finished_run(whole_run, tmp_path):
     assert files_of(tmp_path / "run") == files_of(whole_run.path)
     train(tmp_path / "run", epochs=5)  # once more: nothing left to train
     assert files_of(tmp_path / "run") == files_of(whole_run.path)
-
-
-def test_other_settings_do_not_resume(tmp_path):
-    train(tmp_path / "run", epochs=1)
-    with pytest.raises(UsageError, match=r"made with lr 0\.001, not 0\.002"):
-        train(tmp_path / "run", lr=2e-3)
 
 
 def test_what_is_not_finite_stops_training_and_is_named(tmp_path):

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from mi_ml_gen.core import config, runs
-from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
+from mi_ml_gen.core.errors import NonFiniteError, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.navigator.selection import near, select_checkpoint, should_stop
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.navigator.training import Course, train_navigator, walker_name
-from tests.conftest import StopAt, make_small_generator
+from mi_ml_gen.navigator.training import next_row, train_navigator, walker_name
+from tests.conftest import make_small_generator
 
 SETTINGS = NavigatorConfig(
     generator="small", chunks="0_1", num_samples=192, save_freq=48, batch_size=8, critic_width=4, lr_walk=1e-2,
@@ -65,18 +65,6 @@ def test_a_run_folder_holds_what_a_run_is(whole_run):
     assert chosen.keys() == selected.keys() and all(torch.equal(chosen[key], selected[key]) for key in chosen)
 
 
-@pytest.mark.parametrize("stops", [(1,), (6,), (13,), (23,), (5, 5, 5)], ids=str)
-def test_resumed_equals_uninterrupted(whole_run, tmp_path, monkeypatch, stops):
-    """Stopped at the first step, at a save, between lines of metrics, at the last but one, and three times."""
-    for n_steps in stops:
-        with monkeypatch.context() as patch:
-            StopAt(patch, n_steps)
-            with pytest.raises(Preempted, match="the same command goes on"):
-                train(tmp_path / "run")
-    train(tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole_run.path)
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     """Every saved walker, the last state (parameters, buffers, optimisers, counters) and the metrics are equal."""
     assert rows_of(one) == rows_of(other)
@@ -98,22 +86,6 @@ def flat(state, prefix="") -> dict:
     return {prefix: state.tolist() if isinstance(state, torch.Tensor) else state}
 
 
-def test_state_left_out_would_be_noticed(whole_run, tmp_path, monkeypatch):
-    """The comparison above can fail: an optimiser that starts anew gives another run."""
-    with monkeypatch.context() as patch:
-        StopAt(patch, 6)
-        with pytest.raises(Preempted):
-            train(tmp_path / "run")
-    state = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1]
-    saved = torch.load(state, weights_only=True)
-    saved["state"]["optimizer_walk"]["state"].clear()
-    with runs.RunFolder.open(tmp_path / "run", runs.read_config(tmp_path / "run")) as run:
-        run.save_state(saved["step"], saved["state"])
-    train(tmp_path / "run")
-    with pytest.raises(AssertionError):
-        assert_same_run(tmp_path / "run", whole_run.path)
-
-
 def test_a_finished_run_is_left_as_it_is(whole_run):
     before = {path: path.read_bytes() for path in whole_run.path.rglob("*.safetensors")}
     again = train(whole_run.path)
@@ -127,11 +99,6 @@ def test_more_samples_go_on_from_the_end(whole_run, tmp_path):
     theirs = load_tensors(whole_run.path / "walkers" / f"{walker_name(192)}.safetensors").tensors
     mine = load_tensors(tmp_path / "run" / "walkers" / f"{walker_name(192)}.safetensors").tensors
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-
-
-def test_another_setting_in_the_same_folder_is_refused(whole_run):
-    with pytest.raises(UsageError, match="lr_walk"):
-        train(whole_run.path, lr_walk=0.5)
 
 
 def test_the_walker_raises_the_loss_that_the_critic_lowers(tmp_path):
@@ -275,10 +242,10 @@ def test_a_stopping_rule_ends_the_run_and_is_remembered(tmp_path):
 
 
 def test_smoothing_is_a_weighted_mean_of_what_was_seen():
-    course = Course(save_freq=1, temperature=0.1, n_pairs=8, independent=1.0)
-    smoothed = [course.row(16 * (i + 1), 16 * (i + 1), (16 * loss, 0.0), False)["smoothed_loss"]
-                for i, loss in enumerate([4.0, 1.0, 1.0])]  # fmt: skip
-    assert smoothed == pytest.approx([4.0, (4 / 2 + 1) / 1.5, (4 / 4 + 1 / 2 + 1) / 1.75])
+    rows: list[dict] = []
+    for step, loss in ((16, 4.0), (32, 1.0), (48, 1.0)):
+        rows.append({"step": step, **next_row(rows, step, 16 * loss, 0.0)})
+    assert [row["smoothed_loss"] for row in rows] == pytest.approx([4.0, (4 / 2 + 1) / 1.5, (4 / 4 + 1 / 2 + 1) / 1.75])
 
 
 def test_near_averages_around_the_checkpoint():

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from mi_ml_gen.core import config, files, loop, runs, runtime
+from mi_ml_gen.core import config, files, loop, runtime
 from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import Preempted
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe
 from mi_ml_gen.report.images import image_grid, save_png
@@ -46,7 +44,9 @@ class GanConfig:
     seed: int = option(0, at_least=0, help="seed of weights, noise and order of the data")
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"), help="arithmetic of convolutions")
-    save_every: int = option(250, at_least=1, help="steps between checkpoints and sample grids")
+    save_every: int = option(250, at_least=1, help="steps between grids of samples, and between "
+                            "checkpoints where --state_interval_s allows one")  # fmt: skip
+    state_interval_s: float = option(60.0, at_least=0, help="least seconds between checkpoints")
     save_folder: str = option("./generator_runs", help="where run folders are made")
     run_name: str | None = option(None, help="name of the run folder (default: the generator's)")
 
@@ -57,6 +57,8 @@ class GanConfig:
         return replace(self, family=family, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
 
+FREE = ("steps", "device", "data_path", "save_every", "state_interval_s", "save_folder", "run_name")
+"""Settings that may differ when a run is resumed."""
 LOG_INTERVAL = 50
 """Steps between lines of metrics, which are also the only reads of the device's values."""
 R1_INTERVAL = 16
@@ -110,40 +112,21 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     options: dict[str, Any] = dict(betas=recipe.betas, fused=device.type == "cuda")
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=settings.lr, **options)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
-    parts: dict[str, Any] = dict(
-        generator=generator,
-        discriminator=discriminator,
-        average=average,
-        optimizer_g=optimizer_g,
-        optimizer_d=optimizer_d,
-    )
     ema_decay = 0.5 ** (settings.batch_size / settings.ema_halflife)
     real_images = RealImages(images, generator.resolution, device, settings.seed)
     shown = recipe.noise(80, runtime.stream(settings.seed, "shown", 0, 0, device))
 
     # --- Run folder
     path = Path(settings.save_folder) / settings.run_name
-    free = ("steps", "device", "data_path", "save_every", "save_folder", "run_name")
-    with (
-        runs.RunFolder.open(path, config.to_dict(settings), free=free) as run,
-        loop.Preemption() as preemption,
-    ):
-        first, elapsed_s = 0, 0.0
-        if (saved := run.load_latest()) is not None:
-            first, state = saved
-            elapsed_s = state["elapsed_s"]
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-        guard = loop.FiniteGuard()
-        started = time.monotonic() - elapsed_s
-        bar = tqdm(
-            range(first, settings.steps),
-            initial=first,
-            total=settings.steps,
-            disable=not progress,
-            unit="step",
-        )
-        for step in bar:
+    course = loop.Course(elapsed_s=0.0)
+    with loop.Session.open(path, config.to_dict(settings), free=FREE) as session:
+        run = session.run
+        session.resume(
+            course, generator=generator, discriminator=discriminator, average=average, optimizer_g=optimizer_g,
+            optimizer_d=optimizer_d,
+        )  # fmt: skip
+        started_s = time.monotonic() - course.elapsed_s
+        for step in session.steps(settings.steps, title=settings.run_name, progress=progress):
             # --- Discriminator
             rng = runtime.stream(settings.seed, "noise", step, 0, device)
             real = real_images.batch(step, settings.batch_size)
@@ -168,25 +151,22 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
             _update_average(average, generator, ema_decay)
 
             # --- What a person wants to see, and what must survive
-            guard.watch("discriminator loss", loss_d)
-            guard.watch("generator loss", loss_g)
-            done = step + 1
-            if done % LOG_INTERVAL == 0:
-                guard.check(done)
+            session.watch("discriminator loss", loss_d)
+            session.watch("generator loss", loss_g)
+            course.elapsed_s = time.monotonic() - started_s
+            if session.every(LOG_INTERVAL):
                 losses = dict(loss_discriminator=loss_d.item(), loss_generator=loss_g.item())
-                run.log(done, **losses, elapsed_s=round(time.monotonic() - started, 1))
-                bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
-            stop = preemption.requested
-            if done % settings.save_every == 0 or done == settings.steps or stop:
-                guard.check(done)
-                state = {name: part.state_dict() for name, part in parts.items()}
-                run.save_state(done, state | {"elapsed_s": time.monotonic() - started})
-                _save_samples(recipe, average, shown, settings.seed, run.images / f"samples_{done:08d}.png")
-            if stop:
-                raise Preempted(f"stopped at step {done}; the same command goes on from there")
+                session.log(**losses, elapsed_s=round(course.elapsed_s, 1))
+                session.show(**{name: f"{value:.2f}" for name, value in losses.items()})
+            save = session.every(settings.save_every) or session.is_last
+            if save:
+                session.check()
+                _save_samples(recipe, average, shown, settings.seed, run.images / f"samples_{session.done:08d}.png")
+            session.end_of_step(save=save)
 
         # --- The result
         recipe.finish(average, settings.seed)
+        session.check()
         header = {"family": settings.family, "name": generator.name, "config": json.dumps(generator.config())}
         files.save_tensors(run.path / "generator.safetensors", average.state_dict(), header)
     return path

@@ -48,7 +48,7 @@ def last_state(path) -> dict:
     """The newest state of a run, without its clock."""
     newest = max((path / "checkpoints").glob("state_*.pt"))
     state = torch.load(newest, weights_only=True)
-    state["state"].pop("elapsed_s")
+    state["state"]["course"].pop("elapsed_s")
     return state
 
 
@@ -70,9 +70,9 @@ def assert_equal(a, b, where: str = "state") -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, images, family, precision):
-    settings = tiny(tmp_path, family, steps=3, precision=precision)
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, images, family):
+    """In bf16, with the grid of samples; tests/faults has the other faults."""
+    settings = tiny(tmp_path, family, steps=3, precision="bf16")
     whole = train_generator(training.replace(settings, run_name="whole"), images, progress=False)
 
     def batch_with_signal(self, step, batch_size):
@@ -82,7 +82,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, images,
 
     batch = RealImages.batch
     monkeypatch.setattr(RealImages, "batch", batch_with_signal)
-    with pytest.raises(Preempted, match="stopped at step 2"):
+    with pytest.raises(Preempted, match="saved at step 2 of 3"):
         train_generator(training.replace(settings, run_name="halves"), images, progress=False)
     halves = tmp_path / "halves"
     assert last_state(halves)["step"] == 2 and not (halves / "generator.safetensors").exists()

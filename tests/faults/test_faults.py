@@ -1,0 +1,533 @@
+"""What may happen to a training, for every trainer: it is stopped or killed, the disk is full, a value is no number,
+its settings change or are lost, its folder is removed. Afterwards nothing is half written, and the same command gives
+what an uninterrupted run gives, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from mi_ml_gen.core import loop, runs, runtime
+from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, NonFiniteError, Preempted, UsageError
+from mi_ml_gen.core.files import load_tensors, write_with_hash
+from mi_ml_gen.core.loop import Session
+from tests.conftest import GOLDEN
+from tests.distributed import run_processes
+from tests.faults.trainers import TRAINERS, Trainer
+
+NAMES = list(TRAINERS)
+PLACES = ("the first step", "the middle", "the last step but one")
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: what is in work is not saved."""
+
+
+def step_at(trainer: Trainer, place: str) -> int:
+    """A step, counted from 1. The middle one saves no state."""
+    stops = trainer.stops or range(1, trainer.n_steps)
+    middle = max(step for step in stops if step <= trainer.n_steps * 2 // 3 and step not in trainer.saves)
+    return {PLACES[0]: 1, PLACES[1]: middle, PLACES[2]: trainer.n_steps - 1}[place]
+
+
+@contextlib.contextmanager
+def at_step(step: int, act: Callable[[Session], object]) -> Iterator[None]:
+    """Something happens in the step of that number, before it ends."""
+    plain = Session.end_of_step
+
+    def end_of_step(self: Session, *arguments: Any, **named: Any) -> None:
+        if self.done == step:
+            act(self)
+        plain(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "end_of_step", end_of_step)
+        yield
+
+
+def stop(session: Session) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def kill(session: Session) -> None:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Callable[[str], Path]:
+    """whole(name): the folder of an uninterrupted run, made once."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def get(name: str) -> Path:
+        path = folder / name / "run"
+        if not path.exists():
+            TRAINERS[name].train(path)
+        return path
+
+    return get
+
+
+def newest(path: Path) -> tuple[int, dict[str, Any]]:
+    """Step and content of the newest state."""
+    saved = torch.load(max((path / "checkpoints").glob("state_*.pt")), weights_only=True)
+    return saved["step"], saved["state"]
+
+
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts and lists by their dotted names; clocks left out."""
+    if isinstance(tree, (list, tuple)):
+        tree = dict(enumerate(tree))
+    if not isinstance(tree, dict):
+        return {name: tree.tolist() if isinstance(tree, torch.Tensor) else tree}
+    leaves = (flat(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items() if not is_clock(key))
+    return {key: value for part in leaves for key, value in part.items()}
+
+
+def is_clock(key: object) -> bool:
+    return str(key).endswith(("_per_s", "elapsed_s"))
+
+
+def result_of(path: Path, without: str = "") -> dict[str, Any]:
+    """All that a run is: rows of metrics, weights, tables, the newest state (without a part of it)."""
+    step, state = newest(path)
+    leaves = {key: value for key, value in flat(state).items() if not f"{key}.".startswith(f"{without}.")}
+    found: dict[str, Any] = {"rows": flat(runs.read_metrics(path)), "step": step, "state": leaves}
+    for file in sorted(path.rglob("*")):
+        name = str(file.relative_to(path))
+        if file.suffix == ".safetensors":
+            found[name] = flat(load_tensors(file).tensors)
+        elif file.suffix in (".csv", ".json") and file.name != "environment.json":
+            found[name] = file.read_text()
+    return found
+
+
+def assert_same(one: Path, other: Path, without: str = "") -> None:
+    mine, theirs = result_of(one, without), result_of(other, without)
+    assert mine.keys() == theirs.keys()
+    for name in theirs:
+        assert mine[name] == theirs[name], name
+
+
+# --- stopped and killed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stopped_and_resumed_equals_uninterrupted(name, whole, tmp_path):
+    """SIGTERM in the first step, in the middle and in the last step but one, of one and the same run."""
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    for place in PLACES:
+        step = step_at(trainer, place)
+        wanted = next((at for at in trainer.stops or range(1, trainer.n_steps) if at >= step), trainer.n_steps)
+        with at_step(step, stop):
+            if wanted == trainer.n_steps:  # where it cannot stop before its end
+                trainer.train(path)
+            else:
+                with pytest.raises(Preempted, match=rf"saved at step {wanted} of .*the same command goes on"):
+                    trainer.train(path)
+        assert newest(path)[0] == wanted
+    trainer.train(path)
+    assert_same(path, whole(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_and_resumed_equals_uninterrupted(name, whole, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    for place in PLACES:
+        step = step_at(trainer, place)
+        with at_step(step, kill), pytest.raises(Killed):
+            trainer.train(path)
+        assert [newest(path)[0]] if any(at < step for at in trainer.saves) else not states(path)
+    trainer.train(path)
+    assert_same(path, whole(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_in_the_last_step_finishes_the_run_and_once_more_changes_nothing(name, whole, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    with at_step(trainer.n_steps, stop):
+        trainer.train(path)
+    assert_same(path, whole(name))
+    trainer.train(path)
+    assert_same(path, whole(name))
+
+
+def states(path: Path) -> list[int]:
+    return sorted(int(file.stem.removeprefix("state_")) for file in (path / "checkpoints").glob("state_*.pt"))
+
+
+# --- the suite itself: each part of the state matters
+
+
+def values_of(path: Path) -> list[str]:
+    """The parts of a run's state, and each value of its course."""
+    _, state = newest(path)
+    return [name for name in state if name != "course"] + [f"course.{name}" for name in state["course"]]
+
+
+UNNOTICED = ("course.elapsed_s", "course.finished")
+"""A clock, and why a rule ended the run, which tests/navigator ends a run to see."""
+
+
+@contextlib.contextmanager
+def forgotten(what: str) -> Iterator[None]:
+    """A part, or a value of the course, is not restored: as if it had been left out of the state."""
+    plain, (part, _, value) = Session._load, what.partition(".")
+
+    def load(self: Session, state: dict[str, Any]) -> None:
+        if value:
+            state["course"][value] = loop._packed(getattr(self._course, value))
+        else:
+            state[part] = self._parts[part].state_dict()
+        plain(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "_load", load)
+        yield
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_part_left_out_is_noticed(name, whole, tmp_path):
+    """The comparison above fails, on all that is left, for every part of the state but the two that are named."""
+    trainer = TRAINERS[name]
+    starts = {}
+    for act, place in ((stop, PLACES[1]), (kill, PLACES[2])):  # some values matter in one place, some in another
+        starts[place] = tmp_path / act.__name__ / "run"
+        with at_step(step_at(trainer, place), act), contextlib.suppress(Preempted, Killed):
+            trainer.train(starts[place])
+    unnoticed = []
+    for what in values_of(whole(name)):
+        for place, start in starts.items():
+            path = tmp_path / what / place / "run"
+            shutil.copytree(start, path)
+            with forgotten(what), contextlib.suppress(Exception):
+                trainer.train(path)
+            if result_of(path, what) != result_of(whole(name), what):
+                break
+        else:
+            unnoticed.append(what)
+    assert not set(unnoticed) - set(UNNOTICED)
+
+
+def test_a_state_without_a_part_is_refused(tmp_path):
+    trainer, path = TRAINERS["example"], tmp_path / "run"
+    with at_step(60, stop), pytest.raises(Preempted):
+        trainer.train(path)
+    step, state = newest(path)
+    state.pop("optimizer")
+    with runs.RunFolder.open(path, runs.read_config(path)) as run:
+        run.save_state(step, state)
+    with pytest.raises(CorruptCheckpointError, match=r"state_000000000060\.pt: .*lacks 'optimizer'"):
+        trainer.train(path)
+
+
+# --- the disk
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 200 bytes from the next step on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def fill_disk(session: Session) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_ends_the_run_and_harms_nothing(name, whole, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    first, second = trainer.saves[:2]
+    with full_disk(), at_step(second, fill_disk):
+        with pytest.raises(EnvironmentFault, match=f"^cannot write .*{second:012d}"):
+            trainer.train(path)
+    assert states(path) == [first]
+    assert not list(path.rglob("*.partial"))
+    trainer.train(path)
+    assert_same(path, whole(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_removed_during_the_run_does_not_come_back(name, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    with at_step(step_at(trainer, PLACES[1]), lambda session: shutil.rmtree(path)):
+        with pytest.raises(EnvironmentFault, match=r"run or its \.lock was removed during the run"):
+            trainer.train(path)
+    assert not path.exists()
+
+
+# --- values that are no numbers
+
+
+def files_with_bad_values(path: Path) -> list[str]:
+    bad = []
+    for file in path.rglob("*.*"):
+        if file.suffix == ".safetensors":
+            tensors = list(load_tensors(file).tensors.items())
+        elif file.suffix == ".pt":
+            tensors = list(loop._tensors(torch.load(file, weights_only=True)["state"], "state"))
+        else:
+            continue
+        bad += [f"{file}: {name}" for name, tensor in tensors if not tensor.isfinite().all()]
+    return bad
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch, value):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    plain, spoilt = Session.watch, []
+
+    def watch(self: Session, quantity: str, *tensors: torch.Tensor) -> None:
+        if self.done > trainer.saves[0] and not spoilt:
+            spoilt.append(quantity)
+            tensors = (torch.tensor(value),)
+        plain(self, quantity, *tensors)
+
+    monkeypatch.setattr(Session, "watch", watch)
+    with pytest.raises(NonFiniteError) as error:
+        trainer.train(path)
+    assert str(error.value).startswith(f"{spoilt[0]} became nan or infinite")
+    assert f"state_{trainer.saves[0]:012d}.pt" in str(error.value)
+    assert states(path) == [trainer.saves[0]]
+    assert all(row["step"] <= trainer.saves[1] for row in runs.read_metrics(path))
+
+
+def poison(module: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        tensor = next(tensor for tensor in (*module.buffers(), *module.parameters()) if tensor.is_floating_point())
+        tensor.view(-1)[0] = value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_no_numbers_are_never_written(name, tmp_path, monkeypatch):
+    """In each module, by the last update: the loss, taken before it, was still a number."""
+    trainer = TRAINERS[name]
+    parts: list[str] = ["?"]
+    plain_watch, plain_resume = Session.watch, Session.resume
+
+    def resume(self: Session, *arguments: Any, **named: Any) -> None:
+        plain_resume(self, *arguments, **named)
+        modules = {key: getattr(part, "_model", part) for key, part in self._parts.items()}
+        modules = {key: module for key, module in modules.items() if isinstance(module, nn.Module)}
+        if parts == ["?"]:
+            parts[:] = modules
+        monkeypatch.setattr(Session, "module", modules[parts[0]], raising=False)
+
+    def watch(self: Session, quantity: str, *tensors: torch.Tensor) -> None:
+        plain_watch(self, quantity, *tensors)
+        if self.done == trainer.n_steps:
+            poison(self.module, float("nan"))
+
+    monkeypatch.setattr(Session, "resume", resume)
+    monkeypatch.setattr(Session, "watch", watch)
+    monkeypatch.setattr(runtime, "broadcast_module", lambda module: None)
+    while parts:
+        path = tmp_path / parts[0] / "run"
+        with pytest.raises(NonFiniteError, match=r"^\w+\.\S+ became nan or infinite at or before step"):
+            trainer.train(path)
+        assert not files_with_bad_values(path)
+        assert states(path)[-1] == trainer.saves[-2]
+        parts.pop(0)
+
+
+def test_a_state_with_bad_weights_is_not_gone_on_from(tmp_path):
+    """An earlier version may have written one."""
+    trainer, path = TRAINERS["example"], tmp_path / "run"
+    with at_step(60, stop), pytest.raises(Preempted):
+        trainer.train(path)
+    step, state = newest(path)
+    state["model"]["weight"][0] = float("inf")
+    with runs.RunFolder.open(path, runs.read_config(path)) as run:
+        run.save_state(step, state)
+    with pytest.raises(NonFiniteError, match=r"state_000000000060\.pt: model\.weight is nan or infinite"):
+        trainer.train(path)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_settings_are_refused_with_and_without_the_record_of_them(name, whole, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    with at_step(step_at(trainer, PLACES[1]), stop), pytest.raises(Preempted):
+        trainer.train(path)
+    (key,) = trainer.other
+    config = path / "config.yaml"
+    for spoil in (lambda: None, lambda: config.unlink(), lambda: rewrite(config, trainer.other)):
+        before = config.read_bytes()
+        spoil()
+        spoilt = config.read_bytes() if config.exists() else None
+        with pytest.raises(UsageError, match=f"was made with {key}"):
+            trainer.train(path, **trainer.other)
+        assert (config.read_bytes() if config.exists() else None) == spoilt
+        config.write_bytes(before)
+    config.unlink()
+    trainer.train(path)
+    assert config.read_bytes() == (whole(name) / "config.yaml").read_bytes() or "save_folder" in config.read_text()
+    assert_same(path, whole(name))
+
+
+def rewrite(config: Path, changes: dict[str, Any]) -> None:
+    """As if the run had been made with the changes: the state knows better."""
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | changes, sort_keys=False))
+
+
+# --- runs of earlier versions
+
+ADDED = {"stylegan2": "state_interval_s", "bigbigan": "state_interval_s", "calibration": "state_interval_s"}
+"""Settings that runs of the version before the session did not have."""
+AMONG_PARTS = ("probe", "stylegan2", "bigbigan", "calibration", "example")
+"""Trainers whose states had the values of the course among the parts, if they had any."""
+
+
+def as_of_old(name: str, path: Path) -> None:
+    """Turn a run into one that the version before the session left: states without settings, values elsewhere."""
+    file = max((path / "checkpoints").glob("state_*.pt"))
+    saved = torch.load(file, weights_only=True)
+    del saved["settings"]
+    if name in AMONG_PARTS:
+        saved["state"] |= saved["state"].pop("course")
+    if name == "mim":
+        saved["state"]["course"] |= {"seeds": [1, 2], "epoch": saved["step"] // 20 + 1, "step": saved["step"] % 20}
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    write_with_hash(file, buffer.getvalue())
+    settings = runs.read_config(path)
+    settings.pop(ADDED.get(name, ""), None)
+    (path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_of_earlier_versions_go_on(name, whole, tmp_path):
+    trainer, path = TRAINERS[name], tmp_path / "run"
+    with at_step(step_at(trainer, PLACES[1]), stop), pytest.raises(Preempted):
+        trainer.train(path)
+    as_of_old(name, path)
+    config = (path / "config.yaml").read_bytes()
+    (path / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"without its config\.yaml"):  # such a state does not tell the settings
+        trainer.train(path)
+    (path / "config.yaml").write_bytes(config)
+    trainer.train(path)
+    assert_same(path, whole(name))
+
+
+@pytest.mark.parametrize(("name", "step"), [("mim", 36), ("probe", 5)])
+def test_a_run_that_an_earlier_version_left_goes_on(name, step, whole, tmp_path):
+    """From the files themselves. The machine that made them may have rounded otherwise."""
+    path = tmp_path / "run"
+    shutil.copytree(GOLDEN / "earlier_runs" / name, path)
+    assert newest(path)[0] == step
+    TRAINERS[name].train(path)
+    mine, theirs = (runs.read_metrics(folder) for folder in (path, whole(name)))
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for one, other in zip(mine, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
+
+
+# --- how often
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_saved_as_often_as_asked_for(name, tmp_path, monkeypatch):
+    trainer, saved = TRAINERS[name], []
+    plain = runs.RunFolder.save_state
+
+    def save_state(self: runs.RunFolder, step: int, state: Any) -> Path:
+        saved.append(step)
+        return plain(self, step, state)
+
+    monkeypatch.setattr(runs.RunFolder, "save_state", save_state)
+    trainer.train(tmp_path / "often")
+    assert tuple(saved) == trainer.saves
+    saved.clear()
+    trainer.train(tmp_path / "seldom", state_interval_s=1e6)
+    assert saved == [trainer.n_steps]
+
+
+def test_a_step_that_does_not_end_is_noticed(tmp_path):
+    with Session.open(tmp_path / "run", {}) as session:
+        session.resume()
+        with pytest.raises(RuntimeError, match="step 0 has ended without a call of end_of_step"):
+            for _ in session.steps(2, progress=False):
+                pass
+
+
+# --- several processes
+
+
+def _in_a_group(folder: str) -> dict[str, Any]:
+    """Each trainer uninterrupted; then stopped by a signal to the last rank alone, with a full disk, and resumed."""
+    is_last_rank = runtime.rank() == runtime.world_size() - 1
+    seen: dict[str, Any] = {}
+    for name, trainer in TRAINERS.items():
+        if not trainer.is_distributed:
+            continue
+        kept: dict[str, Any] = {}
+        plain = Session.resume
+
+        def resume(self: Session, *arguments: Any, kept=kept, plain=plain, **parts: Any) -> None:
+            plain(self, *arguments, **parts)
+            kept |= parts
+
+        trainer.train(Path(folder) / name / "whole")
+        path = Path(folder) / name / "run"
+        errors = []
+        with at_step(step_at(trainer, PLACES[1]), stop if is_last_rank else lambda session: None):
+            try:
+                trainer.train(path)
+            except Preempted as error:
+                errors.append(str(error))
+        with full_disk(), at_step(trainer.saves[-2], fill_disk if runtime.is_main() else lambda session: None):
+            try:
+                trainer.train(path)
+            except EnvironmentFault as error:
+                errors.append(str(error))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Session, "resume", resume)
+            trainer.train(path)
+        parameters = {
+            f"{key}.{inner}": value.detach()
+            for key, part in kept.items() if isinstance(part, nn.Module) for inner, value in part.named_parameters()
+        }  # fmt: skip
+        seen[name] = {"errors": errors, "parameters": parameters}
+    return seen
+
+
+def test_two_processes_stop_together_and_resume_to_the_same(tmp_path):
+    one, two = run_processes(_in_a_group, 2, str(tmp_path))
+    for name, trainer in TRAINERS.items():
+        if trainer.is_distributed:
+            assert one[name]["errors"] == two[name]["errors"] and len(one[name]["errors"]) == 2, name
+            assert f"saved at step {step_at(trainer, PLACES[1])} of" in one[name]["errors"][0]
+            mine, theirs = one[name]["parameters"], two[name]["parameters"]
+            assert mine and all(torch.equal(mine[key], theirs[key]) for key in mine), name
+            assert_same(tmp_path / name / "run", tmp_path / name / "whole")
+
+
+# --- the example of the documentation
+
+
+def test_the_example_fits_its_line(tmp_path):
+    from tests.faults.trainers import example
+
+    model = example()(tmp_path / "run")
+    assert model.weight.item() == pytest.approx(3, abs=0.1) and model.bias.item() == pytest.approx(1, abs=0.1)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["slope"] == model.weight.item()

@@ -1,0 +1,128 @@
+"""Every trainer at a size that takes a moment. A new one joins the suite of faults by its line in TRAINERS."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from mi_ml_gen.core import loop
+from mi_ml_gen.encoders import training as encoders
+from mi_ml_gen.experiments import critic_calibration
+from mi_ml_gen.experiments.critic_calibration import CalibrationConfig
+from mi_ml_gen.generators.gan import training as gan
+from mi_ml_gen.generators.gan.recipes import RECIPES
+from mi_ml_gen.mim.training import train_seeds
+from mi_ml_gen.navigator import training as navigator
+from mi_ml_gen.probe import training as probe
+from tests.conftest import make_small_generator
+from tests.encoders.test_training import SETTINGS as ENCODER
+from tests.mim.test_training import SETTINGS as MIM
+from tests.mim.test_training import TinyData
+from tests.navigator.test_training import SETTINGS as NAVIGATOR
+from tests.probe.test_features import make_backbone
+from tests.probe.test_training import SETTINGS as PROBE
+from tests.probe.test_training import make_splits
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One trainer and what the suite must know about it."""
+
+    train: Callable[..., object]
+    """train(path, **changes): to the end, in a folder that is new or holds an interrupted run."""
+    n_steps: int
+    saves: tuple[int, ...]
+    """Steps after which a state is saved where state_interval_s is 0."""
+    other: dict[str, Any]
+    """A setting that may not change when a run goes on."""
+    stops: tuple[int, ...] = ()
+    """Steps after which a signal may stop the run (default: all)."""
+    is_distributed: bool = False
+
+
+def _nothing(*arguments: Any, **named: Any) -> None:
+    """Stands for pictures and pages, which take most of such a run's time."""
+
+
+def train_navigator(path: Path, **changes: Any) -> None:
+    settings = dict(num_samples=64, save_freq=24, negatives="global") | changes
+    with mock.patch.object(navigator.pictures, "save_curves", _nothing):
+        with mock.patch.object(navigator.pictures, "save_pairs", _nothing):
+            wanted = dataclasses.replace(NAVIGATOR, **settings)
+            navigator.train_navigator(wanted, make_small_generator(), path, progress=False)
+
+
+def train_encoder(path: Path, **changes: Any) -> None:
+    settings = dict(encoder="byol", samples_per_epoch=24, max_epochs=2, save_freq=1) | changes
+    with mock.patch.object(encoders, "report_run", _nothing):
+        wanted = dataclasses.replace(ENCODER, **settings)
+        encoders.train_encoder(wanted, make_small_generator(), path=path, progress=False)
+
+
+def train_probe(path: Path, **changes: Any) -> None:
+    settings = dict(max_epochs=3, val_freq=1, readouts=["sgd"]) | changes
+    with mock.patch.object(probe, "write_evaluations", _nothing):
+        wanted = dataclasses.replace(PROBE, **settings)
+        probe.train_probe(wanted, make_backbone(), make_splits(), path, progress=False)
+
+
+def train_mim(path: Path, **changes: Any) -> None:
+    """Two seeds, of which the first stops after five of six epochs."""
+    settings = dict(warmup_steps=1, epochs=6, lr=2e-2, mim_samp=False, mim_loss=False, mi_interval=0) | changes
+    wanted = dataclasses.replace(MIM, **settings)
+    train_seeds(wanted, [1, 2], path, TinyData(), neighbours=False, progress=False)
+
+
+def train_gan(path: Path, family: str, **changes: Any) -> None:
+    sizes = dict(width=4, discriminator_width=4, batch_size=4, steps=5, save_every=2, state_interval_s=0.0)
+    place = dict(save_folder=str(path.parent), run_name=path.name, device="cpu")
+    images = torch.randint(256, (40, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    finish = RECIPES[family].finish
+    with (
+        mock.patch.object(gan, "_save_samples", _nothing),
+        mock.patch.object(gan, "LOG_INTERVAL", 1),
+        mock.patch.object(RECIPES[family], "finish", lambda self, average, seed: finish(self, average, seed, 2)),
+    ):
+        gan.train_generator(gan.GanConfig(family=family, **(sizes | place | changes)), images, progress=False)
+
+
+def calibrate(path: Path, **changes: Any) -> None:
+    settings = dict(
+        nats=[1.0, 2.0], eval_pairs=[16], n_eval_batches=4, n_chunks=2, chunk_size=1, resolution=2, batch_size=8,
+        n_steps=6, n_steps_more=4, critic_width=2, save_freq=3, save_folder=path, device="cpu", state_interval_s=0.0,
+    )  # fmt: skip
+    with mock.patch.object(critic_calibration, "figure", lambda found: mock.Mock()):
+        critic_calibration.calibrate(CalibrationConfig(**settings | changes), progress=False)
+
+
+def example() -> Callable[..., Any]:
+    """The trainer in the documentation of `core/loop.py`, as it stands there."""
+    assert loop.__doc__ is not None
+    text = loop.__doc__[loop.__doc__.index("    import torch") : loop.__doc__.index("The trainer keeps")]
+    names: dict[str, Any] = {}
+    exec(compile(textwrap.dedent(text), "the example of core/loop.py", "exec"), names)
+    return names["fit_line"]
+
+
+def train_example(path: Path, **changes: Any) -> None:
+    example()(path, **dict(n_steps=120, state_interval_s=0.0) | changes)
+
+
+TRAINERS = {
+    "navigator": Trainer(train_navigator, 8, (3, 6, 8), dict(lr_walk=0.5), is_distributed=True),
+    "encoder": Trainer(train_encoder, 6, (3, 6), dict(base_lr=0.5), is_distributed=True),
+    "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True),
+    "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
+        epoch * 20 + step for epoch in range(6) for step in (16, 20))),  # noise comes in blocks of 16 steps
+    "stylegan2": Trainer(lambda path, **changes: train_gan(path, "stylegan2", **changes), 5, (2, 4, 5), dict(lr=0.5)),
+    "bigbigan": Trainer(lambda path, **changes: train_gan(path, "bigbigan", **changes), 5, (2, 4, 5), dict(lr=0.5)),
+    "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
+    "example": Trainer(train_example, 120, (50, 100, 120), dict(lr=0.5), is_distributed=True),
+}  # fmt: skip
