@@ -10,9 +10,9 @@ What an image is brought to, always uint8 RGB:
     EXIF orientation    applied
     several frames      the first
 
-Refused, by name and before any work is done: files that are cut short, damaged, or not an image in spite of their name;
-pixels that are 32-bit numbers of unknown range; more than MAX_PIXELS pixels; links to nothing. Files with another ending
-than IMAGE_ENDINGS are passed by and counted; hidden ones are ignored. `layout` says which folders are classes.
+Refused, by name and before any work is done: files that are cut short, damaged, or not an image in spite of their
+name; pixels that are 32-bit numbers of unknown range; more than MAX_PIXELS pixels; links to nothing. Files with another
+ending than IMAGE_ENDINGS are passed by and counted; hidden ones are ignored. `layout` says which folders are classes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, remove_unfinished
 from mi_ml_gen.data.classes import class_key, in_order
 from mi_ml_gen.data.framing import Framing
 from mi_ml_gen.data.layout import IMAGE_ENDINGS, class_root, is_hidden, is_image_name, split_of, split_root
@@ -432,6 +432,7 @@ class _Memory:
     def save(self, candidates: Iterable[str]) -> None:
         """Write the findings about files that are still there; a cache that cannot be written is done without."""
         if self._n_unsaved:
+            remove_unfinished(self.path)
             self._write({name: self._rows[name] for name in candidates if name in self._rows})
 
     def _write(self, rows: dict[str, tuple[tuple[int, int], str | None]]) -> None:

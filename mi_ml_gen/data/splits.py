@@ -11,7 +11,7 @@ from torch import Tensor
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.classes import aligned
-from mi_ml_gen.data.layout import read_layout, split_named
+from mi_ml_gen.data.layout import read_layout, split_named, split_of
 from mi_ml_gen.data.loading import BUILT_IN, is_named, load_source
 from mi_ml_gen.data.source import ImageSource
 
@@ -119,6 +119,29 @@ def has_split(reference: str, split: str) -> bool:
     return path.is_dir() and split_named(split) in read_layout(path).splits
 
 
+def check_split(reference: str, split: str) -> None:
+    """Raises UsageError where `reference` does not hold images of just this split.
+
+    A file or a folder that is not divided counts as the split that its own name says, whatever its name is in full:
+    "test.beton" and ".../test" hold test images.
+    """
+    if is_named(reference) or has_split(reference, split):
+        return  # a built-in set refuses splits that it lacks
+    path = Path(reference).expanduser()
+    if not path.exists():
+        return  # which load_source says
+    layout = read_layout(path) if path.is_dir() else None
+    if layout is not None and layout.splits:
+        raise UsageError(f"{path}: has no images of the {split} split, only of {', '.join(layout.splits)}")
+    own = split_of(path.name if path.is_dir() else path.stem)
+    if split not in (own, "train"):
+        is_not = f"its name says {own}" if own else "it is not divided into splits"
+        raise UsageError(
+            f"{path}: has no images of the {split} split: {is_not}. --split {own or 'train'} takes all of its images; "
+            f"otherwise give a folder or file whose name says {split}"
+        )
+
+
 def class_names(splits: Splits) -> tuple[str, ...]:
     """The classes of a set, from its data: its names for them, or "0", "1" ... up to the largest label.
 
@@ -131,4 +154,4 @@ def class_names(splits: Splits) -> tuple[str, ...]:
     return tuple(str(i) for i in range(largest + 1))
 
 
-__all__ = ["PUBLISHED_CLASSES", "Splits", "Subset", "class_names", "has_split", "load_splits", "matched"]
+__all__ = ["PUBLISHED_CLASSES", "Splits", "Subset", "check_split", "class_names", "has_split", "load_splits", "matched"]

@@ -19,7 +19,7 @@ from mi_ml_gen.core import config, loop, runs, runtime
 from mi_ml_gen.core.errors import CollapseError, Preempted, UsageError
 from mi_ml_gen.core.resnet import SMALL_IMAGE_PX
 from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
-from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.loading import check_source, load_source
 from mi_ml_gen.data.source import ImageSource
 from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
 from mi_ml_gen.encoders.byol import BYOL
@@ -44,6 +44,7 @@ LOG_INTERVAL = 50
 """Steps between lines of metrics, which are also the only reads of the device's values."""
 COLLAPSED_ROWS = 3
 """Lines of metrics in a row that must say so before a collapse is announced."""
+NOTHING_TO_TRAIN_ON = "nothing to train on: give --generator NAME, or --data_path with images"
 N_SHOWN = 8
 """Pairs in a grid of views."""
 
@@ -234,11 +235,12 @@ def view_sampler(
 
 def _load_source(settings: EncoderConfig, reference: str | None, img_size: int | None = None) -> ImageSource:
     if reference is None:
-        raise UsageError("nothing to train on: give --generator NAME, or --data_path with images")
+        raise UsageError(NOTHING_TO_TRAIN_ON)
     size = img_size or settings.img_size
     return load_source(
-        reference, image_size=size, framing=settings.framing, loader=settings.loader, n_workers=settings.workers
-    )
+        reference, image_size=size, framing=settings.framing, loader=settings.loader, skip_bad=settings.skip_bad,
+        n_workers=settings.workers,
+    )  # fmt: skip
 
 
 def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | None:
@@ -248,8 +250,28 @@ def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | N
     if settings.knn_data is not None:
         return KnnMonitor(_load_source(settings, settings.knn_data, sampler.origin.image_size), how)
     if isinstance(sampler.origin, StoredImages) and sampler.origin.source.labels is not None:
-        return KnnMonitor(sampler.origin.source, how)
+        source = sampler.origin.source
+        if len(source.labels.unique()) > 1:
+            return KnnMonitor(source, how)
+        logger.warning("%s: all images are of one class, so no kNN accuracy is measured", source.name)
     return None
+
+
+def check_inputs(settings: EncoderConfig) -> list[str]:
+    """What --dry-run says: whether the generator or the stored images are there, a line for each, before any training.
+
+    The generator is loaded; of stored images only names and tables are read. Raises as `view_sampler`.
+    """
+    if settings.generator is not None:
+        view_sampler(settings)
+        lines = [f"generator: {settings.generator} can be loaded"]
+    elif settings.data_path is None:
+        raise UsageError(NOTHING_TO_TRAIN_ON)
+    else:
+        lines = [check_source(settings.data_path, framing=settings.framing, loader=settings.loader)]
+    if settings.knn_data is not None:
+        lines.append(check_source(settings.knn_data, framing=settings.framing, loader=settings.loader))
+    return lines
 
 
 def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
