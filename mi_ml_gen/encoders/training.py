@@ -35,7 +35,7 @@ from mi_ml_gen.report.figures import curves
 from mi_ml_gen.report.images import pair_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.sampler import GeneratedImages, Origin, StoredImages, Views, ViewSampler
+from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler
 from mi_ml_gen.walkers.spec import walker_from
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def view_sampler(
     is_generated = generator is not None or settings.generator is not None
     if is_generated and (source is not None or settings.data_path is not None):
         raise UsageError("--generator and --data_path: the views come from one of them; leave the other out")
-    origin: Origin
+    origin: PairSource
     if is_generated:
         if generator is None:
             assert settings.generator is not None
@@ -284,7 +284,7 @@ def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
     return SimSiam(sizes)
 
 
-def epoch_length(settings: EncoderConfig, origin: Origin) -> int:
+def epoch_length(settings: EncoderConfig, origin: PairSource) -> int:
     """Steps of an epoch: whole batches only. Raises UsageError where there is none."""
     if origin.n_images is not None and settings.samples_per_epoch is not None:
         raise UsageError("--samples_per_epoch: an epoch of stored images is each of them once; leave it out")
