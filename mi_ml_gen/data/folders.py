@@ -377,9 +377,15 @@ class _Walk:
             self.stamps[name] = (about.st_size, about.st_mtime_ns) if about is not None else (-1, 0)
             # Only links and files with several names can be in two folders.
             if about is not None and (entry.is_symlink() or about.st_nlink > 1):
-                twin = self._files.setdefault((about.st_dev, about.st_ino), name)
+                twin = self._inside(entry.path) if entry.is_symlink() else None
+                twin = twin or self._files.setdefault((about.st_dev, about.st_ino), name)
                 if _top(twin) != _top(name):
                     self.shared.append((name, twin))
+
+    def _inside(self, link: str) -> str | None:
+        """What a link is called where it leads to a file in this very folder."""
+        target, root = os.path.realpath(link), os.path.realpath(self.folder)
+        return Path(target).relative_to(root).as_posix() if target.startswith(root + os.sep) else None
 
 
 def _map_unordered(
