@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     encoder = load_encoder(settings.encoder_path)
     size = settings.image_size or encoder.about.get("image_size")
-    how = {"framing": settings.framing, "loader": settings.loader}
+    how = {"framing": settings.framing, "loader": settings.loader, "skip_bad": settings.skip_bad}
     splits = load_splits(settings.data_path, size, settings.seed, settings.hold_out, **how)
     if arguments.dry_run:
         print(config.to_yaml(settings), end="")

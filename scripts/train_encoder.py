@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mi_ml_gen.core import cli, config, runtime, tracking
 from mi_ml_gen.encoders.settings import EncoderConfig, named_configuration, resumed_settings
-from mi_ml_gen.encoders.training import train_encoder
+from mi_ml_gen.encoders.training import check_inputs, train_encoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = config.from_arguments(EncoderConfig, arguments)
     path = arguments.resume_from or settings.folder
     if arguments.dry_run:
+        for line in check_inputs(settings):
+            print(f"# {line}")
         print(config.to_yaml(settings), end="")
         return
     try:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
     samples = image_grid(generator.decode(generator.latents(z)), n_columns=16)
     save_png(path / "samples.png", samples)
-    last = runs.read_metrics(path)[-1]
+    rows = runs.read_metrics(path)  # none where the training had fewer steps than there are between lines
     card = generator_card(
         generator,
         family=settings.family,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts={
             "steps": f"{settings.steps:,} of {settings.batch_size} images, Adam",
             "seed": str(settings.seed),
-            "time": f"{last['elapsed_s'] / 60:.0f} minutes",
+            "time": f"{rows[-1]['elapsed_s'] / 60:.0f} minutes" if rows else "less than a minute",
             "machine": f"{_machine(device)}, torch {torch.__version__.split('+')[0]}",
             "licence": "MIT, as the package; the data's licence is MIT too",
         },

@@ -55,6 +55,7 @@ def run(main: Main) -> NoReturn:
     argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(argv) < len(sys.argv) - 1
     logging.basicConfig(handlers=[_OneLineHandler()], force=True)
+    logging.getLogger("mi_ml_gen").setLevel(logging.INFO)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise_terminated)
     code: Any = 0
@@ -75,9 +76,11 @@ class _Terminated(BaseException):
 
 
 class _OneLineHandler(logging.StreamHandler):
-    """Log records as "warning: what happened" on stderr."""
+    """Log records as "warning: what happened" on stderr; what is only information as it is."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if record.levelno <= logging.INFO:
+            return _one_line(record.getMessage())
         return f"{record.levelname.lower()}: {_one_line(record.getMessage())}"
 
 

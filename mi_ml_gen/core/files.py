@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,9 +23,16 @@ from safetensors import SafetensorError
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from torch import Tensor  # imported where tensors are read and written: what only needs files starts at once
 
+_PATIENCE_S = 600.0
+"""How long a partial file that cannot be locked must have been left alone before it counts as abandoned."""
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
 
 HELD: dict[Path, tuple[Path, int, int]] = {}
@@ -45,6 +54,7 @@ def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], object
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "xb") as file:
+                _lock(file)
                 content(file) if callable(content) else file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -69,6 +79,36 @@ def check_held(path: Path) -> None:
                 raise EnvironmentFault(
                     f"{folder} or its {marker.name} was removed during the run; nothing more is written"
                 )
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what killed calls of `atomic_write` left beside `path`; what another process is writing now stays."""
+    path = Path(path)
+    with contextlib.suppress(OSError):  # a folder that is not there, or cannot be listed, has nothing to remove
+        for found in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            if UNFINISHED.fullmatch(found.name) and not _is_being_written(found):
+                found.unlink(missing_ok=True)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether a living process holds the lock that `atomic_write` takes on its partial file."""
+    if fcntl is None:
+        return time.time() - path.stat().st_mtime < _PATIENCE_S
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            # A file system without locks: a file that still grows is somebody's.
+            busy = error.errno in (errno.EAGAIN, errno.EACCES)
+            return busy or time.time() - path.stat().st_mtime < _PATIENCE_S
+    return False
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Mark a partial file as being written, until it is closed or its process dies."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ that a file made to unpack into gigabytes is refused early.
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import os
 import zlib
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core.errors import EnvironmentFault, UsageError
+
+logger = logging.getLogger(__name__)
 
 DATA_VARIABLE = "MI_ML_GEN_DATA"
 SEARCH_PLACES = (
@@ -41,6 +44,15 @@ FASHION_CLASSES = (
     "bag",
     "ankle boot",
 )
+
+_FIRST_LABELS = {
+    ("FashionMNIST", "train"): (9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9, 1, 0, 6, 4),
+    ("FashionMNIST", "test"): (9, 2, 1, 1, 6, 1, 4, 6, 5, 7, 4, 5, 7, 3, 4, 1, 2, 4, 8, 0),
+    ("MNIST", "train"): (5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9),
+    ("MNIST", "test"): (7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6, 9, 0, 1, 5, 9, 7, 3, 4),
+}
+"""The labels that two sets with files of the same names and sizes begin with."""
+_N_IMAGES = {"train": 60_000, "test": 10_000}
 
 _PREFIX = {"train": "train", "test": "t10k"}
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -110,7 +122,23 @@ def fashion_mnist(split: str = "train", root: str | os.PathLike[str] | None = No
         )
     if labels.size and labels.max() >= len(FASHION_CLASSES):
         raise UsageError(f"{label_path}: label {labels.max()}, expected 0 to {len(FASHION_CLASSES) - 1}")
-    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), FASHION_CLASSES)
+    found = torch.from_numpy(labels.astype(np.int64))
+    check_name(str(folder), "FashionMNIST", split, found)
+    if len(images) != _N_IMAGES[split]:
+        logger.warning(
+            "%s: %d %s images, the published Fashion-MNIST has %d; its class names are used all the same",
+            folder, len(images), split, _N_IMAGES[split],
+        )  # fmt: skip
+    return LabelledImages(torch.from_numpy(images), found, FASHION_CLASSES)
+
+
+def check_name(where: str, name: str, split: str, labels: Tensor) -> None:
+    """Raises UsageError where labels (n,) are those of another set than `name` says, or of another split. MNIST and
+    Fashion-MNIST have files of the same names and sizes, so that nothing else would tell."""
+    first = tuple(labels[:20].tolist())
+    actual = next((key for key, known in _FIRST_LABELS.items() if known == first), None)
+    if actual is not None and name in {known for known, _ in _FIRST_LABELS} and actual != (name, split):
+        raise UsageError(f"{where}: holds the labels of {actual[0]} ({actual[1]}), not of {name} ({split})")
 
 
 def _read_array(stream: BinaryIO, path: Path) -> np.ndarray:

@@ -8,6 +8,7 @@ area        the mean over the pixels that an output pixel covers, as OpenCV's IN
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = ("corners", "antialias")
+
+_BLOCK = 2**22  # values whose running sums are held at a time
 
 
 def resize(images: Tensor, size: int, kind: str) -> Tensor:
@@ -64,13 +67,17 @@ def _area_means(values: np.ndarray, size: int) -> np.ndarray:
     n = len(values)
     if n % size == 0:
         return values.reshape(size, n // size, *values.shape[1:]).mean(axis=1, dtype=np.float32)
-    sums = np.zeros((n + 1, *values.shape[1:]), np.float64)  # up to 255 * 65535^2, beyond float32
-    np.cumsum(values, axis=0, dtype=np.float64, out=sums[1:])
     edges = np.arange(size + 1) * (n / size)
     whole = np.minimum(edges.astype(int), n - 1)
     part = (edges - whole).reshape(-1, *[1] * (values.ndim - 1))
-    at_edges = sums[whole] + part * values[whole]
-    return np.diff(at_edges, axis=0) / (n / size)
+    out = np.empty((size, *values.shape[1:]), np.float64)
+    step = max(1, _BLOCK // (n * math.prod(values.shape[2:])))
+    for start in range(0, values.shape[1], step):  # running sums take eight times the bytes of the image
+        block = values[:, start : start + step]
+        sums = np.zeros((n + 1, *block.shape[1:]), np.float64)  # up to 255 * 65535^2, beyond float32
+        np.cumsum(block, axis=0, dtype=np.float64, out=sums[1:])
+        out[:, start : start + step] = np.diff(sums[whole] + part * block[whole], axis=0) / (n / size)
+    return out
 
 
 def _area_taps(values: np.ndarray, size: int) -> np.ndarray:

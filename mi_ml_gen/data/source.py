@@ -114,6 +114,15 @@ def _ahead(make: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
         thread.join()
 
 
+def describe(source: ImageSource, what: str) -> str:
+    """One line on a source: "cars: 48 images, 4 classes, train split; 3 files passed by: 2 .heic, 1 .txt"."""
+    n_classes = len(source.classes)
+    classes = f"{n_classes:,} class{'es' if n_classes != 1 else ''}" if source.labels is not None else "no labels"
+    passed_by = getattr(source, "passed_by", "")
+    images = f"{source.n_images:,} image{'s' if source.n_images != 1 else ''}"
+    return f"{source.name}: {images}, {classes}, {what}" + (f"; {passed_by}" if passed_by else "")
+
+
 # --- sets held in memory ------------------------------------------------------------------------------------
 
 

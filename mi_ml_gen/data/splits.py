@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.data.loading import NAMED, SPLITS, find_beton, load_source
+from mi_ml_gen.data.classes import aligned
+from mi_ml_gen.data.layout import read_layout, split_named, split_of
+from mi_ml_gen.data.loading import BUILT_IN, is_named, load_source
 from mi_ml_gen.data.source import ImageSource
 
 PUBLISHED_CLASSES = {
@@ -60,20 +62,21 @@ def load_splits(
     hold_out: float = 0.1,
     framing: str = "classification",
     loader: str = "auto",
+    skip_bad: bool = False,
 ) -> Splits:
-    """The splits of what `data.sources.load_source` reads.
+    """The splits of what `data.loading.load_source` reads, with labels that count the training images' classes.
 
     Where there are no validation images, a share `hold_out` of the training images, chosen by the seed, is taken out
-    for them. Where there are no test images, test is None. Raises UsageError as `load_source`, and for a share that
-    leaves one of both without images.
+    for them. Where there are no test images, test is None. Raises UsageError as `load_source`, for a share that leaves
+    one of both without images, and for a split with a class that the training images lack.
     """
 
     def load(split: str) -> ImageSource:
-        return load_source(reference, split, image_size, framing=framing, loader=loader)
+        return load_source(reference, split, image_size, framing=framing, loader=loader, skip_bad=skip_bad)
 
     train, test = load("train"), load("test") if has_split(reference, "test") else None
     if has_split(reference, "validation"):
-        return Splits(train, load("validation"), test)
+        return matched(Splits(train, load("validation"), test))
     n_held_out = round(hold_out * train.n_images)
     if not 0 < n_held_out < train.n_images:
         raise UsageError(
@@ -82,43 +85,73 @@ def load_splits(
         )
     order = torch.randperm(train.n_images, generator=runtime.stream(seed, "hold out", 0, 0))
     held, rest = order[:n_held_out].sort().values, order[n_held_out:].sort().values
-    return Splits(
-        Subset(train, rest, f"{train.name} (without {n_held_out:,} for validation)"),
-        Subset(train, held, f"{train.name} ({n_held_out:,} for validation)"),
-        test,
+    return matched(
+        Splits(
+            Subset(train, rest, f"{train.name} (without {n_held_out:,} for validation)"),
+            Subset(train, held, f"{train.name} ({n_held_out:,} for validation)"),
+            test,
+        )
     )
+
+
+def matched(splits: Splits) -> Splits:
+    """The same splits, whose labels count the training images' classes, matched by name (see `classes`).
+
+    Raises UsageError, with both lists, where a split has a class that the training images lack.
+    """
+    classes, whose = splits.train.classes, splits.train.name
+    if splits.train.labels is None or not classes:
+        return splits
+    return Splits(*(source if source is None else aligned(source, classes, whose) for source in splits))
 
 
 def has_split(reference: str, split: str) -> bool:
     """Whether a set has images of a split that are not those of another one."""
-    kind, _, argument = reference.partition(":")
-    if kind == "torchvision":
+    if is_named(reference):
+        kind, _, argument = reference.removeprefix(BUILT_IN).partition(":")
+        if kind != "torchvision":  # the others have train and test, none validation
+            return split in ("train", "test")
         from mi_ml_gen.data.torchvision_sets import SETS
 
         name = argument.partition(":")[0]
         return name in SETS and split in SETS[name].splits
-    if kind in NAMED:  # the others have train and test, none validation
-        return split in ("train", "test")
     path = Path(reference).expanduser()
-    if path.suffix == ".beton":
-        return False
-    return find_beton(path, split) is not None or any((path / name).is_dir() for name in SPLITS[split])
+    return path.is_dir() and split_named(split) in read_layout(path).splits
+
+
+def check_split(reference: str, split: str) -> None:
+    """Raises UsageError where `reference` does not hold images of just this split.
+
+    A file or a folder that is not divided counts as the split that its own name says, whatever its name is in full:
+    "test.beton" and ".../test" hold test images.
+    """
+    if is_named(reference) or has_split(reference, split):
+        return  # a built-in set refuses splits that it lacks
+    path = Path(reference).expanduser()
+    if not path.exists():
+        return  # which load_source says
+    layout = read_layout(path) if path.is_dir() else None
+    if layout is not None and layout.splits:
+        raise UsageError(f"{path}: has no images of the {split} split, only of {', '.join(layout.splits)}")
+    own = split_of(path.name if path.is_dir() else path.stem)
+    if split not in (own, "train"):
+        is_not = f"its name says {own}" if own else "it is not divided into splits"
+        raise UsageError(
+            f"{path}: has no images of the {split} split: {is_not}. --split {own or 'train'} takes all of its images; "
+            f"otherwise give a folder or file whose name says {split}"
+        )
 
 
 def class_names(splits: Splits) -> tuple[str, ...]:
     """The classes of a set, from its data: its names for them, or "0", "1" ... up to the largest label.
 
-    Raises UsageError where the splits disagree.
+    Raises UsageError where a split has a class that the training images lack.
     """
+    if splits.train.classes:
+        return matched(splits).train.classes
     sources = [source for source in splits if source is not None]
-    named = {source.classes for source in sources if source.classes}
-    if len(named) > 1:
-        counts = ", ".join(f"{source.name}: {len(source.classes)}" for source in sources)
-        raise UsageError(f"the splits name different classes ({counts}); they must be those of one set")
-    if named:
-        return next(iter(named))
     largest = max((int(source.labels.max()) for source in sources if source.labels is not None), default=0)
     return tuple(str(i) for i in range(largest + 1))
 
 
-__all__ = ["PUBLISHED_CLASSES", "Splits", "Subset", "class_names", "has_split", "load_splits"]
+__all__ = ["PUBLISHED_CLASSES", "Splits", "Subset", "check_split", "class_names", "has_split", "load_splits", "matched"]

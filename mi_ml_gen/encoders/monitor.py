@@ -68,6 +68,8 @@ class KnnMonitor:
         labels = labels_of(source)
         if source.n_images < 2:
             raise UsageError(f"{source.name}: {source.n_images} images are too few to judge an encoder by")
+        if len(labels.unique()) < 2:
+            raise UsageError(f"{source.name}: all images are of one class, which every encoder finds")
         order = torch.randperm(source.n_images, generator=runtime.stream(0, "knn", 0, 0))
         n_queries = min(n_queries, max(1, source.n_images // 5))
         self.queries = Subset(source, order[:n_queries], f"{source.name}, queries")

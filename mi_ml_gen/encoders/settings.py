@@ -32,6 +32,7 @@ class EncoderConfig:
     )
     framing: str = option("whole", help="how stored images are cut: whole, bigbigan, stylegan, classification")
     loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
+    skip_bad: bool = option(False, help="leave out stored images that cannot be read (otherwise they are an error)")
     workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
     img_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
     Tx: Literal["none", "no_crop", "no_color", "simclr"] | None = option(
@@ -85,7 +86,7 @@ class EncoderConfig:
 
 
 FREE = ("g_path", "device", "compile", "state_interval_s", "save_freq", "save_folder", "run_name", "workers", "loader",
-        "decode_at_once", "knn_freq", "abort_on_collapse")  # fmt: skip
+        "skip_bad", "decode_at_once", "knn_freq", "abort_on_collapse")  # fmt: skip
 """Settings that may differ when a run is resumed."""
 
 

@@ -16,7 +16,7 @@ from mi_ml_gen.core import config, loop, runs, runtime
 from mi_ml_gen.core.errors import CollapseError, UsageError
 from mi_ml_gen.core.resnet import SMALL_IMAGE_PX
 from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
-from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.loading import check_source, load_source
 from mi_ml_gen.data.source import ImageSource
 from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
 from mi_ml_gen.encoders.byol import BYOL
@@ -32,7 +32,7 @@ from mi_ml_gen.report.figures import curves
 from mi_ml_gen.report.images import pair_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.sampler import GeneratedImages, Origin, StoredImages, Views, ViewSampler
+from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler
 from mi_ml_gen.walkers.spec import walker_from
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ LOG_INTERVAL = 50
 """Steps between lines of metrics, which are also the only reads of the device's values."""
 COLLAPSED_ROWS = 3
 """Lines of metrics in a row that must say so before a collapse is announced."""
+NOTHING_TO_TRAIN_ON = "nothing to train on: give --generator NAME, or --data_path with images"
 N_SHOWN = 8
 """Pairs in a grid of views."""
 
@@ -177,7 +178,7 @@ def view_sampler(
     is_generated = generator is not None or settings.generator is not None
     if is_generated and (source is not None or settings.data_path is not None):
         raise UsageError("--generator and --data_path: the views come from one of them; leave the other out")
-    origin: Origin
+    origin: PairSource
     if is_generated:
         if generator is None:
             assert settings.generator is not None
@@ -195,11 +196,12 @@ def view_sampler(
 
 def _load_source(settings: EncoderConfig, reference: str | None, img_size: int | None = None) -> ImageSource:
     if reference is None:
-        raise UsageError("nothing to train on: give --generator NAME, or --data_path with images")
+        raise UsageError(NOTHING_TO_TRAIN_ON)
     size = img_size or settings.img_size
     return load_source(
-        reference, image_size=size, framing=settings.framing, loader=settings.loader, n_workers=settings.workers
-    )
+        reference, image_size=size, framing=settings.framing, loader=settings.loader, skip_bad=settings.skip_bad,
+        n_workers=settings.workers,
+    )  # fmt: skip
 
 
 def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | None:
@@ -209,8 +211,28 @@ def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | N
     if settings.knn_data is not None:
         return KnnMonitor(_load_source(settings, settings.knn_data, sampler.origin.image_size), how)
     if isinstance(sampler.origin, StoredImages) and sampler.origin.source.labels is not None:
-        return KnnMonitor(sampler.origin.source, how)
+        source = sampler.origin.source
+        if len(source.labels.unique()) > 1:
+            return KnnMonitor(source, how)
+        logger.warning("%s: all images are of one class, so no kNN accuracy is measured", source.name)
     return None
+
+
+def check_inputs(settings: EncoderConfig) -> list[str]:
+    """What --dry-run says: whether the generator or the stored images are there, a line for each, before any training.
+
+    The generator is loaded; of stored images only names and tables are read. Raises as `view_sampler`.
+    """
+    if settings.generator is not None:
+        view_sampler(settings)
+        lines = [f"generator: {settings.generator} can be loaded"]
+    elif settings.data_path is None:
+        raise UsageError(NOTHING_TO_TRAIN_ON)
+    else:
+        lines = [check_source(settings.data_path, framing=settings.framing, loader=settings.loader)]
+    if settings.knn_data is not None:
+        lines.append(check_source(settings.knn_data, framing=settings.framing, loader=settings.loader))
+    return lines
 
 
 def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
@@ -223,7 +245,7 @@ def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
     return SimSiam(sizes)
 
 
-def epoch_length(settings: EncoderConfig, origin: Origin) -> int:
+def epoch_length(settings: EncoderConfig, origin: PairSource) -> int:
     """Steps of an epoch: whole batches only. Raises UsageError where there is none."""
     if origin.n_images is not None and settings.samples_per_epoch is not None:
         raise UsageError("--samples_per_epoch: an epoch of stored images is each of them once; leave it out")

@@ -207,7 +207,7 @@ def measure(
     def train_step(step: int) -> None:
         with clock.part():
             images = sampler.images(step)
-        rng = sampler.place(step).rng("crops")
+        rng = sampler.key(step).rng("crops")
         views = torch.cat([sampler.augment(half, rng) for half in images])
         with runtime.autocast(device, settings.precision):
             points = score(views.contiguous(memory_format=torch.channels_last))

@@ -29,6 +29,7 @@ class LinearClassifier(Shared):
     """A frozen backbone and a linear layer: normalised views (n, 3, H, W) -> logits (n, n_classes).
 
     image_size: side in pixels of the images whose centre crops it was trained on. classes: their names.
+    has_names: False where the file that it was read from named no classes, so that they are only numbers.
     Whatever mode is asked for, the backbone stays in evaluation mode, and it is never part of a graph.
     """
 
@@ -42,6 +43,7 @@ class LinearClassifier(Shared):
         self.fc = fc
         self.classes = classes
         self.image_size = image_size
+        self.has_names = True
         self.train(self.training)
 
     def config(self) -> dict[str, Any]:
@@ -130,4 +132,5 @@ def _build_classifier(tensors: dict[str, Tensor], header: dict[str, str]) -> Lin
     classes = json.loads(header["classes"]) if "classes" in header else range(len(weight))
     image_size = int(header.get("image_size", PUBLISHED_IMAGE_SIZE))
     classifier = LinearClassifier(backbone, layer.requires_grad_(False), tuple(map(str, classes)), image_size)
+    classifier.has_names = "classes" in header
     return classifier.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,14 +11,16 @@ import torch
 
 from mi_ml_gen.core import files, runtime
 from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.classes import aligned, class_key
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import ImageSource
-from mi_ml_gen.data.splits import has_split
+from mi_ml_gen.data.splits import check_split
 from mi_ml_gen.probe.accuracy import Evaluation, accuracy_table, evaluate_scores, write_evaluations
 from mi_ml_gen.probe.classifier import LinearClassifier, check_classes, load_classifier
-from mi_ml_gen.probe.features import Extraction, extract_features
+from mi_ml_gen.probe.features import Extraction, extract_features, labels_of
 from mi_ml_gen.probe.readouts import Linear
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_probe(
@@ -30,18 +33,34 @@ def evaluate_probe(
 ) -> Evaluation:
     """Hold a classifier against the labels of a source's images.
 
-    Raises UsageError for a source without labels, and where its classes are not as many as the classifier's.
+    Classes are matched by name (see `data.classes`). A published classifier names none: numbered classes are its own
+    numbers, and classes with names are taken in the order of the names, which a warning says.
+    Raises UsageError for a source without labels, and where it has a class that the classifier does not know.
     """
+    labels_of(source)
+    source = _of_its_classes(source, classifier)
     resolved = runtime.resolve_device(device)
     features = extract_features(
         classifier.backbone, source, Extraction(resolved, precision, batch_size, progress and runtime.is_main())
     )
-    n_classes = len(classifier.classes)
-    if source.classes and len(source.classes) != n_classes:
-        raise UsageError(f"{source.name}: has {len(source.classes)} classes, the classifier {n_classes}")
     linear = Linear(classifier.fc.weight.detach().cpu(), classifier.fc.bias.detach().cpu())
     classes = source.classes or classifier.classes
     return evaluate_scores(linear.scores(features.values), features.labels, classes, logits=True)
+
+
+def _of_its_classes(source: ImageSource, classifier: LinearClassifier) -> ImageSource:
+    """The source with labels that are the classifier's outputs."""
+    known = {class_key(name) for name in classifier.classes}
+    are_numbers = all(class_key(name) in known for name in source.classes)
+    if classifier.has_names or are_numbers or len(source.classes) != len(classifier.classes):
+        return aligned(source, classifier.classes, "the classifier")
+    in_text_order = tuple(sorted(source.classes))
+    logger.warning(
+        "the classifier knows its classes by number only; they are taken for the classes of %s in the order of their "
+        "names: 0 is %s, %d is %s",
+        source.name, in_text_order[0], len(in_text_order) - 1, in_text_order[-1],
+    )  # fmt: skip
+    return aligned(source, in_text_order, "the classifier")
 
 
 @dataclass
@@ -55,6 +74,7 @@ class EvaluationConfig:
     image_size: int | None = option(None, at_least=8, help="side of the images (default: as the classifier's were)")
     framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
     loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
+    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     batch_size: int = option(256, at_least=1, help="images at a time")
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the network")
@@ -67,10 +87,16 @@ def run_evaluation(settings: EvaluationConfig, progress: bool = True) -> Evaluat
     runtime.set_precision(settings.precision)
     classifier = load_classifier(settings.lin_cls_path)
     check_classes(settings.dataset, len(classifier.classes))
-    if settings.split != "train" and not has_split(settings.data_path, settings.split):
-        raise UsageError(f"--data_path {settings.data_path}: has no images of the {settings.split} split")
+    check_split(settings.data_path, settings.split)
     size = settings.image_size or classifier.image_size
-    source = load_source(settings.data_path, settings.split, size, framing=settings.framing, loader=settings.loader)
+    source = load_source(
+        settings.data_path,
+        settings.split,
+        size,
+        framing=settings.framing,
+        loader=settings.loader,
+        skip_bad=settings.skip_bad,
+    )
     found = evaluate_probe(classifier, source, settings.device, settings.batch_size, settings.precision, progress)
     if settings.out_log_file is not None:
         out = settings.out_log_file

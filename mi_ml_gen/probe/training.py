@@ -10,6 +10,7 @@ anew in every epoch (`views="no_color"`), which takes a pass of the backbone for
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +27,14 @@ from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.data.source import ImageSource, batches
-from mi_ml_gen.data.splits import Splits, class_names
+from mi_ml_gen.data.splits import Splits, class_names, matched
 from mi_ml_gen.probe.accuracy import Evaluation, evaluate_scores, write_evaluations
 from mi_ml_gen.probe.classifier import LinearClassifier, _layer, check_classes, save_classifier
 from mi_ml_gen.probe.features import Extraction, Features, extract_features, frozen, labels_of
 from mi_ml_gen.probe.readouts import Affine, Linear, fit_ridge, knn_scores, unit_scale
 from mi_ml_gen.views.augment import Augment, unit_range
+
+logger = logging.getLogger(__name__)
 
 MOMENTUM = 0.9
 FINAL_SHARE = 0.1
@@ -57,6 +60,7 @@ class ProbeConfig:
     loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
     hold_out: float = option(0.1, above=0, below=1, help="share of the training images for validation, where the set "
                              "has no validation images of its own")  # fmt: skip
+    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd knn ridge")
 
     views: Literal["none", "no_color"] = option(
@@ -91,7 +95,7 @@ class ProbeConfig:
         return Path(self.save_folder) / f"LinCls-{data}-{self.run_name}"
 
 
-FREE = ("save_folder", "run_name", "loader", "device", "batch_size", "state_interval_s")
+FREE = ("save_folder", "run_name", "loader", "skip_bad", "device", "batch_size", "state_interval_s")
 """Settings that may differ when a probe is resumed."""
 
 
@@ -122,17 +126,24 @@ def train_probe(
     backbone: normalised images (n, 3, H, W) -> features (n, d); it is moved to the device and otherwise left as it is.
     path: the run folder (default: settings.folder). keep_features: whether features are kept in it. on_row: called with
     each line of metrics, in the main process. The settings' paths of encoder and data only say what was given.
-    Raises UsageError for images without labels and settings that make no sense or differ from the folder's,
-    NonFiniteError for a loss that is no finite number, Preempted when a signal asked to stop (the state is saved).
+    Raises UsageError for images without labels or of a single class, for a split with classes that the training images
+    lack, and for settings that make no sense or differ from the folder's; NonFiniteError for a loss that is no finite
+    number; Preempted when a signal asked to stop (the state is saved).
     """
     device = runtime.resolve_device(settings.device)
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)
+    splits = matched(splits)
     classes = class_names(splits)
     check_classes(settings.dataset, len(classes))
     for source in splits:
         if source is not None:
             labels_of(source)
+    if len(classes) < 2:
+        raise UsageError(
+            f"{splits.train.name}: has only one class, {classes[0]}, so there is nothing to tell apart; give a folder "
+            "that holds a folder for each class"
+        )
 
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
@@ -198,9 +209,11 @@ class SgdFit(NamedTuple):
     validation_loss: float
 
 
-def learning_rate(settings: ProbeConfig, step: int, n_steps: int) -> float:
-    """Of step 0, 1 ...: base_lr * images / 256, along a half cosine to a tenth of that."""
-    peak = settings.base_lr * settings.cumulative_bs / 256
+def learning_rate(settings: ProbeConfig, step: int, n_steps: int, batch_size: int | None = None) -> float:
+    """Of step 0, 1 ...: base_lr * images / 256, along a half cosine to a tenth of that.
+
+    batch_size: images of a step, of all processes, where the set is too small for cumulative_bs of them."""
+    peak = settings.base_lr * (batch_size or settings.cumulative_bs) / 256
     if not settings.decay:
         return peak
     final = FINAL_SHARE * peak
@@ -240,7 +253,7 @@ def _sgd(
     feed = steps.run(session.first, n_steps)
     for step, batch in zip(session.steps(n_steps, title="probe", progress=progress), feed, strict=True):
         # --- A step of the layer
-        rate = learning_rate(settings, step, n_steps)
+        rate = learning_rate(settings, step, n_steps, steps.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = functional.cross_entropy(layer(on_device(batch.values)), batch.labels)
@@ -299,7 +312,13 @@ class _Steps:
         self.n_own = min(settings.cumulative_bs, source.n_images // world * world) // world
         if self.n_own == 0:
             raise UsageError(f"{source.name}: {source.n_images} images are too few for {world} processes")
-        self.per_epoch = source.n_images // (self.n_own * world)  # a last batch that is smaller is left out
+        self.batch_size = self.n_own * world
+        if self.batch_size < settings.cumulative_bs:
+            logger.warning(
+                "%s has %d images, fewer than --cumulative_bs %d: a step takes %d, at a learning rate in proportion",
+                source.name, source.n_images, settings.cumulative_bs, self.batch_size,
+            )  # fmt: skip
+        self.per_epoch = source.n_images // self.batch_size  # a last batch that is smaller is left out
         self.kept = None
         if settings.views == "none":
             assert kept is not None

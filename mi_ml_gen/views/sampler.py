@@ -1,50 +1,25 @@
-"""Views: T_x, the augmentation of images, and T_z, decode, T_x as one step (`ViewSampler`).
+"""Two batches of views for each training step: T_z, decode, T_x of generated images, or T_x of stored ones.
 
-T_x works on the device, with parameters drawn per sample. The four policies of the paper, named as in its
-configurations:
-
-    none      centre crop
-    simclr    random resized crop, horizontal flip, colour jitter, grayscale
-    no_crop   simclr with the centre crop in place of the random one
-    no_color  simclr without colour jitter and grayscale
-
-Each ends in the ImageNet normalisation. The law is torchvision's (RandomResizedCrop with scale 0.2 to 1 and
-ratio 3/4 to 4/3, flip with probability 1/2, ColorJitter(0.4, 0.4, 0.4, 0.1) with probability 0.8 in random
-order, grayscale with probability 0.2), except that torchvision draws one set of parameters for a whole batch
-and this module draws one for each sample. For given parameters every operation equals
-torchvision.transforms.functional on that sample, to float32 rounding.
-
-How it stays fast: drawing is one call of the random generator, nothing is read back by the host, crop, resize
-and flip are two batched matrix products (exact, and unlike grid_sample deterministic in the backward pass on
-CUDA), and the colour operations run on all samples at once with neutral factors where a sample does not take
-part. All of it is differentiable in the images.
+Everything that is drawn for a batch is a function of its key (seed, step, rank), so runs can be resumed exactly and no
+two processes draw the same. T_x itself is in `augment`.
 """
 
 from __future__ import annotations
 
-from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.augment import unit_range
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-import torch
-from torch import Tensor, nn
-from mi_ml_gen.core import runtime
-from mi_ml_gen.data.source import ImageSource
-from mi_ml_gen.data.source import batches
-from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.base import ImagePair
-from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.latents import Chunks
-from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.walkers.base import IdentityWalker
-from mi_ml_gen.walkers.learned import NonlinearWalker
-from mi_ml_gen.walkers.base import Walker
-from mi_ml_gen.walkers.spec import load_groups
-from mi_ml_gen.walkers.spec import load_walker
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.source import ImageSource, batches
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.views.augment import Augment, unit_range
+from mi_ml_gen.walkers.base import IdentityWalker, Walker
 
 # ---------------------------------------------------------------------------------------------------------------
 # T_z, decode, T_x
@@ -58,7 +33,7 @@ class Views(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchKey:
     """Which batch is meant: all that its randomness may depend on."""
 
     seed: int
@@ -75,7 +50,7 @@ class Place:
         return runtime.stream(self.seed, f"views: {name}", self.step, self.rank, self.device)
 
 
-class Origin(Protocol):
+class PairSource(Protocol):
     """Where pairs of images come from."""
 
     image_size: int
@@ -83,8 +58,8 @@ class Origin(Protocol):
     n_images: int | None
     """How many different ones there are; None where each is new."""
 
-    def pair(self, place: Place) -> ImagePair:
-        """Two batches of images (n, 3, image_size, image_size), in [0, 1] or uint8, on the device of `place`."""
+    def pair(self, key: BatchKey) -> ImagePair:
+        """Two batches of images (n, 3, image_size, image_size), in [0, 1] or uint8, on the device of `key`."""
         ...
 
 
@@ -118,11 +93,11 @@ class GeneratedImages:
         self.decode_pair = torch.compile(self.generator.decode_pair)  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def pair(self, place: Place) -> ImagePair:
-        z = self.law.sample((place.n, self.generator.noise_dim), place.rng("anchors"))
-        latents = self.walker(self.generator, z, place.rng("positives"))
-        rng = place.rng("decode")
-        size = self.decode_at_once or place.n
+    def pair(self, key: BatchKey) -> ImagePair:
+        z = self.law.sample((key.n, self.generator.noise_dim), key.rng("anchors"))
+        latents = self.walker(self.generator, z, key.rng("positives"))
+        rng = key.rng("decode")
+        size = self.decode_at_once or key.n
         moved = self.walker.chunks
         if not moved:
             images = torch.cat([self.decode(part, rng) for part in latents.anchor.split(size)])
@@ -145,32 +120,32 @@ class StoredImages:
         self.source = source
         self.image_size = source.image_size
         self.n_images: int | None = source.n_images
-        self._reading: tuple[Place, Iterator[Tensor]] | None = None
+        self._reading: tuple[BatchKey, Iterator[Tensor]] | None = None
 
-    def rest_of_epoch(self, place: Place) -> Tensor:
+    def rest_of_epoch(self, key: BatchKey) -> Tensor:
         """The images of this process's batches from a step to the end of its epoch, int64 (n_batches, n).
 
         Raises UsageError where the source is smaller than a batch.
         """
-        n_together = place.n * place.world_size
+        n_together = key.n * key.world_size
         n_batches = self.source.n_images // n_together
         if n_batches == 0:
             raise UsageError(f"a batch of {n_together} of {self.source.n_images} images: take a smaller batch")
-        epoch, done = divmod(place.step, n_batches)
-        rng = runtime.stream(place.seed, "views: order", epoch, 0)  # one order for all processes
+        epoch, done = divmod(key.step, n_batches)
+        rng = runtime.stream(key.seed, "views: order", epoch, 0)  # one order for all processes
         order = torch.randperm(self.source.n_images, generator=rng)[: n_batches * n_together]
-        return order.view(n_batches, place.world_size, place.n)[done:, place.rank]
+        return order.view(n_batches, key.world_size, key.n)[done:, key.rank]
 
-    def pair(self, place: Place) -> ImagePair:
-        images = next(self._reading[1], None) if self._reading is not None and self._reading[0] == place else None
+    def pair(self, key: BatchKey) -> ImagePair:
+        images = next(self._reading[1], None) if self._reading is not None and self._reading[0] == key else None
         if images is None:
-            reader = batches(self.source, self.rest_of_epoch(place).flatten(), place.n)
-            self._reading, images = (place, reader), next(reader)
+            reader = batches(self.source, self.rest_of_epoch(key).flatten(), key.n)
+            self._reading, images = (key, reader), next(reader)
         assert self._reading is not None
-        self._reading = replace(place, step=place.step + 1), self._reading[1]
-        if place.device.type == "cuda":
+        self._reading = replace(key, step=key.step + 1), self._reading[1]
+        if key.device.type == "cuda":
             images = images.pin_memory()
-        images = images.to(place.device, non_blocking=True)
+        images = images.to(key.device, non_blocking=True)
         return ImagePair(images, images)
 
 
@@ -187,7 +162,7 @@ class ViewSampler:
 
     def __init__(
         self,
-        origin: Origin,
+        origin: PairSource,
         policy: str = "simclr",
         batch_size: int = 64,
         seed: int = 0,
@@ -206,20 +181,20 @@ class ViewSampler:
         self.world_size = runtime.world_size() if world_size is None else world_size
         self.augment = Augment(policy, origin.image_size, crop_size).to(self.device)
 
-    def place(self, step: int) -> Place:
-        return Place(self.seed, step, self.rank, self.world_size, self.batch_size, self.device)
+    def key(self, step: int) -> BatchKey:
+        return BatchKey(self.seed, step, self.rank, self.world_size, self.batch_size, self.device)
 
     @torch.no_grad()
     def images(self, step: int) -> ImagePair:
         """The images that the views of a step are taken of, float32 in [0, 1]."""
         with runtime.autocast(self.device, self.precision):
-            pair = self.origin.pair(self.place(step))
+            pair = self.origin.pair(self.key(step))
         first = unit_range(pair.anchor)
         return ImagePair(first, first if pair.positive is pair.anchor else unit_range(pair.positive))
 
     @torch.no_grad()
     def __call__(self, step: int) -> Views:
         images = self.images(step)
-        rng = self.place(step).rng("crops")
+        rng = self.key(step).rng("crops")
         views = (self.augment(half, rng).contiguous(memory_format=torch.channels_last) for half in images)
         return Views(*views)

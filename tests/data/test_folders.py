@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.errors import EnvironmentFault, UsageError
 from mi_ml_gen.data import folders
 from mi_ml_gen.data.folders import FolderImages, read_rgb, scan_folder
 from mi_ml_gen.data.framing import Framing
@@ -249,3 +252,200 @@ def test_odd_names(tmp_path: Path) -> None:
     assert scan_folder(tmp_path, progress=False).files == (name,)
     assert scan_folder(tmp_path, progress=False).files == (name,)  # read back from memory
     assert os.listdir(tmp_path) == [name]  # nothing is written into the folder
+
+
+# --- classes that could vanish ------------------------------------------------------------------------------
+
+
+def test_a_class_of_files_that_are_not_read_is_refused(tmp_path: Path, caplog) -> None:
+    folder(tmp_path)
+    for name in ("a.heic", "b.HEIC"):
+        save(tmp_path / "cow" / "x.png", picture(0, 5, 5)).rename(tmp_path / "cow" / name)
+    with pytest.raises(UsageError, match=r"class folder cow holds no image that can be read here, only \.heic"):
+        FolderImages(tmp_path, SIZE, progress=False)
+    with caplog.at_level(logging.WARNING):
+        source = FolderImages(tmp_path, SIZE, skip_bad=True, progress=False)
+    assert source.classes == ("ant", "bee") and "cow" in caplog.text and source.passed_by.endswith("2 .heic")
+
+
+def test_a_class_of_files_without_an_ending_is_refused(tmp_path: Path) -> None:
+    folder(tmp_path)
+    save(tmp_path / "cow" / "x.png", picture(0, 5, 5)).rename(tmp_path / "cow" / "5f3a")
+    with pytest.raises(UsageError, match="class folder cow .* only without an ending"):
+        FolderImages(tmp_path, SIZE, progress=False)
+
+
+@pytest.mark.parametrize("content", [(), ("notes.txt",)])
+def test_folders_without_images_are_said_to_be_no_classes(tmp_path: Path, caplog, content) -> None:
+    folder(tmp_path)
+    (tmp_path / "cow").mkdir()
+    for name in content:
+        (tmp_path / "cow" / name).touch()
+    with caplog.at_level(logging.WARNING):
+        assert FolderImages(tmp_path, SIZE, progress=False).classes == ("ant", "bee")
+    assert "the folder cow holds no images" in caplog.text
+
+
+def test_a_class_folder_that_is_a_link_to_nothing_is_bad(tmp_path: Path, caplog) -> None:
+    folder(tmp_path / "set")
+    (tmp_path / "set" / "cow").symlink_to(tmp_path / "gone", target_is_directory=True)
+    with pytest.raises(UsageError, match="cow: a link to nothing"):
+        FolderImages(tmp_path / "set", SIZE, progress=False)
+    with caplog.at_level(logging.WARNING):
+        source = FolderImages(tmp_path / "set", SIZE, skip_bad=True, progress=False)
+    assert source.classes == ("ant", "bee") and "cow: a link to nothing" in caplog.text
+
+
+@pytest.mark.parametrize("link", ["cow", "ant/cow"])
+def test_two_classes_that_are_one_place_are_refused(tmp_path: Path, link: str) -> None:
+    folder(tmp_path)
+    (tmp_path / link).symlink_to(tmp_path / "bee", target_is_directory=True)
+    with pytest.raises(UsageError, match="bee.* one and the same folder, by a link"):
+        FolderImages(tmp_path, SIZE, progress=False)
+    assert FolderImages(tmp_path, SIZE, with_labels=False, progress=False).n_images == 6  # each image once
+
+
+def test_links_from_elsewhere_are_classes(tmp_path: Path) -> None:
+    folder(tmp_path / "pool")
+    (tmp_path / "set").mkdir()
+    for name, target in (("one", "ant"), ("two", "bee")):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "pool" / target, target_is_directory=True)
+    source = FolderImages(tmp_path / "set", SIZE, progress=False)
+    assert source.classes == ("one", "two") and source.n_images == 6
+
+
+@pytest.mark.parametrize("how", ["symlink", "link"])
+def test_an_image_in_two_classes_is_said(tmp_path: Path, caplog, how: str) -> None:
+    folder(tmp_path)
+    getattr(os, how)(tmp_path / "ant" / "00.png", tmp_path / "bee" / "again.png")
+    with caplog.at_level(logging.WARNING):
+        assert FolderImages(tmp_path, SIZE, progress=False).n_images == 7
+    assert "1 images are in two classes" in caplog.text
+
+
+def test_classes_that_differ_in_capitals_are_said(tmp_path: Path, caplog) -> None:
+    folder(tmp_path, classes=("Ant", "ant", "bee"))
+    with caplog.at_level(logging.WARNING):
+        assert FolderImages(tmp_path, SIZE, progress=False).classes == ("Ant", "ant", "bee")
+    assert "Ant and ant differ in capitals only" in caplog.text
+
+
+def test_a_divided_folder_is_not_one_set(tmp_path: Path) -> None:
+    folder(tmp_path / "train")
+    folder(tmp_path / "test")
+    for with_labels in (True, False):
+        with pytest.raises(UsageError, match="divided into the splits test, train"):
+            FolderImages(tmp_path, SIZE, with_labels=with_labels, progress=False)
+
+
+# --- errors of the moment -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_machine_that_fails_is_not_a_bad_image(tmp_path: Path, monkeypatch, number: int, skip_bad: bool) -> None:
+    folder(tmp_path)
+    fail_on(monkeypatch, "02.png", OSError(number, os.strerror(number)))
+    with pytest.raises(EnvironmentFault, match=r"02\.png: cannot be read: .*the scan stopped there"):
+        FolderImages(tmp_path, SIZE, skip_bad=skip_bad, progress=False)
+    monkeypatch.undo()
+    assert FolderImages(tmp_path, SIZE, progress=False).n_images == 6
+
+
+def test_memory_that_ran_out_is_not_a_bad_image(tmp_path: Path, monkeypatch) -> None:
+    folder(tmp_path)
+    fail_on(monkeypatch, "02.png", MemoryError())
+    with pytest.raises(EnvironmentFault, match="out of memory"):
+        scan_folder(tmp_path, progress=False)
+    monkeypatch.undo()
+    assert not scan_folder(tmp_path, progress=False).bad
+
+
+def test_rights_are_looked_at_again(tmp_path: Path, monkeypatch) -> None:
+    folder(tmp_path)
+    (tmp_path / "ant" / "bad.png").write_text("x")
+    fail_on(monkeypatch, "02.png", PermissionError(errno.EACCES, "Permission denied"))
+    assert scan_folder(tmp_path, progress=False).bad == (
+        ("ant/02.png", "Permission denied"),
+        ("ant/bad.png", "not an image"),
+    )
+    monkeypatch.undo()
+    assert [name for name, _ in scan_folder(tmp_path, progress=False).bad] == ["ant/bad.png"]
+
+
+def test_reading_later_tells_the_machine_from_the_file(tmp_path: Path, monkeypatch) -> None:
+    folder(tmp_path)
+    source = FolderImages(tmp_path, SIZE, progress=False)
+    fail_on(monkeypatch, "02.png", OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(EnvironmentFault, match=r"02\.png: cannot be read: Input/output error"):
+        source.batch(torch.arange(6))
+
+
+def fail_on(monkeypatch, name: str, error: Exception) -> None:
+    """Opening the file of this name raises an error."""
+    plain = Image.open
+
+    def opened(path, *arguments, **options):
+        if Path(path).name == name:
+            raise error
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
+
+
+# --- files that are not files, and large ones ----------------------------------------------------------------
+
+
+def test_what_is_not_a_regular_file_is_not_opened(tmp_path: Path) -> None:
+    folder(tmp_path)
+    os.mkfifo(tmp_path / "ant" / "pipe.png")  # opening it would wait for ever
+    (tmp_path / "bee" / "empty.png").touch()
+    assert scan_folder(tmp_path, progress=False).bad == (
+        ("ant/pipe.png", "not a regular file"),
+        ("bee/empty.png", "not an image: the file is empty"),
+    )
+
+
+def test_the_limit_of_pixels_is_ours(tmp_path: Path) -> None:
+    """9,400 x 9,400 pixels are below Pillow's limit."""
+    Image.new("1", (9400, 9400)).save(tmp_path / "wide.png")
+    assert (Image.MAX_IMAGE_PIXELS or 0) > 9400**2
+    ((_, problem),) = scan_folder(tmp_path, progress=False).bad
+    assert "9400 x 9400 pixels, more than the 67108864" in problem
+
+
+def test_large_images_take_turns(tmp_path: Path, monkeypatch) -> None:
+    folder(tmp_path, n=8, classes=())
+    monkeypatch.setattr(folders, "_LARGE", 1)
+    at_once, most = [], []
+    plain = folders.to_rgb
+
+    def counted(image):
+        at_once.append(threading.get_ident())
+        most.append(len(at_once))
+        try:
+            return plain(image)
+        finally:
+            at_once.pop()
+
+    monkeypatch.setattr(folders, "to_rgb", counted)
+    source = FolderImages(tmp_path, SIZE, n_workers=4, progress=False)
+    source.batch(torch.arange(8))
+    assert len(most) == 16 and max(most) == 1
+
+
+def test_strips_are_the_whole_image(tmp_path: Path, monkeypatch) -> None:
+    path = save(tmp_path / "a.png", picture(0, 41, 23))
+    whole = read_rgb(path)
+    monkeypatch.setattr(folders, "_STRIP", 23 * 7)
+    np.testing.assert_array_equal(read_rgb(path), whole)
+
+
+def test_framing_a_large_image_takes_little_beside_it(tmp_path: Path) -> None:
+    """Running sums of a whole image would take eight times its bytes, twice."""
+    image = np.zeros((3001, 3001, 3), np.uint8)
+    tracemalloc.start()
+    Framing(size_px=128, stored_px=256).store(image)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * image.nbytes

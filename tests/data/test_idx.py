@@ -144,3 +144,28 @@ def test_the_published_files_where_installed() -> None:
     data = fashion_mnist("test", root=SEARCH_PLACES[0])
     assert data.images.shape == (10_000, 28, 28)
     assert data.labels.bincount().tolist() == [1000] * len(FASHION_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("first", "split", "complaint"),
+    [
+        (
+            (5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9),
+            "train",
+            r"MNIST \(train\), not of FashionMNIST",
+        ),
+        ((7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6, 9, 0, 1, 5, 9, 7, 3, 4), "test", r"MNIST \(test\), not of F"),
+        ((9, 2, 1, 1, 6, 1, 4, 6, 5, 7, 4, 5, 7, 3, 4, 1, 2, 4, 8, 0), "train", r"FashionMNIST \(test\), not of"),
+    ],
+)
+def test_a_set_that_is_not_what_its_name_says(tmp_path: Path, first, split: str, complaint: str) -> None:
+    """MNIST's files have the same names and sizes; FashionMNIST's garments would be digits."""
+    prefix = {"train": "train", "test": "t10k"}[split]
+    write_split(tmp_path, prefix, np.zeros((20, 28, 28), np.uint8), np.array(first, np.uint8))
+    with pytest.raises(UsageError, match=complaint):
+        fashion_mnist(split, tmp_path)
+
+
+def test_another_number_of_images_is_said(small_set, caplog) -> None:
+    fashion_mnist("train", small_set[0])
+    assert "7 train images, the published Fashion-MNIST has 60000" in caplog.text

@@ -95,12 +95,40 @@ def test_torchvision_pictures(tmp_path: Path) -> None:
     assert load_source(f"torchvision:DTD:{tmp_path}", "validation").n_images == 1
 
 
+def test_torchvision_files_that_do_not_fit(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_fashion(raw, n=10)
+    write_fashion(raw, "t10k", n=5)
+    images = raw / "train-images-idx3-ubyte"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:-100])
+    with pytest.raises(UsageError, match="torchvision:FashionMNIST.*cannot be read"):
+        load_source(f"torchvision:FashionMNIST:{tmp_path}")
+    images.write_bytes(whole)
+    labels = raw / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + bytes([200]))
+    with pytest.raises(UsageError, match="labels up to 200 for 10 images of 10 classes"):
+        load_source(f"torchvision:FashionMNIST:{tmp_path}")
+
+
+def test_a_torchvision_picture_that_is_missing(tmp_path: Path) -> None:
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    (base / "images").mkdir()
+    (base / "labels" / "train1.txt").write_text("dots/a.jpg\nwaves/b.jpg")
+    source = load_source(f"torchvision:DTD:{tmp_path}", image_size=16)
+    with pytest.raises(UsageError, match="DTD train: image 1 cannot be read"):
+        source.batch(torch.tensor([1]))
+
+
 @pytest.mark.parametrize(
     ("reference", "split", "complaint"),
     [
         ("torchvision:CIFAR11:/data", "train", "nearest known set: CIFAR10"),
         ("torchvision:CIFAR10", "train", "write torchvision:NAME:FOLDER"),
-        ("torchvision:CIFAR10:/nowhere", "train", "not found"),
+        ("torchvision:CIFAR10:/nowhere", "train", "not found.* must lie in /nowhere.*cifar-10-batches-py"),
+        ("torchvision:MNIST:/nowhere", "train", "not found.*MNIST/raw"),
+        ("torchvision:Caltech101:/nowhere", "train", "not found.*nothing is downloaded"),
         ("torchvision:SVHN:/nowhere", "validation", "has no split 'validation', only train, test"),
         ("digits", "validation", "only train, test"),
         ("fashion-mnst", "train", "nearest known set: fashion-mnist"),
@@ -109,8 +137,9 @@ def test_torchvision_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_said(reference: str, split: str, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
+    with pytest.raises(UsageError, match=complaint) as caught:
         load_source(reference, split, loader="torch")
+    assert "download=True" not in str(caught.value)  # which no flag of ours could follow
 
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mi_ml_gen.data import resampling
 from mi_ml_gen.data.resampling import resize, resize_area
 
 
@@ -75,3 +76,11 @@ def test_antialias_equals_interpolate(size: int) -> None:
     images = torch.rand(2, 3, 11, 11)
     expected = torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
     torch.testing.assert_close(resize(images, size, "antialias"), expected, rtol=0, atol=1e-6)
+
+
+def test_blocks_change_nothing(monkeypatch) -> None:
+    """Running sums are taken of some columns at a time."""
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    whole = resampling.resize_area(image, 17, 11)
+    monkeypatch.setattr(resampling, "_BLOCK", 37 * 3 * 5)
+    np.testing.assert_array_equal(resampling.resize_area(image, 17, 11), whole)

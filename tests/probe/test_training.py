@@ -89,6 +89,16 @@ def test_the_papers_learning_rate():
     assert rates[0] == 30.0 and rates[50] == pytest.approx(16.5) and 3.0 < rates[99] < 3.01
     assert learning_rate(dataclasses.replace(settings, cumulative_bs=128), 0, 10) == 15.0
     assert learning_rate(dataclasses.replace(settings, decay=False), 9, 10) == 30.0
+    assert learning_rate(settings, 0, 10, batch_size=64) == 7.5
+
+
+def test_the_rate_follows_the_images_of_a_step(tmp_path, caplog):
+    """22 images are fewer than a batch of 256; 10 are two batches of 4, and 2 are left out."""
+    small = probe(tmp_path / "small", cumulative_bs=256, max_epochs=1, readouts=["sgd"])
+    assert runs.read_metrics(small.path)[0]["lr"] == pytest.approx(3.0 * 22 / 256)
+    assert "fewer than --cumulative_bs 256: a step takes 22" in caplog.text
+    whole = probe(tmp_path / "whole", cumulative_bs=11, max_epochs=1, readouts=["sgd"])
+    assert runs.read_metrics(whole.path)[0]["lr"] < 3.0 * 11 / 256  # the second of two steps of 11
 
 
 # --- the backbone stays
@@ -235,6 +245,8 @@ def test_refusals(tmp_path, caplog):
         probe(tmp_path / "a", readouts=["knn", "knn"])
     with pytest.raises(UsageError, match="different classes"):
         probe(tmp_path / "a", splits=make_splits()._replace(test=make_source(n_classes=5)))
+    with pytest.raises(UsageError, match="has only one class"):
+        probe(tmp_path / "a", splits=Splits(*(make_source(9, seed=i, n_classes=1) for i in range(3))))
     unlabelled = make_source()
     unlabelled.labels, unlabelled.classes = None, ()
     with pytest.raises(UsageError, match="has no labels"):
@@ -249,6 +261,47 @@ def test_more_classes_than_the_classifier(tmp_path):
     classifier = probe(tmp_path / "run").classifier
     with pytest.raises(UsageError, match="has 5 classes, the classifier 4"):
         evaluate_probe(classifier, make_source(n_classes=5), "cpu")
+
+
+def renamed(source, classes, labels=None):
+    source.classes = classes
+    source.labels = source.labels if labels is None else labels
+    return source
+
+
+def test_a_classifier_knows_its_classes_by_name(tmp_path):
+    classifier = probe(tmp_path / "run").classifier
+    source = make_source(12, seed=2)
+    expected = evaluate_probe(classifier, source, "cpu")
+    names = source.classes
+    turned = renamed(make_source(12, seed=2), names[::-1], 3 - source.labels)  # the same classes in another order
+    found = evaluate_probe(classifier, turned, "cpu")
+    assert found.confusion.equal(expected.confusion) and found.classes == names
+
+    some = renamed(make_source(12, seed=2), names[1:3], torch.tensor([0, 1] * 6))
+    assert evaluate_probe(classifier, some, "cpu").confusion.sum(dim=1).tolist() == [0, 6, 6, 0]
+
+    others = renamed(make_source(12, seed=2), ("class 0", "class 1", "class 2", "zebra"))
+    with pytest.raises(UsageError, match=r"\(zebra\) is not among.*class 2, zebra\); the classifier: \(class 0"):
+        evaluate_probe(classifier, others, "cpu")
+
+
+def test_a_published_classifier_takes_names_in_their_order(tmp_path, caplog):
+    """Its file has no names, and its labels were those of folders sorted as text."""
+    classifier = probe(tmp_path / "run").classifier
+    numbers = renamed(make_source(12, seed=2), tuple("0123"))
+    named = renamed(make_source(12, seed=2), ("10", "2", "a", "b"))
+    classifier.classes = tuple("0123")
+    with pytest.raises(UsageError, match="different classes"):
+        evaluate_probe(classifier, named, "cpu")
+    classifier.has_names = False
+    expected = evaluate_probe(classifier, numbers, "cpu")
+    assert "by number only" not in caplog.text
+    found = evaluate_probe(classifier, named, "cpu")
+    assert found.confusion.equal(expected.confusion) and found.classes == ("10", "2", "a", "b")
+    assert "by number only" in caplog.text and "0 is 10, 3 is b" in caplog.text
+    with pytest.raises(UsageError, match="has 3 classes, the classifier 4"):
+        evaluate_probe(classifier, renamed(make_source(12, seed=2, n_classes=3), ("x", "y", "z")), "cpu")
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,32 @@ def test_test_images_are_never_the_training_images(monkeypatch, capsys, encoder,
     assert json.loads((run / "summary.json").read_text())["split"] == "validation"
     argv = ["--lin_cls_path", run, "--data_path", data / "train", "--device", "cpu"]
     assert_refused(monkeypatch, capsys, "eval_classifier", argv, 2, "has no images of the test split")
+
+    # --- What is called test is read: the folder itself, and the file itself
+    flags = ["--output_folder", data / "stored", "--test_folder", data / "test", "--with_labels"]
+    assert call(monkeypatch, capsys, "create_image_beton_file", *flags)[0] == 0
+    for place in (data / "test", data / "stored" / "test.beton"):
+        argv = ["--lin_cls_path", run, "--data_path", place, "--device", "cpu", "--loader", "torch"]
+        code, out, err = call(monkeypatch, capsys, "eval_classifier", *argv)
+        assert code == 0 and "n = 8" in out and f"{place}: 8 images, 2 classes, " in err, err
+
+
+def test_bad_images_can_be_left_out_as_advised(monkeypatch, capsys, tmp_path, encoder, data):
+    (data / "train" / "red" / "bad.png").write_text("x")
+    shared = ["--data_path", data, "--device", "cpu", "--save_folder", tmp_path / "runs"]
+    probe = ["--encoder_path", encoder, *shared, "--readouts", "ridge", "--hold_out", "0.25"]
+    assert_refused(monkeypatch, capsys, "train_classifier", probe, 2, "leave them out with --skip_bad")
+    code, _, err = call(monkeypatch, capsys, "train_classifier", *probe, "--skip_bad")
+    assert code == 0 and "bad.png" in err, err
+
+
+def test_a_single_class_is_no_probe(monkeypatch, capsys, tmp_path, encoder, data):
+    argv = ["--encoder_path", encoder, "--data_path", data / "train" / "red", "--device", "cpu"]
+    assert_refused(monkeypatch, capsys, "train_classifier", [*argv, "--save_folder", tmp_path / "runs"], 2, "no labels")
+    (tmp_path / "one").mkdir()
+    (data / "train" / "red").rename(tmp_path / "one" / "red")
+    argv = ["--encoder_path", encoder, "--data_path", tmp_path / "one", "--device", "cpu"]
+    assert_refused(
+        monkeypatch, capsys, "train_classifier", [*argv, "--save_folder", tmp_path / "runs"], 2, "only one class, red"
+    )
+    assert not (tmp_path / "runs").exists()

@@ -19,23 +19,25 @@ import torchvision.transforms.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from mi_ml_gen.views.augment import adjust_brightness
-from mi_ml_gen.views.augment import adjust_contrast
-from mi_ml_gen.views.augment import adjust_hue
-from mi_ml_gen.views.augment import adjust_saturation
-from mi_ml_gen.views.augment import center_crop
-from mi_ml_gen.views.augment import draw_parameters
-from mi_ml_gen.views.augment import grayscale
-from mi_ml_gen.views.augment import jitter
-from mi_ml_gen.views.augment import resized_crop
-from mi_ml_gen.views import sampler as views
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.views.augment import IMAGENET_MEAN
-from mi_ml_gen.views.augment import IMAGENET_STD
-from mi_ml_gen.views.augment import POLICIES
-from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.augment import ViewParameters
-from mi_ml_gen.views.augment import policy_from_flags
+from mi_ml_gen.views import sampler as views
+from mi_ml_gen.views.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    POLICIES,
+    Augment,
+    ViewParameters,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    center_crop,
+    draw_parameters,
+    grayscale,
+    jitter,
+    policy_from_flags,
+    resized_crop,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

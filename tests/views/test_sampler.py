@@ -5,27 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.conftest import GOLDEN, make_small_generator
 
 from mi_ml_gen.core import runtime
-from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.generators.bigbigan import from_published
-from mi_ml_gen.latents import Chunks
-from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.sampler import GeneratedImages
-from mi_ml_gen.views.sampler import Place
-from mi_ml_gen.views.sampler import StoredImages
-from mi_ml_gen.views.sampler import ViewSampler
-from mi_ml_gen.views.augment import unit_range
-from mi_ml_gen.walkers.spec import walker_from
-from mi_ml_gen.walkers.grouped import GroupedWalker
+from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.views.augment import Augment, unit_range
+from mi_ml_gen.views.sampler import BatchKey, GeneratedImages, StoredImages, ViewSampler
 from mi_ml_gen.walkers.base import IdentityWalker
+from mi_ml_gen.walkers.files import save_walker
+from mi_ml_gen.walkers.grouped import GroupedWalker
 from mi_ml_gen.walkers.learned import NonlinearWalker
 from mi_ml_gen.walkers.noise import RandomWalker
-from mi_ml_gen.walkers.files import save_walker
+from mi_ml_gen.walkers.spec import walker_from
+from tests.conftest import GOLDEN, make_small_generator
 
 RANDOM = "0_1=0,0.5,2 1_2=0,1,2"
 
@@ -77,12 +72,12 @@ def test_no_two_processes_or_steps_share_a_latent_or_a_crop():
     """Eight ranks, two hundred steps, each use of randomness: every stream begins with other numbers."""
     device = torch.device("cpu")
     seen = set()
-    places = [Place(0, step, rank, 8, 4, device) for step in range(200) for rank in range(8)]
+    keys = [BatchKey(0, step, rank, 8, 4, device) for step in range(200) for rank in range(8)]
     names = ("anchors", "positives", "decode", "crops")
-    for place in places:
+    for key in keys:
         for name in names:
-            seen.add(tuple(torch.rand(2, generator=place.rng(name)).tolist()))
-    assert len(seen) == len(places) * len(names)
+            seen.add(tuple(torch.rand(2, generator=key.rng(name)).tolist()))
+    assert len(seen) == len(keys) * len(names)
 
 
 def test_runs_that_differ_in_tz_alone_have_the_same_anchors_and_crops():
@@ -125,9 +120,9 @@ def test_unperturbed_images_are_decoded_once_and_seen_twice():
 def test_random_groups_move_their_chunks_only():
     sampler = generated("1_2=0,1,2", policy="none")
     generator = sampler.origin.generator
-    place = sampler.place(0)
-    z = TruncatedNormal().sample((4, generator.noise_dim), place.rng("anchors"))
-    pair = RandomWalker(Chunks(1, 2), TruncatedNormal())(generator, z, place.rng("positives"))
+    key = sampler.key(0)
+    z = TruncatedNormal().sample((4, generator.noise_dim), key.rng("anchors"))
+    pair = RandomWalker(Chunks(1, 2), TruncatedNormal())(generator, z, key.rng("positives"))
     assert torch.equal(pair.anchor[:, :4], pair.positive[:, :4])
     torch.testing.assert_close(sampler.images(0).positive, generator.decode(pair.positive), atol=1e-6, rtol=0)
     torch.testing.assert_close(sampler(0).first, Augment("none", 8)(generator.decode(z)), atol=1e-5, rtol=0)
@@ -139,7 +134,7 @@ def test_several_learned_walkers_on_bigbigan(walkers):
     generator = sampler.origin.generator
     assert isinstance(sampler.origin.walker, GroupedWalker)
     assert all(not parameter.requires_grad for parameter in sampler.origin.walker.parameters())
-    z = TruncatedNormal().sample((4, generator.noise_dim), sampler.place(1).rng("anchors"))
+    z = TruncatedNormal().sample((4, generator.noise_dim), sampler.key(1).rng("anchors"))
     with torch.no_grad():
         first, second = sampler.origin.walker.members
         moved = [first.walker(z[:, :4]), second.walker(z[:, 4:])]
@@ -224,7 +219,7 @@ def test_two_views_of_a_stored_image_are_cut_differently():
     views = sampler(0)
     assert views.first.shape == (5, 3, 12, 12) and not torch.equal(views.first, views.second)
     rng = runtime.stream(0, "views: crops", 0, 0)
-    images = unit_range(source.batch(StoredImages(source).rest_of_epoch(sampler.place(0))[0]))
+    images = unit_range(source.batch(StoredImages(source).rest_of_epoch(sampler.key(0))[0]))
     assert torch.equal(views.first, Augment("simclr", 16, 12)(images, rng))
 
 

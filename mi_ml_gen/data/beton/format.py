@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, disk_faults, remove_unfinished
 
 JPEG_QUALITY = 90  # FFCV's default, and the reference's
 PAGE_SIZE = 2**23  # FFCV's default; an image's bytes never cross from one page into the next
@@ -40,6 +40,14 @@ _LABELLED = np.dtype(
         "names": ["mode", "width", "height", "at", "label"],
         "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
         "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
+_LABEL_FIRST = np.dtype(
+    {  # as above, of files that were written with the label before the image
+        "names": ["label", "mode", "width", "height", "at"],
+        "formats": ["<i8", "u1", "<u2", "<u2", "<u8"],
+        "offsets": [0, 8, 9, 11, 13],
         "itemsize": 24,
     }
 )
@@ -83,6 +91,7 @@ def write_beton(
 
     images: exactly n_images of them, in order. classes: the names of the labels, which go into a file beside
     (train.beton has train.classes.json); None for a file without labels, whose images' labels are not looked at.
+    What a killed call for the same path left is removed.
     Raises UsageError for no images, for one whose bytes exceed page_size, and for another number of them.
     """
     path = Path(path)
@@ -127,6 +136,9 @@ def write_beton(
             file.write(field.tobytes())
         file.write(table.tobytes())
 
+    remove_unfinished(path)
+    with disk_faults(path):  # a kill between the two writes must not leave an older file's names beside new labels
+        classes_file(path).unlink(missing_ok=True)
     atomic_write(path, write)
     if classes is not None:
         atomic_write(classes_file(path), (json.dumps(list(classes)) + "\n").encode())
@@ -146,7 +158,7 @@ class BetonIndex:
     """What a checked .beton file says of its n images.
 
     is_raw: bool (n,). width, height: (n,) in pixels. at, size: where each image's bytes begin and how many they are,
-    (n,). label: int64 (n,) or None. field_names: of the image, then of the label.
+    (n,). label: int64 (n,) or None. field_names: of the image, then of the label, whichever the file has first.
     """
 
     path: Path
@@ -196,10 +208,16 @@ def _read_index(file: IO[bytes], path: Path, file_size: int) -> BetonIndex:
     metadata_at = _HEADER.itemsize + n_fields * _FIELD.itemsize
     require(metadata_at <= file_size, "it ends within the description of its fields")
     kinds, names = _fields(read(_FIELD, _HEADER.itemsize, n_fields), path)
-    if kinds not in ((_RGB,), (_RGB, _INT)):
-        raise UsageError(f"{path}: its fields {', '.join(names)} are not an image, or an image and a whole number")
+    dtypes = {(_RGB,): _UNLABELLED, (_RGB, _INT): _LABELLED, (_INT, _RGB): _LABEL_FIRST}
+    if kinds not in dtypes:
+        raise UsageError(
+            f"{path}: its fields {', '.join(names)} are not an image (RGBImageField), or an image and a whole number "
+            "(IntField)"
+        )
 
-    dtype = _LABELLED if len(kinds) == 2 else _UNLABELLED
+    dtype = dtypes[kinds]
+    if kinds[0] == _INT:
+        names = names[::-1]
     metadata_end = metadata_at + n * dtype.itemsize
     require(n >= 1, "no images")
     require(metadata_end <= table_at <= file_size, f"{n} samples do not fit before the table at {table_at}")

@@ -1,13 +1,16 @@
 """The images of .beton files, through FFCV (`--loader ffcv`), which is fast where there are many cores, or without it
-(`--loader torch`); both give the same images to within JPEG decoding.
+(`--loader torch`); both give the same images to within JPEG decoding. `--loader auto` takes FFCV where it is installed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +20,11 @@ from torch import Tensor
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault
 from mi_ml_gen.data.beton.format import BetonIndex, check_pictures, classes_file, open_jpeg, read_index
+from mi_ml_gen.data.classes import class_key
 from mi_ml_gen.data.framing import Framing, framing
 from mi_ml_gen.data.source import ImageSource, Request
+
+logger = logging.getLogger(__name__)
 
 SYSTEM_PACKAGES = "libopencv-dev libturbojpeg0-dev pkg-config"
 
@@ -27,13 +33,29 @@ _kept: list[Any] = []
 
 
 def load_beton(path: Path, request: Request) -> ImageSource:
-    """The images of a .beton file, through FFCV unless the request asks for the loader torch. The image size is that
-    of the framing where none is asked for. Raises as `load_source`."""
+    """The images of a .beton file: through FFCV, or by our own reader where the request asks for the loader torch, or
+    for auto where FFCV is missing, which a warning says. The image size is that of the framing where none is asked
+    for. Raises as `load_source`."""
     # Before the file is looked at: whoever has no FFCV should hear of that first.
+    kind: type[BetonImages | FFCVImages] = BetonImages
     if request.loader != "torch":
-        _import_ffcv(path)
-    kind = BetonImages if request.loader == "torch" else FFCVImages
+        try:
+            _import_ffcv(path)
+            kind = FFCVImages
+        except EnvironmentFault as error:
+            if request.loader == "ffcv":
+                raise
+            _say_once(f"{error.__cause__ or error}")
     return kind(read_index(path), framing(request.framing, request.image_size), request.n_workers)
+
+
+@cache
+def _say_once(why: str) -> None:
+    logger.warning(
+        "FFCV cannot be used here (%s): .beton files are read by this package's own reader, which gives the same "
+        "images but slower. --loader torch chooses it without this line; docs/data.md says how to install FFCV",
+        " ".join(why.split()),
+    )  # fmt: skip
 
 
 class BetonImages:
@@ -158,7 +180,7 @@ def _import_ffcv(path: Path) -> _FFCV:
         from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import ToTensor
-    except (ImportError, OSError) as error:
+    except Exception as error:  # compiled packages that do not fit one another fail in many ways
         raise EnvironmentFault(
             f"{path}: reading .beton files through FFCV needs the extra and what it compiles against: apt-get install "
             f"{SYSTEM_PACKAGES}, then pip install 'mi_ml_gen[ffcv]' ({' '.join(str(error).split())}); without them "
@@ -179,6 +201,9 @@ def _labels(index: BetonIndex) -> tuple[Tensor | None, tuple[str, ...]]:
         names = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CorruptCheckpointError(f"{beside}: not a list of class names: {error}") from error
-    if not isinstance(names, list) or len(names) < n_classes:
+    if not isinstance(names, list) or len(names) < n_classes or not all(isinstance(name, str | int) for name in names):
         raise CorruptCheckpointError(f"{beside}: must list the names of {n_classes} classes")
-    return labels, tuple(map(str, names))
+    classes = tuple(unicodedata.normalize("NFC", str(name)) for name in names)
+    if len({class_key(name) for name in classes}) < len(classes):
+        raise CorruptCheckpointError(f"{beside}: names the same class twice")
+    return labels, classes

@@ -15,8 +15,12 @@ from torch import nn
 from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import TruncatedNormal
+
+N_NEAREST = 3
+"""Neighbours that the balls of precision and recall reach to."""
 
 
 class SmallClassifier(nn.Module):
@@ -43,7 +47,7 @@ def train_classifier(
 ) -> SmallClassifier:
     """Train on grey images (n, 1, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule."""
     torch.manual_seed(seed)
-    batch_size = 128
+    batch_size = min(128, len(images))
     model = SmallClassifier(int(labels.max()) + 1).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     n_steps = epochs * (len(images) // batch_size)
@@ -100,10 +104,16 @@ def measure_quality(
     n: int = 10_000,
     n_neighbours: int = 5_000,
 ) -> Quality:
-    """Hold n generated images, and n real training images as the floor, against n held-out real ones.
+    """Hold n generated images, and n real training images as the floor, against n held-out real ones; all the images
+    that there are where there are fewer.
 
-    All real images grey, (m, 1, 32, 32) in [0, 1], m >= n. Generated ones are averaged over colour.
+    All real images grey, (m, 1, 32, 32) in [0, 1]. Generated ones are averaged over colour.
+    Raises UsageError for fewer real images than precision and recall need.
     """
+    n = min(n, len(held_out), len(train_images))
+    n_neighbours = min(n_neighbours, n)
+    if n <= N_NEAREST:
+        raise UsageError(f"{n} images are too few to measure a generator by; give more than {N_NEAREST} of both splits")
     device = next(classifier.parameters()).device
     order = torch.randperm(len(train_images), generator=runtime.stream(seed, "quality floor", 0, 0))
 
@@ -160,7 +170,7 @@ def _symmetric_root(matrix: torch.Tensor) -> torch.Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = N_NEAREST) -> tuple[float, float]:
     """Share of fakes within the real images' manifold, and of real ones within the fakes' (Kynkaanniemi et al., 2019).
 
     A set's manifold is the union of balls around its features (n, d), each reaching to its k-th neighbour.

@@ -20,6 +20,7 @@ from torch import nn
 
 from mi_ml_gen.core import config, files, loop, runtime
 from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe
 from mi_ml_gen.report.images import image_grid, save_png
@@ -96,8 +97,11 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     """Train a generator adversarially on grey images (n, H, W), uint8, H and W at most the generator's.
 
     Gives the run folder, whose generator.safetensors holds the averaged generator. The same settings resume.
-    Raises NonFiniteError, Preempted, and UsageError for a folder that holds a run of other settings.
+    Raises NonFiniteError, Preempted, and UsageError for fewer images than a batch takes and for a folder that holds a
+    run of other settings.
     """
+    if len(images) < settings.batch_size:
+        raise UsageError(f"--batch_size {settings.batch_size}: there are only {len(images)} images")
     settings = settings.resolved()
     assert settings.width is not None and settings.discriminator_width is not None and settings.run_name is not None
     assert settings.lr is not None and settings.lr_discriminator is not None

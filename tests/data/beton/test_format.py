@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
 from mi_ml_gen.data import folders
 from mi_ml_gen.data.beton import format as beton
+from mi_ml_gen.data.beton import images as beton_images
 from mi_ml_gen.data.beton.format import Encoded, check_pictures, read_index, write_beton
 from mi_ml_gen.data.beton.images import SYSTEM_PACKAGES, BetonImages
 from mi_ml_gen.data.framing import Framing
-from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.loading import check_source, find_beton, load_source
+from mi_ml_gen.data.splits import has_split, load_splits
 from tests.image_files import folder, jpeg, picture, save
 
 SHAPES = [(30, 40), (25, 20), (16, 16), (33, 7)]
@@ -239,17 +242,175 @@ def test_pictures_that_are_not_what_the_table_says(tmp_path: Path) -> None:
 # --- without FFCV -------------------------------------------------------------------------------------------
 
 
-def test_without_ffcv_the_error_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+def test_without_ffcv_the_error_says_what_to_install(tmp_path: Path, no_ffcv) -> None:
     write(tmp_path / "train.beton")
-    monkeypatch.setitem(sys.modules, "ffcv.loader", None)
-    monkeypatch.setitem(sys.modules, "numba", None)
-    for loader in ("auto", "ffcv"):
-        with pytest.raises(EnvironmentFault) as caught:
-            load_source(tmp_path, loader=loader)
-        message = str(caught.value)
-        assert "pip install 'mi_ml_gen[ffcv]'" in message and SYSTEM_PACKAGES in message and "--loader torch" in message
-        assert "\n" not in message
+    with pytest.raises(EnvironmentFault) as caught:
+        load_source(tmp_path, loader="ffcv")
+    message = str(caught.value)
+    assert "pip install 'mi_ml_gen[ffcv]'" in message and SYSTEM_PACKAGES in message and "--loader torch" in message
+    assert "\n" not in message
     assert load_source(tmp_path, loader="torch").n_images == 4
+
+
+@pytest.fixture
+def no_ffcv(monkeypatch) -> None:
+    for name in ("ffcv.loader", "ffcv.fields.rgb_image", "numba"):
+        monkeypatch.setitem(sys.modules, name, None)
+    beton_images._say_once.cache_clear()
+
+
+def test_auto_falls_back_with_one_line(tmp_path: Path, no_ffcv, caplog) -> None:
+    write(tmp_path / "train.beton")
+    for _ in range(3):
+        source = load_source(tmp_path, loader="auto", image_size=10)
+    assert isinstance(source, BetonImages) and source.classes == ("a", "b", "c")
+    (line,) = [record.getMessage() for record in caplog.records if "FFCV" in record.getMessage()]
+    assert "own reader" in line and "--loader torch" in line
+    assert source.batch(torch.arange(4)).equal(
+        load_source(tmp_path, loader="torch", image_size=10).batch(torch.arange(4))
+    )
+
+
+@pytest.mark.parametrize("error", [ImportError("no"), OSError("libopencv"), AttributeError("numpy"), SystemError("x")])
+def test_a_broken_ffcv_is_as_a_missing_one(tmp_path: Path, monkeypatch, error, caplog) -> None:
+    class Broken:
+        def find_spec(self, name, *_):
+            if name.startswith("numba"):
+                raise error
+
+    write(tmp_path / "train.beton")
+    beton_images._say_once.cache_clear()
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert load_source(tmp_path, loader="auto").n_images == 4
+    assert str(error) in caplog.text
+
+
+# --- where the files lie ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [".", "ffcv"])
+def test_published_sets_keep_their_files_in_ffcv(tmp_path: Path, place: str) -> None:
+    for split in ("train", "validation", "test"):
+        write(tmp_path / place / f"{split}.beton")
+    (tmp_path / "meta").mkdir()
+    save(tmp_path / "meta" / "example.png", picture(0, 9, 9))
+    for split in ("train", "validation", "test"):
+        assert load_source(tmp_path, split, loader="torch").n_images == 4 and has_split(str(tmp_path), split)
+        assert find_beton(tmp_path, split) == tmp_path / place / f"{split}.beton"
+    assert load_splits(str(tmp_path), loader="torch").test is not None
+    assert "4 images, 3 classes, test split" in check_source(tmp_path, "test", loader="torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("Train.beton", "train"), ("VAL.beton", "validation"), ("val.BETON", "validation"), ("test_set.beton", "test")],
+)
+def test_names_of_files_of_splits(tmp_path: Path, name: str, split: str) -> None:
+    write(tmp_path / name)
+    assert load_source(tmp_path, split, loader="torch").n_images == 4
+    with pytest.raises(UsageError, match=f"has no .beton file of the predict split, only {name}"):
+        load_source(tmp_path, "predict", loader="torch")
+
+
+def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "val.beton")
+    write(tmp_path / "validation.beton")
+    with pytest.raises(UsageError, match="val.beton and validation.beton both have the name of the validation split"):
+        load_source(tmp_path, "validation", loader="torch")
+
+
+def test_files_of_no_split_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "cars.beton")
+    with pytest.raises(UsageError, match=r"none with the name of a split \(cars.beton\); give one of them"):
+        load_source(tmp_path, loader="torch")
+
+
+# --- labels -------------------------------------------------------------------------------------------------
+
+
+def with_label_first(path: Path) -> Path:
+    """The same file as a writer makes it that was given the label before the image."""
+    content = bytearray(path.read_bytes())
+    first, second = (bytes(content[HEADER + i * FIELD : HEADER + (i + 1) * FIELD]) for i in range(2))
+    content[HEADER : HEADER + 2 * FIELD] = second + first
+    for i in range(len(PICTURES)):
+        at = HEADER + 2 * FIELD + 24 * i
+        row = content[at : at + 24]
+        content[at : at + 24] = row[16:24] + row[:13] + bytes(3)
+    path.write_bytes(content)
+    return path
+
+
+def test_the_label_may_stand_before_the_image(tmp_path: Path) -> None:
+    plain = load_source(write(tmp_path / "a.beton"), image_size=10, loader="torch")
+    turned = load_source(with_label_first(write(tmp_path / "b.beton")), image_size=10, loader="torch")
+    assert turned.labels is not None and turned.labels.tolist() == LABELS
+    assert turned.batch(torch.arange(4)).equal(plain.batch(torch.arange(4)))
+    assert read_index(tmp_path / "b.beton").field_names == read_index(tmp_path / "a.beton").field_names
+
+
+def test_other_fields_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton")
+    content = bytearray(path.read_bytes())
+    content[HEADER + FIELD] = 3  # a kind that is not a whole number
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"image, label are not an image \(RGBImageField\)"):
+        load_source(path, loader="torch")
+
+
+@pytest.mark.parametrize("names", ['["a", "a", "c"]', '["1", "01", "c"]', '["a", {}, "c"]', '["a", "b"]', "{}", "3"])
+def test_names_that_do_not_fit_are_refused(tmp_path: Path, names: str) -> None:
+    path = write(tmp_path / "train.beton")
+    beton.classes_file(path).write_text(names)
+    with pytest.raises(CorruptCheckpointError, match="train.classes.json"):
+        load_source(path, loader="torch")
+
+
+def test_no_older_names_stay_beside_new_labels(tmp_path: Path, monkeypatch) -> None:
+    """Killed between the two files, a set has no names rather than another set's."""
+    path = write(tmp_path / "train.beton")
+    plain = beton.atomic_write
+
+    def killed(place: Path, content) -> None:
+        if place.suffix == ".json":
+            raise KeyboardInterrupt
+        plain(place, content)
+
+    monkeypatch.setattr(beton, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, classes=("x", "y", "z"))
+    assert load_source(path, loader="torch").classes == ("0", "1", "2")
+    monkeypatch.undo()
+    write(path, classes=None)
+    assert not beton.classes_file(path).exists()
+
+
+# --- what a killed writer leaves ------------------------------------------------------------------------------
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from mi_ml_gen.core.files import atomic_write\n"
+        "def write(file):\n"
+        "    file.write(b'x'); file.flush(); print('writing', flush=True); time.sleep(600)\n"
+        "atomic_write(sys.argv[1], write)\n"
+    )
+    target = tmp_path / "train.beton"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+        other = tmp_path / ".val.beton.0123456789ab.partial"
+        other.touch()
+        write(target)
+        assert len(list(tmp_path.glob(".train*.partial"))) == 1  # its writer lives
+    finally:
+        writer.kill()
+        writer.wait()
+    write(target)
+    assert not list(tmp_path.glob(".train*.partial")) and other.exists()
+    assert load_source(target, loader="torch").n_images == 4
 
 
 def test_a_folder_with_both_is_read_as_asked(tmp_path: Path) -> None:
