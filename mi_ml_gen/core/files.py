@@ -24,6 +24,7 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, Usag
 if TYPE_CHECKING:
     from torch import Tensor  # imported where tensors are read and written: what only needs files starts at once
 
+MAX_HEADER_BYTES = 4 << 20  # of a safetensors file; its parser takes twenty times as much memory, or aborts
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
 
 
@@ -151,9 +152,11 @@ def load_tensors(path: str | Path) -> TensorFile:
     import safetensors.torch
 
     data = read_with_hash(Path(path), hash_required=False)
+    if (n_header := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
+        raise CorruptCheckpointError(f"{path}: not a safetensors file: announces a header of {n_header:,} bytes")
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path}: not a whole safetensors file: {error}") from error
     return TensorFile(tensors, header.get("__metadata__", {}))
