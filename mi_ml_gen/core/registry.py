@@ -171,6 +171,8 @@ def load_object(reference: str, flag: str = "") -> Any:
             raise UsageError(f"{said}: there is no file {place}")
         module = _run(said, lambda: _module_of(path.resolve()))
     elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", place):
+        if _is_absent(place):
+            raise UsageError(f"{said}: there is no module {place}; write FILE.py:CLASS")
         module = _run(said, lambda: importlib.import_module(place))
     else:
         raise UsageError(f"{said}: write FILE.py:CLASS")
@@ -178,6 +180,13 @@ def load_object(reference: str, flag: str = "") -> Any:
         public = [word for word, value in vars(module).items() if isinstance(value, type) and word[:1] != "_"]
         raise UsageError(f"{said}: {place} defines no {name}{nearest(name, public, 'class')}")
     return getattr(module, name)
+
+
+def _is_absent(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except ImportError:  # of a package on the way
+        return True
 
 
 def _module_of(path: Path) -> ModuleType:

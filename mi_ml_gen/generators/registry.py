@@ -167,7 +167,9 @@ def _read(name: str, family: Family | None, path: Path) -> MultiLatentGenerator:
     path = hub.local_path(path)
     if path.suffix == ".safetensors":
         content = weights.read(path, GeneratorFiles.name)
-        found = str(content.config.get("family"))
+        found = content.config.get("family")
+        if not isinstance(found, str):
+            raise CorruptCheckpointError(f"{path}: its head names no family of generators")
         if family is not None and found != _file_name(name):
             raise UsageError(f"--g_path {path}: holds a {found}, not a {short_name(name)}; give --generator {found}")
         generator = weights.build(path, content)

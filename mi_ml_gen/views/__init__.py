@@ -6,7 +6,7 @@ from mi_ml_gen.core.faces import face
 
 if TYPE_CHECKING:
     from mi_ml_gen.views.augment import Augment, policy_from_flags
-    from mi_ml_gen.views.sampler import ViewSampler, GeneratedImages, StoredImages, Views
+    from mi_ml_gen.views.sampler import GeneratedImages, StoredImages, Views, ViewSampler
     from mi_ml_gen.walkers.spec import walker_from
 
 __getattr__, __dir__, __all__ = face(__name__)

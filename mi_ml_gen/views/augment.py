@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
-from mi_ml_gen.data.source import ImageSource
-from mi_ml_gen.data.source import batches
+
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.base import ImagePair
-from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.latents import Chunks
-from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.walkers.base import IdentityWalker
-from mi_ml_gen.walkers.learned import NonlinearWalker
-from mi_ml_gen.walkers.base import Walker
-from mi_ml_gen.walkers.spec import load_groups
-from mi_ml_gen.walkers.spec import load_walker
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

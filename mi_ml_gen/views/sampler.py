@@ -22,29 +22,20 @@ part. All of it is differentiable in the images.
 
 from __future__ import annotations
 
-from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.augment import unit_range
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-import torch
-from torch import Tensor, nn
-from mi_ml_gen.core import runtime
-from mi_ml_gen.data.source import ImageSource
-from mi_ml_gen.data.source import batches
-from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.base import ImagePair
-from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.latents import Chunks
-from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.walkers.base import IdentityWalker
-from mi_ml_gen.walkers.learned import NonlinearWalker
-from mi_ml_gen.walkers.base import Walker
-from mi_ml_gen.walkers.spec import load_groups
-from mi_ml_gen.walkers.spec import load_walker
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
+from mi_ml_gen.core import runtime
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.source import ImageSource, batches
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.views.augment import Augment, unit_range
+from mi_ml_gen.walkers.base import IdentityWalker, Walker
 
 # ---------------------------------------------------------------------------------------------------------------
 # T_z, decode, T_x
