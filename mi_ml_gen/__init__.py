@@ -5,4 +5,19 @@ a critic bounds the mutual information that survives the perturbation, and the p
 encoders. Importing the package imports nothing heavy: each name lives in its own module.
 """
 
+from mi_ml_gen.core import registry
+
 __version__ = "0.1.0"
+
+
+def _import_rooms() -> None:
+    """Import every file that registers a kind of model: what a file or a repository holds, its head alone says."""
+    from mi_ml_gen.encoders import loading
+    from mi_ml_gen.generators import registry as generators
+    from mi_ml_gen.information import critic
+    from mi_ml_gen.mim import model
+    from mi_ml_gen.probe import classifier
+    from mi_ml_gen.walkers import files
+
+
+registry.rooms_are(_import_rooms)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 600.0
 """How long a partial file that cannot be locked must have been left alone before it counts as abandoned."""
+MAX_HEADER_BYTES = 4 << 20  # of a safetensors file; its parser takes twenty times as much memory, or aborts
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
 
 HELD: dict[Path, tuple[Path, int, int]] = {}
@@ -212,9 +213,11 @@ def load_tensors(path: str | Path) -> TensorFile:
     import safetensors.torch
 
     data = read_with_hash(Path(path), hash_required=False)
+    if (n_header := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
+        raise CorruptCheckpointError(f"{path}: not a safetensors file: announces a header of {n_header:,} bytes")
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path}: not a whole safetensors file: {error}") from error
     return TensorFile(tensors, header.get("__metadata__", {}))

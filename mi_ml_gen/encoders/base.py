@@ -34,6 +34,17 @@ class Architecture:
         return ResNet(self.depth, self.small_images, self.width, zero_init_residual)
 
 
+class Layout(NamedTuple):
+    """One way of naming an encoder's tensors."""
+
+    method: str
+    what: str
+    prefix: str
+    """What the backbone's tensors begin with."""
+    sign: str = ""
+    """A tensor that only this layout has."""
+
+
 class Outputs(NamedTuple):
     """What the network gives for two views, a row for each sample.
 
@@ -61,7 +72,21 @@ class Encoder(Shared):
     method: ClassVar[str]
     couples_samples: ClassVar[bool] = False
     """Whether the loss of a sample depends on the other samples (of all processes)."""
+    backbone_prefix: ClassVar[str] = "encoder."
+    """What the backbone's tensors begin with in the state dict."""
+    published_layouts: ClassVar[tuple[Layout, ...]] = ()
+    """How others named the tensors of such encoders, for a method that has `from_published`."""
     architecture: Architecture
+
+    @classmethod
+    def from_settings(cls, architecture: Architecture, settings: Any) -> Encoder:
+        """A new encoder of these sizes; settings: the `EncoderConfig`, for a method that takes more from it."""
+        return cls(architecture)  # type: ignore[call-arg]
+
+    @classmethod
+    def from_published(cls, state: Mapping[str, Tensor]) -> Encoder:
+        """The encoder in a state dict of one of the `published_layouts`, strictly."""
+        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         return {"method": self.method, **asdict(self.architecture)}

@@ -11,7 +11,16 @@ from torch.nn import functional
 
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
-from mi_ml_gen.encoders.base import Architecture, Encoder, Outputs, architecture_of, backbone_key, float32, mlp
+from mi_ml_gen.encoders.base import (
+    Architecture,
+    Encoder,
+    Layout,
+    Outputs,
+    architecture_of,
+    backbone_key,
+    float32,
+    mlp,
+)
 
 PROJECTOR_FACTOR = 4
 """Hidden units of the projector over the backbone's features, as published."""
@@ -39,6 +48,10 @@ class BYOL(Encoder):
     """
 
     method: ClassVar[str] = "byol"
+    backbone_prefix: ClassVar[str] = "online.encoder."
+    published_layouts = (
+        Layout("byol", "BYOL, as published", "online_network.encoder.", "online_network.encoder.0.weight"),
+    )
 
     def __init__(self, architecture: Architecture | None = None, momentum: float = 0.996) -> None:
         super().__init__()
@@ -49,6 +62,10 @@ class BYOL(Encoder):
         self.target.load_state_dict(self.online.state_dict())
         self.target.requires_grad_(False)
         self.predictor = mlp(self.architecture.dim, self.architecture.pred, self.architecture.dim)
+
+    @classmethod
+    def from_settings(cls, architecture: Architecture, settings: Any) -> BYOL:
+        return cls(architecture, settings.target_momentum)
 
     @property
     def backbone(self) -> ResNet:

@@ -3,57 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mi_ml_gen.checkpoints.reading import CheckpointFile, naming
-from mi_ml_gen.core import files
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
-from mi_ml_gen.encoders.base import Architecture, Encoder, architecture_of, backbone_key
-from mi_ml_gen.encoders.byol import BYOL
-from mi_ml_gen.encoders.simclr import SimCLR
-from mi_ml_gen.encoders.simsiam import SimSiam
+from mi_ml_gen.core.weights import Content, Kind, Published, register_kind
+from mi_ml_gen.encoders.base import Architecture, Encoder, Layout, architecture_of, backbone_key
+from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.hub import fetching as hub
 
 FORMAT = "mi_ml_gen encoder"
-METHODS: dict[str, type[Encoder]] = {cls.method: cls for cls in (SimCLR, SimSiam, BYOL)}
-
-
-class Layout(NamedTuple):
-    """One way of naming an encoder's tensors."""
-
-    method: str
-    what: str
-    prefix: str
-    """What the backbone's tensors begin with."""
-    head: str
-    """What follows the prefix in tensors that are no part of the backbone."""
-    sign: str
-    """A tensor that only this layout has."""
-
-
-PUBLISHED = (
-    Layout("simsiam", "SimSiam, as published", "encoder.", "fc.", "encoder.fc.6.weight"),
-    Layout("byol", "BYOL, as published", "online_network.encoder.", "fc.", "online_network.encoder.0.weight"),
-    Layout("backbone", "ResNet under model., as published", "model.", "fc.", "model.conv1.weight"),
-    Layout("backbone", "COP-Gen's encoder", "encoder.", "fc.", "encoder.stem.0.weight"),
-    Layout("backbone", "COP-Gen's encoder", "encoder.module.", "fc.", "encoder.module.stem.0.weight"),
-    Layout("backbone", "COP-Gen's encoder", "encoder.module.", "fc.", "encoder.module.conv1.weight"),
-    Layout("backbone", "torchvision's ResNet", "", "fc.", "conv1.weight"),
+"""In the metadata of files of version 0.1."""
+BACKBONE = "backbone"
+"""Stands for the method of a file that holds a backbone alone."""
+BACKBONES = (
+    Layout(BACKBONE, "ResNet under model., as published", "model.", "model.conv1.weight"),
+    Layout(BACKBONE, "COP-Gen's encoder", "encoder.", "encoder.stem.0.weight"),
+    Layout(BACKBONE, "COP-Gen's encoder", "encoder.module.", "encoder.module.stem.0.weight"),
+    Layout(BACKBONE, "COP-Gen's encoder", "encoder.module.", "encoder.module.conv1.weight"),
+    Layout(BACKBONE, "torchvision's ResNet", "", "conv1.weight"),
 )
-OWN = {
-    "simclr": Layout("simclr", "SimCLR", "encoder.", "fc.", "encoder.conv1.weight"),
-    "simsiam": Layout("simsiam", "SimSiam", "encoder.", "fc.", "encoder.conv1.weight"),
-    "byol": Layout("byol", "BYOL", "online.encoder.", "fc.", "online.encoder.conv1.weight"),
-    "backbone": Layout("backbone", "backbone", "encoder.", "fc.", "encoder.conv1.weight"),
-}
+"""Published layouts that tell nothing of a method; those of methods are in their classes."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +71,14 @@ def load_encoder(path: str | Path, device: torch.device | str | None = None) -> 
     path = hub.local_path(path)
     if path.is_dir():
         path = _newest(path)
-    if path.suffix == ".safetensors" and (own := _own(path)) is not None:
-        state, layout, about = own
+    about: dict[str, Any] = {}
+    if path.suffix == ".safetensors" and weights.is_own(path):
+        content = weights.read(path, EncoderFiles.name)
+        state, about = content.tensors, content.about
+        with naming(path):
+            layout = _own_layout(content.config)
     else:
         state, layout = read_published(path)
-        about = {}
     tensors = backbone_of(state, layout)
     with naming(path):
         backbone = _built(tensors)
@@ -107,23 +88,39 @@ def load_encoder(path: str | Path, device: torch.device | str | None = None) -> 
 
 
 def save_encoder(path: str | Path, encoder: Encoder, **about: Any) -> None:
-    """Write an encoder, heads and all, with what builds it again and `about`, plain values, in the header."""
-    _write(Path(path), encoder.method, encoder.architecture, encoder.state_dict(), about)
+    """Write an encoder, heads and all, with what builds it again and `about`, plain values, in the head.
+
+    Raises NonFiniteError, and writes nothing, for weights that are no finite numbers."""
+    weights.write(path, EncoderFiles.name, encoder.state_dict(), _config(encoder), about)
 
 
 def convert_published(state: Mapping[str, Tensor], layout: Layout, target: Path, **about: Any) -> str:
     """Write the encoder of a published state dict as a file of ours; the words for it. Raises CheckpointError."""
-    if layout.method in ("simsiam", "byol"):
-        build = SimSiam.from_published if layout.method == "simsiam" else BYOL.from_published
-        encoder = build(state)
-        architecture, tensors = encoder.architecture, encoder.state_dict()
-    else:
+    if layout.method == BACKBONE:
         found = backbone_of(state, layout)
         backbone = _built(found)
         architecture = architecture_of(found)
         tensors = {f"encoder.{key}": value for key, value in backbone.state_dict().items()}
-    _write(target, layout.method, architecture, tensors, about)
+        config = {"method": BACKBONE, "architecture": dataclasses.asdict(architecture), "prefix": "encoder."}
+    else:
+        encoder = METHODS[layout.method].from_published(state)
+        architecture, tensors, config = encoder.architecture, encoder.state_dict(), _config(encoder)
+    weights.write(target, EncoderFiles.name, tensors, config, about)
+    return _described(layout, architecture)
+
+
+def _described(layout: Layout, architecture: Architecture) -> str:
     return f"encoder, {layout.what}: ResNet-{architecture.depth} of width {architecture.width}"
+
+
+def load_whole(path: str | Path) -> Encoder:
+    """The encoder that `save_encoder` wrote, heads and all; `load_encoder` gives the backbone alone.
+
+    Raises UsageError for a missing file, CorruptCheckpointError for one that holds no whole encoder of a method known
+    here."""
+    encoder = weights.load(path, EncoderFiles.name)
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def read_published(path: str | Path) -> tuple[dict[str, Tensor], Layout]:
@@ -135,6 +132,7 @@ def read_published(path: str | Path) -> tuple[dict[str, Tensor], Layout]:
             raise CorruptCheckpointError(f"{path}: holds no encoder of a known layout")
         state = file.build(root)
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    weights.check_finite(path, tensors)
     return tensors, layout
 
 
@@ -151,7 +149,8 @@ def layout_of(root: Any) -> Layout | None:
     """How a published encoder's tensors are named, told by their names alone; None for something else."""
     if not isinstance(root, dict):
         return None
-    return next((layout for layout in PUBLISHED if layout.sign in root), None)
+    of_methods = (layout for method in METHODS.values() for layout in method.published_layouts)
+    return next((layout for layout in (*of_methods, *BACKBONES) if layout.sign in root), None)
 
 
 def backbone_of(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -178,27 +177,81 @@ def _built(tensors: Mapping[str, Tensor]) -> ResNet:
     return backbone
 
 
-def _write(
-    path: Path, method: str, architecture: Architecture, state: Mapping[str, Tensor], about: Mapping[str, Any]
-) -> None:
-    header = {
-        "format": FORMAT,
-        "method": method,
-        "architecture": json.dumps(dataclasses.asdict(architecture)),
-        "about": json.dumps(dict(about)),
-    }
-    files.save_tensors(path, state, header)
+def _config(encoder: Encoder) -> dict[str, Any]:
+    architecture = dataclasses.asdict(encoder.architecture)
+    return {"method": encoder.method, "architecture": architecture, "prefix": encoder.backbone_prefix}
 
 
-def _own(path: Path) -> tuple[dict[str, Tensor], Layout, dict[str, Any]] | None:
-    """Tensors, layout and description of a file of ours; None for another safetensors file."""
-    tensors, header = files.load_tensors(path)
-    if header.get("format") != FORMAT:
-        return None
+def _own_layout(config: Mapping[str, Any]) -> Layout:
+    """Where the backbone is in a file of ours; the class of its method need not be known here."""
     try:
-        return tensors, OWN[header["method"]], dict(json.loads(header["about"]))
-    except (KeyError, ValueError, TypeError):
-        raise CorruptCheckpointError(f"{path}: its header describes no encoder") from None
+        method, prefix = config["method"], config["prefix"]
+    except KeyError as error:
+        raise CorruptCheckpointError(f"its head describes no encoder: {error.args[0]} is missing") from None
+    if not (isinstance(method, str) and isinstance(prefix, str)):
+        raise CorruptCheckpointError("its head describes no encoder")
+    known = METHODS.get(method)
+    return Layout(method, known.__name__ if known is not None else method, prefix)
+
+
+@register_kind
+class EncoderFiles(Kind[Encoder]):
+    """Encoders of all methods in files."""
+
+    name = "encoder"
+    models = Encoder
+    file = "encoder.safetensors"
+    about = (
+        "An encoder: a ResNet that learned a representation of images from pairs of views, with the heads that it was "
+        "trained with."
+    )
+    use = (
+        "from mi_ml_gen.encoders import Encoder\n\n"
+        'encoder = Encoder.from_pretrained("{repo}")\n'
+        "features = encoder.backbone(images)  # normalised images (n, 3, height, width) -> (n, feature_dim)"
+    )
+
+    def config(self, model: Encoder) -> dict[str, Any]:
+        return _config(model)
+
+    def build(self, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Encoder:
+        method = METHODS.get(config["method"])
+        if method is None:
+            known = ", ".join(METHODS)
+            raise UsageError(f"method {config['method']!r} is none with heads that is known here ({known})")
+        encoder = method(Architecture(**config["architecture"]))  # type: ignore[call-arg]
+        encoder.load_state_dict(tensors)
+        return encoder
+
+    def older(self, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Content | None:
+        """Metadata of 0.1: format, method, architecture and about as JSON."""
+        if metadata.get("format") != FORMAT:
+            return None
+        if not {"method", "architecture", "about"} <= metadata.keys():
+            raise CorruptCheckpointError(f"{path}: its header describes no encoder")
+        method = metadata["method"]
+        known = METHODS.get(method)
+        if known is None and method != BACKBONE:
+            raise CorruptCheckpointError(f"{path}: its header describes no encoder: {method[:40]!r}")
+        config = {
+            "method": method,
+            "architecture": weights.parsed(path, metadata["architecture"]),
+            "prefix": known.backbone_prefix if known is not None else "encoder.",
+        }
+        return Content(self.name, config, weights.parsed(path, metadata["about"]), tensors)
+
+    def published(self, root: Any, source: Path) -> Published | None:
+        if layout_of(part_with_tensors(root)) is None:
+            return None
+        state, layout = read_published(source)
+        with naming(source):
+            architecture = architecture_of(backbone_of(state, layout))
+
+        def save(target: Path) -> None:
+            with naming(source):
+                convert_published(state, layout, target, source=source.name)
+
+        return Published(_described(layout, architecture), save, "--encoder_path {path}")
 
 
 def _newest(folder: Path) -> Path:

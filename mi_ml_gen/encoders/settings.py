@@ -11,6 +11,8 @@ from typing import Any, Literal
 from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.core.registry import short_name
+from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.latents import TruncatedNormal
 
 
@@ -18,7 +20,7 @@ from mi_ml_gen.latents import TruncatedNormal
 class EncoderConfig:
     """What `scripts/train_encoder.py` takes; the defaults are the paper's for SimSiam and BYOL."""
 
-    encoder: Literal["simclr", "simsiam", "byol"] = option(help="method of representation learning")
+    encoder: str = option(help="method of representation learning: simclr, simsiam, byol, or FILE.py:CLASS")
     generator: str | None = option(None, help="generated images: bigbigan, stylegan2, tiny-bigbigan ... (none: stored)")
     g_path: str | None = option(None, help="weights of the generator, where none are bundled")
     g_use: list[str] = option([], help="its use, KEY=VALUE ...: psi=0.7 crop=256 size=128 label=3 noise_mode=random")
@@ -71,6 +73,9 @@ class EncoderConfig:
     compile: bool = option(False, help="compile generator and encoder with torch.compile")
     decode_at_once: int | None = option(None, at_least=1, help="pairs decoded together (default: all of a batch)")
 
+    def __post_init__(self) -> None:
+        METHODS.check(self.encoder)
+
     @property
     def law(self) -> TruncatedNormal:
         return TruncatedNormal(self.mean, self.std, self.truncation)
@@ -81,7 +86,8 @@ class EncoderConfig:
 
     @property
     def folder(self) -> Path:
-        name = f"{self.encoder}_{self.generator or 'stored'}_{self.policy}_seed{self.seed}"
+        method, images = short_name(self.encoder), short_name(self.generator or "stored")
+        name = f"{method}_{images}_{self.policy}_seed{self.seed}"
         return Path(self.save_folder) / (self.run_name or name)
 
 

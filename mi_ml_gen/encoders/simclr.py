@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,10 @@ class SimCLR(Encoder):
         self.projector = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, self.architecture.dim)
         )
+
+    @classmethod
+    def from_settings(cls, architecture: Architecture, settings: Any) -> SimCLR:
+        return cls(architecture, settings.temperature, settings.base_temperature)
 
     @property
     def backbone(self) -> ResNet:

@@ -10,7 +10,16 @@ from torch.nn import functional
 
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
-from mi_ml_gen.encoders.base import Architecture, Encoder, Outputs, architecture_of, backbone_key, float32, mlp
+from mi_ml_gen.encoders.base import (
+    Architecture,
+    Encoder,
+    Layout,
+    Outputs,
+    architecture_of,
+    backbone_key,
+    float32,
+    mlp,
+)
 
 
 class SimSiam(Encoder):
@@ -20,6 +29,7 @@ class SimSiam(Encoder):
     """
 
     method: ClassVar[str] = "simsiam"
+    published_layouts = (Layout("simsiam", "SimSiam, as published", "encoder.", "encoder.fc.6.weight"),)
 
     def __init__(self, architecture: Architecture | None = None) -> None:
         super().__init__()

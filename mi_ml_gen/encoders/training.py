@@ -19,12 +19,10 @@ from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
 from mi_ml_gen.data.loading import check_source, load_source
 from mi_ml_gen.data.source import ImageSource
 from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
-from mi_ml_gen.encoders.byol import BYOL
 from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
+from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.encoders.settings import FREE, EncoderConfig
-from mi_ml_gen.encoders.simclr import SimCLR
-from mi_ml_gen.encoders.simsiam import SimSiam
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.probe.features import Extraction
@@ -238,11 +236,7 @@ def check_inputs(settings: EncoderConfig) -> list[str]:
 def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
     """A new encoder for views of view_px pixels; small ones get the stem that keeps the resolution."""
     sizes = Architecture(settings.depth, settings.width, view_px < SMALL_IMAGE_PX, settings.dim, settings.pred)
-    if settings.encoder == "simclr":
-        return SimCLR(sizes, settings.temperature, settings.base_temperature)
-    if settings.encoder == "byol":
-        return BYOL(sizes, settings.target_momentum)
-    return SimSiam(sizes)
+    return METHODS[settings.encoder].from_settings(sizes, settings)
 
 
 def epoch_length(settings: EncoderConfig, origin: PairSource) -> int:

@@ -21,7 +21,6 @@ from mi_ml_gen.core.config import option
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.experiments.generated_dataset import encode, to_bytes
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.gan.training import ALIASES
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
@@ -59,8 +58,7 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     Raises UsageError for settings that do not fit the generator, and as `load_generator` and `walker_from`.
     """
     config.validate(settings)
-    name = ALIASES.get(settings.generator, settings.generator)
-    generator = load_generator(name, settings.generator_path, device, settings.g_use)
+    generator = load_generator(settings.generator, settings.generator_path, device, settings.g_use)
     walker = walker_from(settings.Tz, generator, device)
     paths, rows = [], []
     for batch in draw_variants(settings, generator, walker, device):

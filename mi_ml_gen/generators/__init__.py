@@ -6,15 +6,13 @@ from mi_ml_gen.core.faces import face
 
 if TYPE_CHECKING:
     from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+    from mi_ml_gen.generators.checking import check_generator
+    from mi_ml_gen.generators.families import FAMILIES, Family, bundled, names, register_generator
     from mi_ml_gen.generators.registry import (
-        FAMILIES,
-        Family,
-        bundled,
         family_of,
         load_generator,
         load_latent_space,
         load_own,
-        names,
         published_names,
         save_generator,
         save_own,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ class MultiLatentGenerator(Shared):
 
     use_fields: ClassVar[type] = Use
     """The dataclass whose fields are the options of `use`."""
+    family: ClassVar[str]
+    """The name under which the class is registered (families.py)."""
     name: str
     """What commands and messages call it."""
     layout: LatentLayout
@@ -69,8 +72,30 @@ class MultiLatentGenerator(Shared):
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """Plain values from which, with a state dict, the same generator is built again."""
-        raise NotImplementedError
+        """Plain values from which, with a state dict, `from_state` builds the same generator again: here none."""
+        return {}
+
+    @classmethod
+    def from_state(
+        cls, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], name: str
+    ) -> MultiLatentGenerator:
+        """The generator of `config()` and its state dict: here the class called with the configuration.
+
+        Raises CorruptCheckpointError where they do not fit.
+        """
+        try:
+            generator = cls(**config)
+        except (TypeError, ValueError, UsageError) as error:
+            raise CorruptCheckpointError(f"{cls.__name__} configuration: {' '.join(str(error).split())}") from None
+        check_state(cls.__name__, generator.state_dict(), state)
+        generator.load_state_dict(dict(state))
+        generator.name = name
+        return generator
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> MultiLatentGenerator:
+        """From weights in a format of the family's own, given as --g_path. Raises UsageError where there is none."""
+        raise UsageError(f"--g_path {path}: {cls.__name__} reads .safetensors files only")
 
     def chunks(self, text: str, flag: str = "--chunks") -> Chunks:
         """`Chunks.parse` within this generator's range."""

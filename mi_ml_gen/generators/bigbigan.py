@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -165,6 +165,8 @@ class SelfAttention(nn.Module):
 
 class BigBiGAN(MultiLatentGenerator):
     """BigBiGAN's generator; latents are the noise itself."""
+
+    family: ClassVar[str] = "bigbigan"
 
     def __init__(self, config: BigBiGANConfig | None = None, name: str = "bigbigan"):
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class LinearGaussian(MultiLatentGenerator):
     mixing matrix A, whose columns are orthonormal (before the gains) where x is at least as long as z. Raises
     `UsageError` for values out of range, and where the image is too small for x.
     """
+
+    family: ClassVar[str] = "linear-gaussian"
 
     def __init__(
         self,

@@ -10,16 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mi_ml_gen.checkpoints.reading import CheckpointFile, naming
-from mi_ml_gen.checkpoints.values import kind, shown
-from mi_ml_gen.core import files
+from mi_ml_gen.checkpoints.names import checkpoint_names
+from mi_ml_gen.checkpoints.reading import CheckpointFile
+from mi_ml_gen.checkpoints.values import Meaning, shown
+from mi_ml_gen.checkpoints.values import kind as kind_of_value
+from mi_ml_gen.core import files, weights
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.encoders import loading
-from mi_ml_gen.generators import registry as generators
-from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.registry import FAMILIES
+from mi_ml_gen.core.weights import KINDS, Kind
 from mi_ml_gen.hub import fetching as hub
-from mi_ml_gen.walkers import files as walkers
 
 
 class Conversion(NamedTuple):
@@ -43,30 +41,28 @@ def convert(source: str | Path, target: str | Path) -> Conversion:
     target = Path(target)
     _check_free(target)
     source = hub.local_path(source)
-    with CheckpointFile(source, generators.published_names) as file:
+    with CheckpointFile(source, _names) as file:
         root = file.root
-        if file.format == "safetensors" and {"family", "format"} & files.load_tensors(source).metadata.keys():
+        if file.format == "safetensors" and weights.is_own(source):
             raise UsageError(f"{source}: is one of this package's own files; it needs no conversion")
-    if (family := generators.family_of(root)) is not None:
-        read_published = FAMILIES[family].read_published
-        assert read_published is not None
-        generator = read_published(source)
-        del root
-        with _all_or_nothing(target):
-            generators.save_generator(target, generator, family, source=source.name)
-        return Conversion(_described(family, generator), _files(target)[:2], f"--generator {family} --g_path {target}")
-    if type(root) is dict and "nn_walker" in root:
-        walker = walkers.read_published(source)
-        with _all_or_nothing(target):
-            walkers.save_walker(target, walker, source=source.name)
-        what = f"walker on chunks {', '.join(map(str, walker.chunks))}"
-        return Conversion(what, _files(target), f"--walker {target}")
-    if loading.layout_of(loading.part_with_tensors(root)) is not None:
-        state, layout = loading.read_published(source)
-        with naming(source), _all_or_nothing(target):
-            what = loading.convert_published(state, layout, target, source=source.name)
-        return Conversion(what, _files(target)[:2], f"--encoder_path {target}")
-    raise CorruptCheckpointError(f"{source}: holds {_glimpse(root)}: no generator, walker or encoder known here")
+    for kind in KINDS.values():
+        if (found := kind.published(root, source)) is not None:
+            with _all_or_nothing(target):
+                found.save(target)
+            written = tuple(path for path in _files(target) if path.exists())
+            return Conversion(found.what, written, found.flags.replace("{path}", str(target)))
+    raise CorruptCheckpointError(f"{source}: holds {_glimpse(root)}: no {', '.join(_convertible())} known here")
+
+
+def _convertible() -> list[str]:
+    """The kinds that know published files."""
+    return [name for name, kind in KINDS.items() if type(kind).published is not Kind.published]
+
+
+def _names(module: str, name: str) -> Meaning | None:
+    """What a published pickle of any kind may name."""
+    asked = (checkpoint_names, *(kind.pickle_names for kind in KINDS.values()))
+    return next((meaning for names in asked if (meaning := names(module, name)) is not None), None)
 
 
 def convert_beside(source: Path, name: str, folder: Path) -> str:
@@ -107,19 +103,9 @@ def _all_or_nothing(target: Path) -> Iterator[None]:
         raise
 
 
-def _described(family: str, generator: MultiLatentGenerator) -> str:
-    sizes = sorted(set(generator.layout.sizes))
-    of = " or ".join(map(str, sizes[:3])) + (" ..." if len(sizes) > 3 else "")
-    n_parameters = sum(parameter.numel() for parameter in generator.parameters())
-    return (
-        f"{family} generator: {generator.layout.n_chunks} chunks of {of} numbers, {generator.resolution} px, "
-        f"{n_parameters:,} parameters"
-    )
-
-
 def _glimpse(root: Any) -> str:
     """A few words on a parsed file of no known kind."""
     if type(root) is not dict or not root:
-        return kind(root)
+        return kind_of_value(root)
     names = ", ".join(shown(key, 40) for key in list(root)[:3])
     return f"a dict of {names}{' ...' if len(root) > 3 else ''}"

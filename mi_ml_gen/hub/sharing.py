@@ -8,34 +8,31 @@
     walker.push_to_hub("me/my-walker", run="walker_runs/...", licence="mit", dry_run=False)
     walker = Walker.from_pretrained("me/my-walker")                       # or a folder
 
-What can be shared is one line each in KINDS. Whatever a folder holds, reading it runs nothing of it: weights are read
-as safetensors, all else as JSON, and no more memory is taken than the weights account for.
+What can be shared is a registered kind (core/weights.py). Whatever a folder holds, reading it runs nothing of it:
+weights are read as safetensors, all else as JSON, and no more memory is taken than the weights account for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import re
 import shutil
-import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import yaml
 from torch import nn
-from torch.nn.modules import module as torch_module
-from torch.overrides import TorchFunctionMode
 
 from mi_ml_gen import __version__
-from mi_ml_gen.core import files
+from mi_ml_gen.core import files, weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, EnvironmentFault, UsageError, nearest
+from mi_ml_gen.core.weights import KINDS, Kind
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub import model_card
 from mi_ml_gen.hub.assets import HubFile
@@ -51,82 +48,9 @@ MAX_CONFIG_BYTES = 1 << 20
 M = TypeVar("M", bound="Shared")
 
 
-class Kind(NamedTuple):
-    """One kind of model that can be shared. Functions and classes are named "module:name", and imported when needed."""
-
-    owner: str
-    """The class, a `Shared`, of all models of this kind."""
-    file: str
-    """The trained model in a run folder."""
-    save: str
-    """(path of a .safetensors file, model): write it."""
-    load: str
-    """(path of a file that `save` wrote): the model, on the CPU. Raises CheckpointError or UsageError."""
-    about: str
-    """What such a model is, for its card."""
-    use: str
-    """Python that loads it, {repo} standing for the repository, for its card."""
-    citation: str = "serez2025mutual"
-    """The paper that its card cites, a key of model_card.CITATIONS."""
-
-
-KINDS: dict[str, Kind] = {
-    "walker": Kind(
-        "mi_ml_gen.walkers.files:Walker", "walker.safetensors",
-        "mi_ml_gen.walkers.files:save_walker", "mi_ml_gen.walkers.spec:load_walker",
-        "A walker: it perturbs chunks (latent variables) of a generator, learned so that an image and its perturbed "
-        "partner share as little information as a critic can find. The generator has weights and a licence of its own.",
-        "from mi_ml_gen.generators.registry import load_generator\n"
-        "from mi_ml_gen.latents import TruncatedNormal\n"
-        "from mi_ml_gen.walkers.files import Walker\n\n"
-        'generator = load_generator("{generator}")\n'
-        'walker = Walker.from_pretrained("{repo}")\n'
-        "z = TruncatedNormal().sample((8, generator.noise_dim))\n"
-        "pair = walker(generator, z)\n"
-        "anchors, positives = generator.decode(pair.anchor), generator.decode(pair.positive)",
-    ),
-    "generator": Kind(
-        "mi_ml_gen.generators.base:MultiLatentGenerator", "generator.safetensors",
-        "mi_ml_gen.generators.registry:save_own", "mi_ml_gen.generators.registry:load_own",
-        "A generator of images with several latent variables (chunks).",
-        "from mi_ml_gen.generators.registry import MultiLatentGenerator\n"
-        "from mi_ml_gen.latents import TruncatedNormal\n\n"
-        'generator = MultiLatentGenerator.from_pretrained("{repo}")\n'
-        "z = TruncatedNormal().sample((8, generator.noise_dim))\n"
-        "images = generator.decode(generator.latents(z))  # (8, 3, height, width) in [0, 1]",
-    ),
-    "encoder": Kind(
-        "mi_ml_gen.encoders.base:Encoder", "encoder.safetensors",
-        "mi_ml_gen.encoders.loading:save_encoder", "mi_ml_gen.encoders.shared:load_whole",
-        "An encoder: a ResNet that learned a representation of images from pairs of views, with the heads that it was "
-        "trained with.",
-        "from mi_ml_gen.encoders import Encoder\n\n"
-        'encoder = Encoder.from_pretrained("{repo}")\n'
-        "features = encoder.backbone(images)  # normalised images (n, 3, height, width) -> (n, feature_dim)",
-    ),
-    "classifier": Kind(
-        "mi_ml_gen.probe.training:LinearClassifier", "classifier.safetensors",
-        "mi_ml_gen.probe.training:save_classifier", "mi_ml_gen.probe.training:load_classifier",
-        "A linear classifier on a frozen encoder: how much a linear layer finds in its features.",
-        "from mi_ml_gen.probe.training import LinearClassifier\n\n"
-        'classifier = LinearClassifier.from_pretrained("{repo}")\n'
-        "logits = classifier(images)  # normalised images (n, 3, height, width); classifier.classes names the columns",
-    ),
-    "mim": Kind(
-        "mi_ml_gen.mim.model:MIM", "best.safetensors", "mi_ml_gen.mim.model:save_mim", "mi_ml_gen.mim.model:load_mim",
-        "A Mutual Information Machine (or the VAE or auto-encoder that it is held against): an encoder and a decoder "
-        "with a latent space of few dimensions.",
-        "from mi_ml_gen.mim import MIM\n\n"
-        'model = MIM.from_pretrained("{repo}")\n'
-        "z = model.encode(x).mean  # x: (n, x_dim)",
-        citation="livne2019mim",
-    ),
-}  # fmt: skip
-
-
 class Shared(nn.Module):
-    """Base of models that can be shared; its kind is that of KINDS whose `owner` it is. `config()` gives plain values
-    that describe it."""
+    """Base of models that can be shared, once their kind is registered. `config()` gives plain values that describe
+    the model."""
 
     def config(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -181,8 +105,7 @@ def save(
         raise UsageError(
             f"--license {licence}: must be an identifier of the Hub, such as mit, apache-2.0, cc-by-4.0, other"
         )
-    name = kind_of(model)
-    kind = KINDS[name]
+    kind = weights.kind_of(model)
     record = model_card.RunRecord.read(run) if run is not None else None
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
@@ -195,13 +118,13 @@ def save(
             shown.append(f"{IMAGES}/{picture.name}")
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         subject = model_card.Subject(
-            name, type(model).__name__, kind.about, kind.use, n_parameters, model.config(), kind.citation
+            kind.name, type(model).__name__, kind.about, kind.use, n_parameters, model.config(), kind.citation
         )
         files.atomic_write(partial / CARD, model_card.write(subject, record, repo, licence, shown).encode())
         description = {
             "format": FORMAT,
             "format_version": VERSION,
-            "kind": name,
+            "kind": kind.name,
             "class": type(model).__name__,
             "config": model.config(),
             "files": {path.name: _sha256(path) for path in sorted(partial.iterdir()) if READ.fullmatch(path.name)},
@@ -217,15 +140,15 @@ def save(
     return folder
 
 
-def _write_weights(model: Shared, kind: Kind, target: Path, record: model_card.RunRecord | None) -> None:
+def _write_weights(model: Shared, kind: Kind[Any], target: Path, record: model_card.RunRecord | None) -> None:
     """The run's own file, where it holds this model: it also has what the run noted there; else a new one."""
-    own = record.path / kind.file if record is not None else None
-    if own is None or not own.is_file() or not _equal(_named(kind.load)(own), model):
-        _named(kind.save)(target, model)
+    own = record.path / kind.file if record is not None and kind.file else None
+    if own is None or not own.is_file() or not _equal(weights.load(own, kind.name), model):
+        weights.save(target, model)
         return
     files.write_with_hash(target, own.read_bytes())
-    if own.with_suffix(".json").is_file():
-        files.atomic_write(target.with_suffix(".json"), own.with_suffix(".json").read_bytes())
+    if weights.description_file(own).is_file():
+        files.atomic_write(weights.description_file(target), weights.description_file(own).read_bytes())
 
 
 def _check_return(model: Shared, folder: Path) -> None:
@@ -253,13 +176,9 @@ def load(source: str | Path, device: torch.device | str | None = None, revision:
     for a folder of something else or damaged files, EnvironmentFault where the Hub cannot be reached.
     """
     folder, description = _find(source, revision)
-    path = folder / WEIGHTS
     try:
-        with _no_more_memory_than(path):
-            model = _named(KINDS[description["kind"]].load)(path)
-    except CheckpointError:
-        raise
-    except (UsageError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        model = weights.load(folder / WEIGHTS, description["kind"])
+    except UsageError as error:
         raise CorruptCheckpointError(f"{folder}: its files do not fit together: {_line(error)}") from None
     return model.eval().to(device)
 
@@ -331,16 +250,12 @@ def _is_repo(text: str) -> bool:
 
 def kind_of(model: nn.Module) -> str:
     """The kind of a model. Raises UsageError where it is none that can be shared."""
-    for name, kind in KINDS.items():
-        module, _, attribute = kind.owner.partition(":")
-        if module in sys.modules and isinstance(model, getattr(sys.modules[module], attribute)):
-            return name
-    raise UsageError(f"a {type(model).__name__} cannot be shared; {', '.join(KINDS)} can")
+    return weights.kind_of(model).name
 
 
 def find_in_run(folder: Path) -> str | None:
     """The kind of the trained model that lies in a run folder, or None."""
-    return next((name for name, kind in KINDS.items() if (folder / kind.file).is_file()), None)
+    return next((name for name, kind in KINDS.items() if kind.file and (folder / kind.file).is_file()), None)
 
 
 def load_from_run(folder: str | Path) -> Shared:
@@ -348,9 +263,9 @@ def load_from_run(folder: str | Path) -> Shared:
     folder = Path(folder)
     name = find_in_run(folder)
     if name is None:
-        wanted = ", ".join(kind.file for kind in KINDS.values())
+        wanted = ", ".join(kind.file for kind in KINDS.values() if kind.file)
         raise UsageError(f"{folder}: no trained model is in it (one of {wanted}), and no shared one ({CONFIG})")
-    return _named(KINDS[name].load)(folder / KINDS[name].file)
+    return weights.load(folder / KINDS[name].file, name)
 
 
 def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str | Path | None = None) -> Path:
@@ -386,63 +301,6 @@ def stated_licence(folder: Path) -> str | None:
         return None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CARD}: its head is no YAML: {_line(error)}") from None
-
-
-def _named(dotted: str) -> Callable[..., Any]:
-    """What "module:name" or "module:Class.method" names."""
-    module, _, attributes = dotted.partition(":")
-    found = importlib.import_module(module)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
-    return found  # type: ignore[return-value]
-
-
-class _Bounded(TorchFunctionMode):
-    """Refuses to make a tensor of more than `limit` numbers: a description may promise any width."""
-
-    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func in self.MAKERS:
-            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else (kwargs or {}).get("size", args)
-            n = 1
-            for size in sizes:
-                n *= size if isinstance(size, int) else 1
-            if n > self.limit:
-                raise CorruptCheckpointError(f"its description asks for a tensor of {n:,} numbers")
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _no_more_memory_than(path: Path) -> Iterator[None]:
-    """Models made within have neither tensors out of all proportion to a file, nor more of them than it has room
-    for. Raises CorruptCheckpointError naming it."""
-    size = path.stat().st_size
-    n_made, n_most = 0, 2000 + size // 16  # a tensor takes more than 32 bytes of a file, modules hold one or two
-
-    def count(*registration: Any) -> None:
-        nonlocal n_made
-        n_made += 1
-        if n_made > n_most:
-            raise CorruptCheckpointError("its description asks for more layers than the file holds")
-
-    hooks = [
-        torch_module.register_module_parameter_registration_hook(count),
-        torch_module.register_module_module_registration_hook(count),
-    ]
-    try:
-        with _Bounded(4 * size + (1 << 20)):
-            yield
-    except CorruptCheckpointError as error:
-        said = str(error)
-        raise CorruptCheckpointError(said if str(path.parent) in said else f"{path.parent}: {said}") from None
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _sha256(path: Path) -> str:

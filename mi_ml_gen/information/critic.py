@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, UsageError
 from mi_ml_gen.core.resnet import resnet, torchvision_key
+from mi_ml_gen.core.weights import Kind, register_kind
+from mi_ml_gen.hub.sharing import Shared
 
 
-class Critic(nn.Module):
+class Critic(Shared):
     """Normalised images (n, 3, H, W) to points (n, projection_dim) of the unit sphere, float32.
 
     ResNet-18 and a head of Linear, ReLU, Linear. `image_size` (px, of the images that reach the critic, so
@@ -30,6 +35,8 @@ class Critic(nn.Module):
         super().__init__()
         if projection_dim < 1:
             raise UsageError(f"projection dimension {projection_dim}: must be at least 1")
+        self._config = {"image_size": image_size, "projection_dim": projection_dim, "width": width,
+                        "zero_init_residual": zero_init_residual}  # fmt: skip
         self.encoder = resnet(18, image_size, width, zero_init_residual)
         features = self.encoder.feature_dim
         self.head = nn.Sequential(
@@ -41,6 +48,10 @@ class Critic(nn.Module):
         if projected.dtype.itemsize < 4:  # off the sphere by 1e-2, which the temperature magnifies
             projected = projected.float()
         return functional.normalize(projected, eps=1e-12)
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which, with a state dict, the same critic is built again."""
+        return dict(self._config)
 
     @classmethod
     def from_published(cls, state_dict: Mapping[str, Tensor]) -> Critic:
@@ -72,4 +83,40 @@ def _own_key(published: str) -> str:
     return key
 
 
-__all__ = ["Critic"]
+def save_critic(path: str | Path, critic: Critic, **about: Any) -> None:
+    """Write a critic as safetensors, with `about`, plain values, in the head. Raises NonFiniteError, and writes
+    nothing, for weights that are no finite numbers."""
+    weights.write(path, CriticFiles.name, critic.state_dict(), critic.config(), about)
+
+
+def load_critic(path: str | Path) -> Critic:
+    """The critic that `save_critic` wrote. Raises UsageError for a missing file, CorruptCheckpointError for one that
+    is damaged or holds something else."""
+    critic = weights.load(path, CriticFiles.name)
+    assert isinstance(critic, Critic)
+    return critic
+
+
+@register_kind
+class CriticFiles(Kind[Critic]):
+    """Critics in files."""
+
+    name = "critic"
+    models = Critic
+    about = (
+        "A critic: its InfoNCE loss on pairs of images bounds the mutual information of a pair, for the pairs that it "
+        "was trained on."
+    )
+    use = (
+        "from mi_ml_gen.information.critic import Critic\n\n"
+        'critic = Critic.from_pretrained("{repo}")\n'
+        "points = critic(images)  # normalised images (n, 3, height, width) -> (n, projection_dim) of the unit sphere"
+    )
+
+    def build(self, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Critic:
+        critic = Critic(**config)
+        critic.load_state_dict(tensors)
+        return critic
+
+
+__all__ = ["Critic", "load_critic", "save_critic"]

@@ -17,16 +17,16 @@ that axis: x (S, n, x_dim), log-probabilities (S, n).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mi_ml_gen.core import files
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.weights import Content, Kind, register_kind
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.mim.distributions import (
     Bernoulli,
@@ -50,6 +50,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
 }
 FORMAT = "mi_ml_gen.mim/1"
+"""Key of the head in files of version 0.1."""
 
 
 class Density(Protocol):
@@ -325,33 +326,62 @@ class MIM(Shared):
 
     def save(self, path: str | Path, **about: Any) -> None:
         """Write parameters and configuration as safetensors with its hash beside. Not for a stack."""
-        assert self.n_models is None, "save its members"
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        # One key: the writer puts several in an order of its own, and the same model should be the same bytes.
-        files.save_tensors(path, tensors, {FORMAT: json.dumps({"config": self._config, "about": about})})
+        save_mim(path, self, **about)
 
 
-def save_mim(path: str | Path, model: MIM) -> None:
+def save_mim(path: str | Path, model: MIM, **about: Any) -> None:
     """As `MIM.save`."""
-    model.save(path)
+    assert model.n_models is None, "save its members"
+    weights.write(path, MimFiles.name, model.state_dict(), model.config(), about)
 
 
 def load_mim(path: str | Path, anchor: Density | None = None, device: torch.device | str = "cpu") -> MIM:
     """A model that `MIM.save` wrote. anchor: P(x), which files do not hold.
 
-    Raises CorruptCheckpointError for a damaged file or one that is no MIM model.
+    Raises CorruptCheckpointError for a damaged file or one that is no MIM model, UsageError for a missing anchor.
     """
-    found = files.load_tensors(path)
-    if FORMAT not in found.metadata:
-        raise CorruptCheckpointError(f"{path}: not a MIM model (format {FORMAT})")
-    try:
-        model = MIM(**json.loads(found.metadata[FORMAT])["config"], anchor=anchor)
-        model.load_state_dict(found.tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise CorruptCheckpointError(f"{path}: configuration and parameters do not fit: {error}") from error
+    content = weights.read(path, MimFiles.name)
+    if content.config.get("q_x") == "anchor" and anchor is None:
+        raise UsageError(f"{path}: this model's q(x) is the data's P(x), which files do not hold; give it as anchor")
+    model = weights.build(Path(path), content, lambda config, tensors: _built(config, tensors, anchor))
     return model.to(device)
+
+
+def _built(config: Mapping[str, Any], tensors: dict[str, Tensor], anchor: Density | None) -> MIM:
+    model = MIM(**config, anchor=anchor)
+    model.load_state_dict(tensors)
+    return model
+
+
+@register_kind
+class MimFiles(Kind[MIM]):
+    """MIM models in files."""
+
+    name = "mim"
+    models = MIM
+    file = "best.safetensors"
+    about = (
+        "A Mutual Information Machine (or the VAE or auto-encoder that it is held against): an encoder and a decoder "
+        "with a latent space of few dimensions."
+    )
+    use = (
+        "from mi_ml_gen.mim import MIM\n\n"
+        'model = MIM.from_pretrained("{repo}")\n'
+        "z = model.encode(x).mean  # x: (n, x_dim)"
+    )
+    citation = "livne2019mim"
+
+    def build(self, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> MIM:
+        return _built(config, tensors, None)
+
+    def older(self, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Content | None:
+        """0.1 had one key, with config and about as JSON."""
+        if FORMAT not in metadata:
+            return None
+        head = weights.parsed(path, metadata[FORMAT])
+        if not isinstance(head, dict) or not isinstance(head.get("config"), dict):
+            raise CorruptCheckpointError(f"{path}: its head is damaged")
+        return Content(self.name, head["config"], dict(head.get("about", {})), tensors)
 
 
 def check_modes(p_z: str, q_x: str, p_z_gmm: int, q_x_gmm: int, learn_P_z: bool) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from mi_ml_gen.core.config import option
-from mi_ml_gen.generators.registry import bundled
+from mi_ml_gen.core.registry import short_name
+from mi_ml_gen.generators.families import bundled
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.views.augment import policy_from_flags
 
@@ -74,7 +75,7 @@ class NavigatorConfig:
 
     @property
     def folder(self) -> Path:
-        return Path(self.save_folder) / f"{self.run_name}_{self.generator}_{self.chunks}_{self.policy}"
+        return Path(self.save_folder) / f"{self.run_name}_{short_name(self.generator)}_{self.chunks}_{self.policy}"
 
 
 FREE = ("num_samples", "g_path", "device", "compile", "state_interval_s", "image_freq", "save_folder", "run_name",

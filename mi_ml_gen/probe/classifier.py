@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mi_ml_gen.checkpoints.reading import read_checkpoint
-from mi_ml_gen.core import files
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
+from mi_ml_gen.core.weights import Content, Kind, register_kind
 from mi_ml_gen.data.splits import PUBLISHED_CLASSES
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub.sharing import Shared
@@ -22,6 +23,7 @@ from mi_ml_gen.probe.readouts import Linear
 logger = logging.getLogger(__name__)
 
 FORMAT = "mi_ml_gen classifier"
+"""In the metadata of files of version 0.1."""
 PUBLISHED_IMAGE_SIZE = 128
 
 
@@ -78,15 +80,45 @@ def _layer(linear: Linear) -> nn.Linear:
 
 
 def save_classifier(path: str | Path, classifier: LinearClassifier) -> None:
-    """Write a classifier on a `ResNet`, under the published names: model.conv1.weight ... model.fc.bias."""
-    tensors = {f"model.{key}": value for key, value in classifier.backbone.state_dict().items()}
-    tensors |= {f"model.fc.{key}": value for key, value in classifier.fc.state_dict().items()}
-    header = {
-        "format": FORMAT,
-        "image_size": str(classifier.image_size),
-        "classes": json.dumps(list(classifier.classes)),
-    }
-    files.save_tensors(path, tensors, header)
+    """Write a classifier on a `ResNet`, under the published names: model.conv1.weight ... model.fc.bias.
+
+    Raises NonFiniteError, and writes nothing, for weights that are no finite numbers."""
+    weights.save(path, classifier)
+
+
+@register_kind
+class ClassifierFiles(Kind[LinearClassifier]):
+    """Linear classifiers in files."""
+
+    name = "classifier"
+    models = LinearClassifier
+    file = "classifier.safetensors"
+    about = "A linear classifier on a frozen encoder: how much a linear layer finds in its features."
+    use = (
+        "from mi_ml_gen.probe import LinearClassifier\n\n"
+        'classifier = LinearClassifier.from_pretrained("{repo}")\n'
+        "logits = classifier(images)  # normalised images (n, 3, height, width); classifier.classes names the columns"
+    )
+
+    def config(self, model: LinearClassifier) -> dict[str, Any]:
+        return {"image_size": model.image_size, "classes": list(model.classes)}
+
+    def tensors(self, model: LinearClassifier) -> dict[str, Tensor]:
+        named = {f"model.{key}": value for key, value in model.backbone.state_dict().items()}
+        return named | {f"model.fc.{key}": value for key, value in model.fc.state_dict().items()}
+
+    def build(self, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> LinearClassifier:
+        return _build_classifier(tensors, tuple(map(str, config["classes"])), int(config["image_size"]))
+
+    def older(self, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Content | None:
+        """Metadata of 0.1: format, image_size, and classes as JSON."""
+        if metadata.get("format") != FORMAT:
+            return None
+        try:
+            size, classes = int(metadata["image_size"]), list(weights.parsed(path, metadata["classes"]))
+        except (KeyError, ValueError, TypeError):
+            raise CorruptCheckpointError(f"{path}: no linear classifier: its header is damaged") from None
+        return Content(self.name, {"image_size": size, "classes": classes}, {}, tensors)
 
 
 def load_classifier(path: str | Path) -> LinearClassifier:
@@ -102,21 +134,25 @@ def load_classifier(path: str | Path) -> LinearClassifier:
         path = next((path / name for name in ("classifier.safetensors", "last.ckpt") if (path / name).is_file()), path)
         if path.is_dir():
             raise UsageError(f"{path}: no classifier.safetensors or last.ckpt is in it")
-    header: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        tensors, header = files.load_tensors(path)
-    else:
-        tensors = read_checkpoint(path, keys=("state_dict",)).get("state_dict")
-        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise CorruptCheckpointError(f"{path}: holds no state_dict of tensors")
+    if path.suffix == ".safetensors" and weights.is_own(path):
+        classifier = weights.load(path, ClassifierFiles.name)
+        assert isinstance(classifier, LinearClassifier)
+        return classifier
+    tensors = read_checkpoint(path, keys=("state_dict",))
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CorruptCheckpointError(f"{path}: holds no state_dict of tensors")
+    weights.check_finite(path, tensors)
     try:
-        return _build_classifier(tensors, header)
+        return _build_classifier(tensors)
     except (CheckpointError, UsageError, RuntimeError, KeyError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CorruptCheckpointError(f"{path}: no linear classifier: {reason}") from None
 
 
-def _build_classifier(tensors: dict[str, Tensor], header: dict[str, str]) -> LinearClassifier:
+def _build_classifier(
+    tensors: Mapping[str, Tensor], classes: tuple[str, ...] | None = None, image_size: int = PUBLISHED_IMAGE_SIZE
+) -> LinearClassifier:
     own = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     if other := sorted(set(tensors) - {f"model.{key}" for key in own}):
         raise CheckpointError(f"unknown {', '.join(other[:3])}")
@@ -129,8 +165,7 @@ def _build_classifier(tensors: dict[str, Tensor], header: dict[str, str]) -> Lin
     backbone.load_state_dict(own)
     layer = nn.Linear(backbone.feature_dim, len(weight))
     layer.load_state_dict({"weight": weight, "bias": bias})
-    classes = json.loads(header["classes"]) if "classes" in header else range(len(weight))
-    image_size = int(header.get("image_size", PUBLISHED_IMAGE_SIZE))
-    classifier = LinearClassifier(backbone, layer.requires_grad_(False), tuple(map(str, classes)), image_size)
-    classifier.has_names = "classes" in header
+    names = tuple(map(str, range(len(weight)))) if classes is None else classes
+    classifier = LinearClassifier(backbone, layer.requires_grad_(False), names, image_size)
+    classifier.has_names = classes is not None
     return classifier.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks
+from mi_ml_gen.walkers.registry import register_walker
 
 
 class Pair(NamedTuple):
@@ -47,7 +48,12 @@ class Walker(Shared):
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """Plain values from which, with a state dict, the same walker is built again."""
+        """Plain values from which, with a state dict, `from_config` builds the same walker again; "kind" among them."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Walker:
+        """A walker of what `config()` gave, before its state dict is loaded."""
         raise NotImplementedError
 
     def forward(self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng = None) -> Pair:
@@ -59,6 +65,7 @@ class Walker(Shared):
         return Pair(anchor, positive)
 
 
+@register_walker("identity")
 class IdentityWalker(Walker):
     """Leaves the positive equal to the anchor: generated images without perturbation, the "synth" baseline."""
 
@@ -73,6 +80,16 @@ class IdentityWalker(Walker):
 
     def config(self) -> dict[str, Any]:
         return {"kind": "identity"}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> IdentityWalker:
+        return cls()
+
+
+def chunks_of(config: Mapping[str, Any]) -> Chunks:
+    """The range of chunks in a walker's configuration."""
+    start, stop = map(int, str(config["chunks"]).split("_"))
+    return Chunks(start, stop)
 
 
 def _moved(z: torch.Tensor, at: slice, displacement: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker, _moved
 from mi_ml_gen.walkers.noise import RandomWalker, _published_noise, law_from
+from mi_ml_gen.walkers.registry import build_walker, register_walker
 
 
+@register_walker("grouped")
 class GroupedWalker(Walker):
     """Several walkers, each on its own chunks; every one starts from the anchor's noise.
 
@@ -67,3 +69,7 @@ class GroupedWalker(Walker):
 
     def config(self) -> dict[str, Any]:
         return {"kind": "grouped", "walkers": [walker.config() for walker in self.members]}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> GroupedWalker:
+        return cls([build_walker(inner) for inner in config["walkers"]])

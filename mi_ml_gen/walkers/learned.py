@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import nn
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks
-from mi_ml_gen.walkers.base import Rng, Walker, _moved
+from mi_ml_gen.walkers.base import Rng, Walker, _moved, chunks_of
+from mi_ml_gen.walkers.registry import register_walker
 
 
+@register_walker("nonlinear")
 class NonlinearWalker(Walker):
     """The learned walker: z + W2 relu(W1 z + b1) + b2 on the walk slice.
 
@@ -60,3 +62,7 @@ class NonlinearWalker(Walker):
 
     def config(self) -> dict[str, Any]:
         return {"kind": "nonlinear", "chunks": str(self.range), "width": self.width}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NonlinearWalker:
+        return cls(chunks_of(config), int(config["width"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
-from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker, _moved
+from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker, _moved, chunks_of
+from mi_ml_gen.walkers.registry import register_walker
 
 
 class Law(Protocol):
@@ -47,6 +48,7 @@ def _published_noise(law: Law, shape: Sequence[int], seed: int, coins: np.random
     return tossed.sample_reference(shape, seed)
 
 
+@register_walker("random")
 class RandomWalker(Walker):
     """Adds noise of a law, usually a `TruncatedNormal`, to the walk slice."""
 
@@ -74,6 +76,10 @@ class RandomWalker(Walker):
         law = self.law
         numbers = [law.low, law.high] if isinstance(law, OccasionalNormal) else [law.mean, law.std, law.truncation]  # type: ignore[attr-defined]
         return {"kind": "random", "chunks": str(self.range), "law": numbers}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> RandomWalker:
+        return cls(chunks_of(config), law_from(config["law"]))
 
 
 def law_from(numbers: Sequence[float]) -> Law:

@@ -87,12 +87,12 @@ def test_wrong_names_and_files_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"bigbigan: its weights are not bundled; give --g_path, .*BigBiGAN_x1.pth"):
         load_generator("bigbigan")
     save_generator(tmp_path / "linear.safetensors", load_generator("linear-gaussian"), "linear-gaussian")
-    with pytest.raises(UsageError, match="holds a linear-gaussian, not a bigbigan"):
+    with pytest.raises(UsageError, match="holds a linear-gaussian, not a bigbigan; give --generator linear-gaussian"):
         load_generator("bigbigan", tmp_path / "linear.safetensors")
     from mi_ml_gen.core.files import save_tensors
 
     save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
-    with pytest.raises(CorruptCheckpointError, match="names no generator"):
+    with pytest.raises(CorruptCheckpointError, match="other.safetensors: its head describes no generator"):
         load_generator("bigbigan", tmp_path / "other.safetensors")
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.core.files import load_tensors, save_tensors
 from mi_ml_gen.generators.registry import load_generator, load_latent_space, save_generator
 from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -117,11 +117,12 @@ def test_the_navigator_passes_the_options_on(tmp_path):
 def test_a_file_whose_configuration_makes_no_sense_is_named(tmp_path):
     generator = load_generator("stylegan2", PICKLE)
     save_generator(tmp_path / "g.safetensors", generator, "stylegan2")
-    tensors, metadata = load_tensors(tmp_path / "g.safetensors")
-    for wrong in ('{"img_resolution": 48}', '{"sides": 32}'):
-        save_tensors(tmp_path / "g.safetensors", tensors, {**metadata, "config": wrong})
+    content = weights.read(tmp_path / "g.safetensors")
+    tensors = content.tensors
+    for wrong in ({"img_resolution": 48}, {"sides": 32}):
+        weights.write(tmp_path / "g.safetensors", "generator", tensors, {**content.config, "settings": wrong}, {})
         with pytest.raises(CorruptCheckpointError, match=r"g.safetensors: StyleGAN2 configuration: .*(48|sides)"):
             load_generator("stylegan2", tmp_path / "g.safetensors")
-    save_tensors(tmp_path / "g.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
+    weights.write(tmp_path / "g.safetensors", "generator", {**tensors, "more": torch.zeros(1)}, content.config, {})
     with pytest.raises(CorruptCheckpointError, match=r"g.safetensors: StyleGAN2 state dict: unknown keys more"):
         load_generator("stylegan2", tmp_path / "g.safetensors")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen.core import files
+from mi_ml_gen.core import files, weights
 from mi_ml_gen.core.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -60,7 +59,7 @@ def test_stylegan2_pickles(tmp_path, name):
     assert conversion.what.startswith("stylegan2 generator: 8 chunks of 64 numbers, 32 px, ")
     assert conversion.written == (target, tmp_path / "out.safetensors.sha256")
     assert sorted(tmp_path.iterdir()) == sorted(conversion.written)
-    assert files.load_tensors(target).metadata["source"] == name
+    assert weights.read(target).about == {"source": name}
 
 
 def test_bigbigan(tmp_path, bigbigan_file):
@@ -127,7 +126,7 @@ def test_a_file_of_this_package_needs_no_conversion(tmp_path):
 
 def test_unknown_content_is_named(tmp_path):
     known = {"weight": torch.zeros(2), "bias": torch.zeros(2), "more": torch.zeros(1), "still more": torch.zeros(1)}
-    for root, glimpse in ((known, "a dict of weight, bias, more ...: no generator"), ([1, 2], "list: no generator")):
+    for root, glimpse in ((known, "a dict of weight, bias, more ...: no encoder, gen"), ([1, 2], "list: no encoder")):
         torch.save(root, tmp_path / "in.pth")
         with pytest.raises(CorruptCheckpointError, match=glimpse):
             convert(tmp_path / "in.pth", tmp_path / "out.safetensors")
@@ -210,8 +209,7 @@ def test_the_script(monkeypatch, capsys, tmp_path):
     code, out, err = call(monkeypatch, capsys, *argv)
     assert code == 0 and err == ""
     assert "stylegan2 generator" in out and f"--generator stylegan2 --g_path {tmp_path / 'cars.safetensors'}" in out
-    header = files.load_tensors(tmp_path / "cars.safetensors").metadata
-    assert json.loads(header["config"])["img_resolution"] == 32
+    assert weights.read(tmp_path / "cars.safetensors").config["settings"]["img_resolution"] == 32
 
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     for source, target, expected in (

@@ -15,6 +15,7 @@ import yaml
 from torch.nn.modules import module as torch_module
 
 from mi_ml_gen import __version__
+from mi_ml_gen.core import files, weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, EnvironmentFault, UsageError
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.core.runs import RunFolder
@@ -26,6 +27,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub import fetching as hub_client
 from mi_ml_gen.hub import model_card, sharing
+from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.mim.model import MIM
 from mi_ml_gen.probe.classifier import LinearClassifier
@@ -67,6 +69,7 @@ MODELS = {
     "simsiam": lambda: SimSiam(SMALL),
     "byol": lambda: BYOL(SMALL),
     "classifier": make_classifier,
+    "critic": lambda: Critic(16, 8, 4),
     "mim": lambda: MIM(x_dim=3, z_dim=2, mid_dim=8),
     "binary mim": lambda: MIM(x_dim=3, z_dim=2, mid_dim=8, binary=True, p_z="gmm-marginal", p_z_gmm=4),
 }
@@ -86,7 +89,7 @@ def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
             half = model.data_half(torch.rand(6, 3, generator=rng).round(), rng)
             return [half.z, half.x_given_z, half.z_given_x, half.p_z]
         views = torch.randn(4, 3, 16, 16, generator=rng)
-        if isinstance(model, LinearClassifier):
+        if isinstance(model, LinearClassifier | Critic):
             return [model(views)]
         found = model(views[:2], views[2:])
         return [found.features, *found.parts]
@@ -121,11 +124,11 @@ def test_models_give_the_same_bits_in_another_process_from_folders_and_from_the_
         for key in (f"{name}, folder", f"{name}, hub"):
             if key in sources:
                 wanted |= {f"{key}/{i}": value.numpy() for i, value in enumerate(outputs(model))}
-    assert pushed == set(sharing.KINDS)
+    assert pushed == set(weights.KINDS)
 
-    program = "import sys, test_sharing; test_sharing.load_and_run(*sys.argv[1:])"
+    program = "import sys; from tests.hub import test_sharing; test_sharing.load_and_run(*sys.argv[1:])"
     words = [sys.executable, "-c", program, json.dumps(sources), str(tmp_path / "found.npz")]
-    environment = os.environ | hub.environment(tmp_path / "other") | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | hub.environment(tmp_path / "other") | {"PYTHONPATH": os.pathsep.join(sys.path)}
     environment["OMP_NUM_THREADS"] = "1"
     environment.pop("HF_TOKEN")  # the repositories are public
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
@@ -142,7 +145,7 @@ def test_a_class_loads_its_own_kind_only(tmp_path):
     assert isinstance(Walker.from_pretrained(tmp_path / "w"), NonlinearWalker)
     with pytest.raises(UsageError, match="holds a NonlinearWalker, not a MultiLatentGenerator"):
         MultiLatentGenerator.from_pretrained(tmp_path / "w")
-    with pytest.raises(UsageError, match="a Linear cannot be shared; walker, generator"):
+    with pytest.raises(UsageError, match="a Linear cannot be shared; classifier, critic, enc"):
         sharing.save(torch.nn.Linear(2, 2), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -214,23 +217,36 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def widen(folder: Path, width: int) -> None:
-    path = folder / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": width}))
+def claim(folder: Path, config: str) -> None:
+    """Another configuration, JSON, in the head of the weights, and right hashes."""
+    path = folder / "model.safetensors"
+    tensors = files.load_tensors(path).tensors
+    head = '{"kind": "walker", "format_version": 2, "about": {}, "config": ' + config + "}"
+    files.save_tensors(path, tensors, {weights.HEAD: head})
+    (folder / "model.json").unlink()
+    description = json.loads((folder / "config.json").read_text())
+    del description["files"]["model.json"]
+    (folder / "config.json").write_text(json.dumps(description))
     write_description(folder)
+
+
+def widen(folder: Path, width: int) -> None:
+    claim(folder, json.dumps({"kind": "nonlinear", "chunks": "0_1", "width": width}))
 
 
 def nest(folder: Path, depth: int) -> None:
-    path = folder / "model.json"
-    text = '{"kind": "grouped", "about": {}, "walkers": ' + "[" * depth + "]" * depth + "}"
-    path.write_text(text)
-    write_description(folder)
+    claim(folder, '{"kind": "grouped", "walkers": ' + "[" * depth + "]" * depth + "}")
 
 
 def many(folder: Path) -> None:
-    path = folder / "model.json"
     walkers = [{"kind": "nonlinear", "chunks": f"{i}_{i + 1}", "width": 1} for i in range(60_000)]
-    path.write_text(json.dumps({"kind": "grouped", "about": {}, "walkers": walkers}))
+    claim(folder, json.dumps({"kind": "grouped", "walkers": walkers}))
+
+
+def redescribe(folder: Path) -> None:
+    """model.json of another walker than the weights', and right hashes."""
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace("0_1", "1_2"))
     write_description(folder)
 
 
@@ -252,11 +268,13 @@ REFUSED = {
     "flipped": (lambda f: flip(f / "model.safetensors"), "model.safetensors: damaged, not what config.json beside"),
     "flipped json": (lambda f: flip(f / "model.json"), "model.json: damaged, not what config.json beside"),
     "cut": (lambda f: [os.truncate(f / "model.safetensors", 300), write_description(f)], "model.safetensors"),
-    "another kind": (lambda f: write_description(f, kind="mim"), "not a MIM model"),
+    "another kind": (lambda f: write_description(f, kind="mim"), "holds a walker, not a mim"),
+    "another description": (redescribe, "model.json: damaged, or of another walker"),
     "another width": (lambda f: widen(f, 5), "size mismatch"),
     "huge": (lambda f: widen(f, 10**6), "asks for a tensor of 1,000,000,000,000 numbers"),
     "negative": (lambda f: widen(f, -1), "model"),
     "nested": (lambda f: nest(f, 100), "model"),
+    "deeply nested": (lambda f: nest(f, 100_000), "model"),
     "many": (many, "asks for more layers than the file holds"),
 }  # fmt: skip
 

@@ -333,7 +333,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(CorruptCheckpointError, match="damaged"):
         load_mim(path)
     files.save_tensors(path, {"weight": torch.zeros(2)}, {"format": "something else"})
-    with pytest.raises(CorruptCheckpointError, match="not a MIM model"):
+    with pytest.raises(CorruptCheckpointError, match="its head describes no mim"):
         load_mim(path)
     config = '{"config": {"x_dim": 3, "z_dim": 9}}'
     tensors = {name: value for name, value in model_of().state_dict().items()}

@@ -8,7 +8,6 @@ size, padded with black.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,15 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mi_ml_gen.core import config, files, loop, runtime
+from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.families import ALIASES, canonical
 from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe
+from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.report.images import image_grid, save_png
-
-ALIASES = {"stylegan": "stylegan2"}
-"""Other spellings of families."""
 
 
 @dataclass
@@ -53,7 +51,7 @@ class GanConfig:
 
     def resolved(self) -> GanConfig:
         """With the family's own name and every None replaced by the recipe's default."""
-        family = ALIASES.get(self.family, self.family)
+        family = canonical(self.family)
         defaults = asdict(RECIPES[family].defaults)
         return replace(self, family=family, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
@@ -171,8 +169,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
         # --- The result
         recipe.finish(average, settings.seed)
         session.check()
-        header = {"family": settings.family, "name": generator.name, "config": json.dumps(generator.config())}
-        files.save_tensors(run.path / "generator.safetensors", average.state_dict(), header)
+        save_generator(run.path / "generator.safetensors", average, settings.family)
     return path
 
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class StyleGAN2(MultiLatentGenerator):
     """StyleGAN2's generator; latents are W+, one chunk of w_dim per layer."""
 
     use_fields = StyleGAN2Use
+    family: ClassVar[str] = "stylegan2"
 
     def __init__(self, config: StyleGAN2Config | None = None, name: str = "stylegan2"):
         super().__init__()
