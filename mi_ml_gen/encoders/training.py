@@ -25,6 +25,8 @@ from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.encoders.settings import FREE, EncoderConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.hub.assets import Artifact, parse
+from mi_ml_gen.hub.fetching import where_it_lies
 from mi_ml_gen.probe.features import Extraction
 from mi_ml_gen.report.figures import curves
 from mi_ml_gen.report.images import pair_grid, save_png
@@ -219,11 +221,13 @@ def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | N
 def check_inputs(settings: EncoderConfig) -> list[str]:
     """What --dry-run says: whether the generator or the stored images are there, a line for each, before any training.
 
-    The generator is loaded; of stored images only names and tables are read. Raises as `view_sampler`.
+    A generator is loaded unless its weights are still to be fetched; of stored images only names and tables are read.
+    Raises as `load_generator` and `load_source`.
     """
     if settings.generator is not None:
-        view_sampler(settings)
-        lines = [f"generator: {settings.generator} can be loaded"]
+        if settings.data_path is not None:
+            raise UsageError("--generator and --data_path: the views come from one of them; leave the other out")
+        lines = [_check_generator(settings)]
     elif settings.data_path is None:
         raise UsageError(NOTHING_TO_TRAIN_ON)
     else:
@@ -231,6 +235,17 @@ def check_inputs(settings: EncoderConfig) -> list[str]:
     if settings.knn_data is not None:
         lines.append(check_source(settings.knn_data, framing=settings.framing, loader=settings.loader))
     return lines
+
+
+def _check_generator(settings: EncoderConfig) -> str:
+    assert settings.generator is not None
+    meant = None if settings.g_path is None or Path(settings.g_path).exists() else parse(settings.g_path)
+    if meant is not None and not isinstance(meant, Path):
+        here = where_it_lies(meant) if isinstance(meant, Artifact) else None
+        if here is None:
+            return f"generator: {settings.generator}, whose weights {settings.g_path} the run fetches first"
+    generator = load_generator(settings.generator, settings.g_path, None, settings.g_use)
+    return f"generator: {generator.name}, {generator.resolution} px, can be loaded"
 
 
 def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:

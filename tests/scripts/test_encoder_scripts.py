@@ -13,6 +13,7 @@ from mi_ml_gen.encoders import training
 from mi_ml_gen.encoders.loading import load_encoder
 from mi_ml_gen.encoders.settings import EncoderConfig, named_configuration
 from mi_ml_gen.views.augment import POLICIES
+from tests.image_files import folder
 from tests.scripts.test_scripts import call
 
 FOLDER = config.BUNDLED / "encoders"
@@ -154,3 +155,52 @@ def test_flags_win_over_a_configuration(monkeypatch, capsys):
     argv = ("--conf", name, "--dry-run")
     shown = yaml.safe_load(call(monkeypatch, capsys, "train_encoder", *argv)[1])
     assert shown["Tz"]["12_16"] == ["0", "0.8", "1"]
+
+
+@pytest.mark.parametrize(
+    "flags, code, message",
+    [
+        (("--generator", "tiny-bigbigan"), 0, "# generator: tiny-bigbigan, 32 px, can be loaded"),
+        (("--generator", "stylegan2", "--g_path", "stylegan2-car-config-f"), 0, "whose weights stylegan2-car-config-f"),
+        (("--generator", "bigbigan", "--g_path", "absent.pth"), 2, "absent.pth"),
+        (("--data_path", "set"), 0, "4 images, train split, not opened"),
+        (("--data_path", "absent"), 2, "absent: no such file or folder"),
+        (("--data_path", "set", "--knn_data", "absent"), 2, "absent: no such file or folder"),
+        (("--data_path", "mixed"), 2, "this can be read in two ways"),
+        ((), 2, "give --generator NAME, or --data_path"),
+    ],
+)
+def test_a_dry_run_looks_for_generator_and_data(monkeypatch, capsys, tmp_path, flags, code, message):
+    folder(tmp_path / "set" / "train", n=4)
+    folder(tmp_path / "mixed" / "train", n=4)
+    folder(tmp_path / "mixed", n=4)
+    monkeypatch.chdir(tmp_path)
+    found, out, err = call(monkeypatch, capsys, "train_encoder", "--encoder", "simsiam", *flags, "--dry-run")
+    assert found == code and message in (err if code else out), err
+    assert not (tmp_path / "encoder_runs").exists()
+
+
+def test_bad_images_can_be_left_out_as_advised(monkeypatch, capsys, tmp_path):
+    folder(tmp_path / "set", n=8)
+    (tmp_path / "set" / "ant" / "bad.png").write_text("x")
+    flags = ["--encoder", "simsiam", "--data_path", tmp_path / "set", "--save_folder", tmp_path / "runs"]
+    flags += [
+        "--img_size",
+        16,
+        "--depth",
+        18,
+        "--width",
+        2,
+        "--dim",
+        4,
+        "--pred",
+        2,
+        "--cumulative_bs",
+        4,
+        "--max_epochs",
+        1,
+    ]
+    code, _, err = call(monkeypatch, capsys, "train_encoder", *flags, "--device", "cpu")
+    assert code == 2 and "leave them out with --skip_bad" in err
+    code, out, err = call(monkeypatch, capsys, "train_encoder", *flags, "--device", "cpu", "--skip_bad")
+    assert code == 0 and "trained on 8 samples" in out and "bad.png" in err, err
