@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mi_ml_gen.core import cli, config, runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.registry import short_name
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, (name, group) in enumerate(chosen.items(), start=1):
         own = dataclasses.replace(settings, generator=name)
         generator = load_generator(name, own.g_path, device, own.g_use)
-        folder = arguments.out / name
+        folder = arguments.out / short_name(name)
         groups = generator.groups(group)
         print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)

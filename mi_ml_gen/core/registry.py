@@ -73,6 +73,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._rooms = rooms
         self._entries: dict[str, T] = {}
         self._lazy: dict[str, Callable[[], T]] = {}
+        self._order: dict[str, None] = {}
 
     # --- adding
 
@@ -81,6 +82,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise UsageError(f"{self.noun} {name!r}: a name has letters, digits, and - _ . between them")
         self._entries[name] = entry
+        self._order.setdefault(name)
 
     def register(self, name: str) -> Callable[[E], E]:
         """Decorator: put a class, or whatever stands below, under a name."""
@@ -96,6 +98,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
         def add(function: Callable[[], T]) -> Callable[[], T]:
             self._lazy[name] = function
+            self._order.setdefault(name)
             return function
 
         return add
@@ -103,10 +106,11 @@ class Registry(Mapping[str, T], Generic[T]):
     # --- asking
 
     def names(self) -> list[str]:
-        """All names, sorted; imports none of the entries."""
-        if self._rooms:
+        """All names, in the order in which they came; imports none of the entries."""
+        if self._rooms:  # which come in an order that depends on who imported them first
             import_rooms()
-        return sorted({*self._entries, *self._lazy, *self.points()})
+            return sorted(self._order)
+        return list(dict.fromkeys([*self._order, *sorted(self.points())]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

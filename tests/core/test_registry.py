@@ -30,12 +30,12 @@ def test_entries_by_name(colours):
         pass
 
     assert colours["green"] is Green and colours["blue"] == 2 and dict(colours)["red"] == 1
-    assert list(colours) == ["blue", "green", "red"] and len(colours) == 3 and "grey" not in colours
+    assert list(colours) == ["red", "blue", "green"] and len(colours) == 3 and "grey" not in colours
     assert colours.get("grey") is None and colours.get("red") == 1
     colours.check("red")
     colours.check("file.py:Class")  # believed
     for ask in (colours.__getitem__, colours.check):
-        with pytest.raises(UsageError, match=r"--colour grey: must be one of blue, green, red, or FILE.py:CLASS"):
+        with pytest.raises(UsageError, match=r"--colour grey: must be one of red, blue, green, or FILE.py:CLASS"):
             ask("grey")
     with pytest.raises(UsageError, match="colour 'a/b': a name has letters"):
         colours.add("a/b", 3)

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
-from mi_ml_gen.core.files import atomic_write, disk_faults, remove_unfinished
+from mi_ml_gen.core.files import atomic_write, disk_faults, hash_file, remove_unfinished, write_with_hash
 
 JPEG_QUALITY = 90  # FFCV's default, and the reference's
 PAGE_SIZE = 2**23  # FFCV's default; an image's bytes never cross from one page into the next
@@ -139,14 +139,15 @@ def write_beton(
     remove_unfinished(path)
     with disk_faults(path):  # a kill between the two writes must not leave an older file's names beside new labels
         classes_file(path).unlink(missing_ok=True)
+        hash_file(classes_file(path)).unlink(missing_ok=True)
     atomic_write(path, write)
     if classes is not None:
-        atomic_write(classes_file(path), (json.dumps(list(classes)) + "\n").encode())
+        write_with_hash(classes_file(path), (json.dumps(list(classes)) + "\n").encode())
     return path
 
 
 def classes_file(path: Path) -> Path:
-    """Where the class names of a .beton file stand; FFCV's format has no place for them."""
+    """Where the class names of a .beton file stand, with their SHA-256 beside; FFCV's format has no place for them."""
     return path.with_suffix(".classes.json")
 
 

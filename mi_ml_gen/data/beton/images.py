@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault
+from mi_ml_gen.core.files import read_with_hash
 from mi_ml_gen.data.beton.format import BetonIndex, check_pictures, classes_file, open_jpeg, read_index
 from mi_ml_gen.data.classes import class_key
 from mi_ml_gen.data.framing import Framing, framing
@@ -198,8 +199,8 @@ def _labels(index: BetonIndex) -> tuple[Tensor | None, tuple[str, ...]]:
     if not beside.exists():
         return labels, tuple(map(str, range(n_classes)))
     try:
-        names = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names = json.loads(read_with_hash(beside, hash_required=False))
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{beside}: not a list of class names: {error}") from error
     if not isinstance(names, list) or len(names) < n_classes or not all(isinstance(name, str | int) for name in names):
         raise CorruptCheckpointError(f"{beside}: must list the names of {n_classes} classes")

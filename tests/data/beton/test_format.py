@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from mi_ml_gen.core import files as core_files
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
+from mi_ml_gen.core.files import hash_file
 from mi_ml_gen.data import folders
 from mi_ml_gen.data.beton import format as beton
 from mi_ml_gen.data.beton import images as beton_images
@@ -65,6 +67,7 @@ def test_without_labels(tmp_path: Path) -> None:
 def test_labels_without_names_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "train.beton")
     beton.classes_file(path).unlink()
+    hash_file(beton.classes_file(path)).unlink()  # as a user would have it, who writes the names down
     assert load_source(path, loader="torch").classes == ("0", "1", "2")
     beton.classes_file(path).write_text('["a"]')
     with pytest.raises(CorruptCheckpointError, match="names of 3 classes"):
@@ -363,21 +366,32 @@ def test_other_fields_are_named(tmp_path: Path) -> None:
 def test_names_that_do_not_fit_are_refused(tmp_path: Path, names: str) -> None:
     path = write(tmp_path / "train.beton")
     beton.classes_file(path).write_text(names)
+    hash_file(beton.classes_file(path)).unlink()
     with pytest.raises(CorruptCheckpointError, match="train.classes.json"):
         load_source(path, loader="torch")
+
+
+def test_a_flipped_letter_of_a_name_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.beton")
+    whole = beton.classes_file(path).read_bytes()
+    for content in (whole.replace(b'"b"', b'"c"'), whole.replace(b'"a"', b'"A"'), whole[:-1], b"[" * 100_000):
+        assert content != whole
+        beton.classes_file(path).write_bytes(content)
+        with pytest.raises(CorruptCheckpointError, match=r"train.classes.json: damaged, not what its .*sha256 says"):
+            load_source(path, loader="torch")
 
 
 def test_no_older_names_stay_beside_new_labels(tmp_path: Path, monkeypatch) -> None:
     """Killed between the two files, a set has no names rather than another set's."""
     path = write(tmp_path / "train.beton")
-    plain = beton.atomic_write
+    plain = core_files.atomic_write
 
     def killed(place: Path, content) -> None:
         if place.suffix == ".json":
             raise KeyboardInterrupt
         plain(place, content)
 
-    monkeypatch.setattr(beton, "atomic_write", killed)
+    monkeypatch.setattr(core_files, "atomic_write", killed)
     with pytest.raises(KeyboardInterrupt):
         write(path, classes=("x", "y", "z"))
     assert load_source(path, loader="torch").classes == ("0", "1", "2")

@@ -1,0 +1,111 @@
+"""docs/extending.md holds: its two files, written from the page, are all that a user's generator and method need."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_ml_gen.core import weights
+from mi_ml_gen.core.errors import CheckpointError
+from mi_ml_gen.encoders.loading import load_encoder, load_whole
+from tests.conftest import GOLDEN
+from tests.scripts.test_scripts import call
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+SMALL = {
+    "visualize_generator": "--n_images 3",
+    "train_navigator": "--num_samples 32 --batch_size 8 --save_freq 16 --critic_width 4",
+    "monte_carlo_simulation": "--n_samples 64",
+    "generate_dataset": "",
+    "train_encoder": "--samples_per_epoch 16 --cumulative_bs 8 --max_epochs 1 --width 4 --dim 8 --knn_data none",
+    "train_classifier": "--image_size 32 --max_epochs 1 --readouts sgd",
+}
+"""Flags that make each command of the page small; the settings of the page itself come first."""
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A user's folder with the files of the page."""
+    place = tmp_path_factory.mktemp("extending")
+    for text in blocks("python"):
+        if (name := re.match(r"# (\w+\.py)\n", text)) is not None:
+            (place / name[1]).write_text(text)
+    assert {path.name for path in place.iterdir()} == {"discs.py", "test_discs.py", "barlow.py", "test_barlow.py"}
+    return place
+
+
+def elsewhere(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Python in a process of its own, in the user's folder."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_tests_of_the_page_pass(folder):
+    done = elsewhere(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder))
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def commands() -> list[list[str]]:
+    lines = [line for text in blocks("") for line in text.splitlines()]
+    return [[Path(words[1]).stem, *words[2:]] for words in map(shlex.split, lines) if words]
+
+
+def test_the_commands_of_the_page_work(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    seen = []
+    for name, *flags in commands():
+        code, out, err = call(monkeypatch, capsys, name, *flags, *shlex.split(SMALL[name]), "--device", "cpu")
+        assert code == 0, (name, out, err)
+        seen.append(name)
+    assert seen == list(SMALL)
+    assert (folder / "walker_runs" / "0_Discs_0_1_none" / "walker.safetensors").is_file()
+    assert (folder / "walker_runs" / "table1.md").is_file() and len(list((folder / "discs").glob("*.png"))) == 16
+
+    path = folder / "encoder_runs" / "BarlowTwins_tiny-bigbigan_no_color_seed0" / "encoder.safetensors"
+    assert load_encoder(path).method == "barlow" and type(load_whole(path)).__name__ == "BarlowTwins"
+
+
+def test_files_of_a_class_that_was_not_imported(folder):
+    """A model of a user's class comes back where its file is imported, and is refused with advice where not."""
+    done = elsewhere(
+        folder, "-c", "from discs import Discs\nfrom barlow import BarlowTwins, Architecture\n"
+        "from mi_ml_gen.encoders import save_encoder\n"
+        "Discs().save_pretrained('shared_discs')\n"
+        "save_encoder('b.safetensors', BarlowTwins(Architecture(18, 4, True, 4)))\n"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    program = "import sys\nfrom mi_ml_gen.generators import MultiLatentGenerator\n{}"
+    program += "g = MultiLatentGenerator.from_pretrained('shared_discs')\nprint(type(g).__name__, g.radius)"
+    done = elsewhere(folder, "-c", program.format("import discs\n"))
+    assert done.stdout == "Discs 0.4\n", done.stderr
+    done = elsewhere(folder, "-c", program.format(""))
+    assert "its family 'discs' is not known here; import the file that defines it" in done.stderr.splitlines()[-1]
+
+    again = load_encoder(folder / "b.safetensors")  # the backbone needs no class
+    assert again.architecture.width == 4 and again.method == "barlow"
+
+
+def test_the_examples_of_weights_on_the_page(tmp_path, monkeypatch):
+    (text,) = [text for text in blocks("python") if "weights.save" in text]
+    monkeypatch.chdir(tmp_path)
+    model = weights.load(GOLDEN / "written_by_0.1" / "walker_nonlinear.safetensors")
+    names: dict[str, object] = {"model": model}
+    exec(text, names)
+    assert weights.read("model.safetensors").about == {"samples": 2048}
+    assert torch.equal(names["model"].walker[0].weight, model.walker[0].weight)
+    with pytest.raises(CheckpointError):
+        weights.read(Path("model.safetensors"), "mim")
