@@ -48,6 +48,8 @@ Variant = Literal["ksg1", "revised"]
 Scale = Literal["ranks", "none"]
 Method = Literal["auto", "trees", "brute"]
 
+TREES_FROM = 2000
+"""Points from which trees are faster in 3 + 3 dimensions; ten times as many for each five dimensions more."""
 _PAIRS_AT_ONCE = 2**19  # distances held at a time on the CPU: 4 MiB for each of four tables, near the processor's cache
 _PAIRS_AT_ONCE_GPU = 2**24  # 128 MiB for each table
 _ROWS_AT_ONCE = 4096  # queries given to a tree at a time, so that a bar can move
@@ -99,8 +101,9 @@ def ksg_mutual_information(
     and the dimensions; both give the same numbers. n_jobs: threads of the trees, -1 for all. progress: show a bar.
     Computed in float64; memory grows with n, not with its square.
 
-    A warning tells how many points have k or more exact copies, whether rows look copied by mistake, and, under
-    scale="none", how many neighbourhoods have equal distances.
+    A warning tells when pairs look copied by mistake and, under scale="none", when many neighbourhoods have equal
+    distances. Points with k or more exact copies are taken as atoms of a discrete distribution; the estimate counts
+    them in n_coincident.
 
     Raises UsageError for k below 1 or not below n, for values that are not finite real numbers, for other shapes, and
     for a finite norm with discrete data, whose volumes it cannot know.
@@ -142,10 +145,10 @@ def ksg_mutual_information(
     if found.has_copy.any():
         copies = _copies(a.cpu().numpy(), b.cpu().numpy())
         terms[atoms] = (digamma(copies[0]) + digamma(n) - digamma(copies[1]) - digamma(copies[2]))[atoms]
-        _warn_of_copies(copies, n_coincident, k)
+        _warn_of_copied_pairs(copies)
     if scale == "none" and n_tied > _WORTH_A_WARNING * n:
         logger.warning(
-            "KSG: %d of %d points have several neighbours at one distance, which raises the estimate: "
+            "KSG: %d of %d points have several neighbours at the same distance, which raises the estimate: "
             'use scale="ranks" for values on a grid',
             *(n_tied, n),
         )
@@ -166,8 +169,10 @@ def normal_scores(points: Tensor) -> Tensor:
 
 
 def faster_method(n: int, d_x: int, d_y: int, *, on_cpu: bool = True) -> Method:
-    """The method that took less time where both were measured (docs/information.md)."""
-    return "trees" if on_cpu and d_x + d_y <= 8 else "brute"
+    """The method that takes less time. All pairs cost n squared whatever the dimensions; balls hold more of a tree's
+    leaves with each dimension. The line between them is fitted to the measurements in docs/information.md."""
+    least = TREES_FROM * 10 ** ((d_x + d_y - 6) / 5)
+    return "trees" if on_cpu and n >= least else "brute"
 
 
 def log_ball_volume(dim: int, norm: float) -> float:
@@ -317,13 +322,8 @@ def _copies(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.stack([multiplicity(points) for points in (np.concatenate([x, y], axis=1), x, y)])
 
 
-def _warn_of_copies(copies: np.ndarray, n_atoms: int, k: int) -> None:
+def _warn_of_copied_pairs(copies: np.ndarray) -> None:
     n = copies.shape[1]
-    if n_atoms:
-        logger.warning(
-            "KSG: %d of %d points have %d or more exact copies; taken as atoms of a discrete distribution",
-            *(n_atoms, n, k),
-        )
     # In discrete data the values of a repeated pair are found in other pairs too.
     n_rows = int(((copies[0] > 1) & (copies[0] == copies[1]) & (copies[0] == copies[2])).sum())
     if n_rows > _WORTH_A_WARNING * n:
@@ -341,8 +341,8 @@ def _refuse_discrete(x: Tensor, y: Tensor, norm: float) -> None:
             repeated = int(counts[counts > 1].sum())
             if repeated > _DISCRETE * len(side):
                 raise UsageError(
-                    f"column {i} of {name}: {repeated} of {len(side)} values are repeated; norm {norm} needs values with "
-                    "a density: use norm inf for values on a grid"
+                    f"column {i} of {name}: {repeated} of {len(side)} values are repeated; norm {norm} needs values "
+                    "that have a density: use norm inf for values on a grid"
                 )
 
 

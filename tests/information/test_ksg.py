@@ -158,7 +158,7 @@ def test_auto_chooses_as_measured(monkeypatch):
         true = getattr(ksg, name)
         monkeypatch.setattr(ksg, name, lambda *a, true=true, name=name: used.append(name) or true(*a))
     for dim in (2, 20):
-        ksg_mutual_information(*normal_pair(0.5, 200, dim, seed=0))
+        ksg_mutual_information(*normal_pair(0.5, 1000, dim, seed=0))
     assert used == ["_by_trees", "_by_brute_force"]
     assert faster_method(200, 20, 20, on_cpu=False) == faster_method(10**5, 1, 1, on_cpu=False) == "brute"
     # More points favour trees, more dimensions all pairs.
@@ -343,7 +343,7 @@ def test_copies_are_reported_and_harmless(variant, method, caplog):
     """The reference stops with log(0) where a point has k or more copies."""
     x, y = GOLDEN["many_duplicates/x"], GOLDEN["many_duplicates/z"]
     found = ksg_mutual_information(x, y, 5, variant, method=method)
-    assert found.n_coincident == 10 and "10 of 200 points" in caplog.text
+    assert found.n_coincident == 10 and "10 of 200 pairs are exact copies" in caplog.text
     others = np.unique(np.concatenate([x, y], axis=1), axis=0)
     without = ksg_mutual_information(others[:, :2], others[:, 2:], 5, variant)
     share = 10 / 200 * math.log(200 / 10)  # of the atom
