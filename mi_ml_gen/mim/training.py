@@ -23,11 +23,10 @@ from torch import Tensor
 
 from mi_ml_gen.core import config, loop, runs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.information.ksg import ksg_mutual_information
 from mi_ml_gen.mim import datasets, losses
 from mi_ml_gen.mim.datasets import Dataset, Items
 from mi_ml_gen.mim.distributions import Noise, Rng
-from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate
+from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate, published_ksg
 from mi_ml_gen.mim.losses import Loss
 from mi_ml_gen.mim.model import MIM, check_modes
 from mi_ml_gen.mim.settings import FREE, MimConfig
@@ -302,7 +301,7 @@ def epoch_information(
     x = dataset.test.x[:N_KSG]
     noise = Noise([runtime.stream(s, "mim test noise", 0, 1, x.device) for s in active])
     z = model.encode(x.expand(len(active), *x.shape)).rsample(noise)
-    return [ksg_mutual_information(x, own, k=5).nats for own in z]
+    return [published_ksg(x, own).nats for own in z]
 
 
 def parameters_of(model: MIM, index: int) -> Parameters:
