@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mi_ml_gen import runtime
 from mi_ml_gen.generators.nvae.likelihood import n_parameters
 from mi_ml_gen.generators.nvae.settings import Group, NVAEConfig
 
@@ -97,8 +98,27 @@ class MaskedConv(nn.Conv2d):
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding, groups=self.groups)
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes, of equal size each; on the CPU too."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and runtime.is_distributed()):
+            return super().forward(x)
+        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        means, variances = runtime.gather(torch.stack([mean, var])[None]).unbind(1)  # (processes, channels)
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
+        n = x.numel() // x.shape[1] * len(means)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            self.running_mean.lerp_(mean, BN_MOMENTUM)
+            self.running_var.lerp_(var * n / (n - 1), BN_MOMENTUM)
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * torch.rsqrt(var + BN_EPS)
+        return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
 
 class SqueezeExcitation(nn.Module):
@@ -155,10 +175,10 @@ class EncoderCell(Cell):
         c_out = 2 * channels if down else channels
         self.skip_connection = DownSkip(channels, c_out) if down else nn.Identity()
         self.residual = nn.Sequential(
-            batch_norm(channels),
+            BatchNorm(channels),
             nn.SiLU(),
             NormedConv(channels, c_out, 3, stride=2 if down else 1),
-            batch_norm(c_out),
+            BatchNorm(c_out),
             nn.SiLU(),
             NormedConv(c_out, c_out, 3),
             SqueezeExcitation(c_out),
@@ -171,20 +191,30 @@ class DecoderCell(Cell):
     def __init__(self, channels: int, expansion: int, up: bool = False):
         super().__init__()
         c_out, hidden = channels // 2 if up else channels, expansion * channels
+        self.up = up
         self.skip_connection = UpSkip(channels, c_out) if up else nn.Identity()
         self.residual = nn.Sequential(
             *([nn.UpsamplingNearest2d(scale_factor=2)] if up else []),
-            batch_norm(channels),
+            BatchNorm(channels),
             nn.Conv2d(channels, hidden, 1, bias=False),
-            batch_norm(hidden),
+            BatchNorm(hidden),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden, bias=False),
-            batch_norm(hidden),
+            BatchNorm(hidden),
             nn.SiLU(),
             nn.Conv2d(hidden, c_out, 1, bias=False),
-            batch_norm(c_out),
+            BatchNorm(c_out),
             SqueezeExcitation(c_out),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.up:
+            return super().forward(x)
+        # What comes before the depthwise convolution treats each pixel alike, so doubling the pixels can wait for it,
+        # and costs a quarter.
+        assert isinstance(self.residual, nn.Sequential)
+        double, before, after = self.residual[0], self.residual[1:5], self.residual[5:]
+        return torch.add(self.skip_connection(x), after(double(before(x))), alpha=RESIDUAL_WEIGHT)
 
 
 class Combiner(nn.Module):
@@ -266,6 +296,7 @@ class Normal(NamedTuple):
 
 
 def _soft_clamp(x: Tensor) -> Tensor:
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # of autocast; densities need more digits
     return CLAMP * torch.tanh(x / CLAMP)
 
 

@@ -1,0 +1,123 @@
+"""NVAE as a generator: a chunk is the noise of one group, in the order in which the groups are decoded.
+
+The noise z is standard normal. Group i turns its chunk into its latent variable, mean + temperature * sigma * noise,
+where mean and sigma depend on the groups before it. Images are the means of the output distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_ml_gen.config import option
+from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, Use, check_state
+from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
+from mi_ml_gen.generators.nvae.network import AutoEncoder
+from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.latents import Chunks, LatentLayout
+
+
+@dataclass(frozen=True)
+class NVAEUse(Use):
+    temperature: float = option(1.0, above=0, help="factor of sigma of every group")
+
+
+class NVAE(MultiLatentGenerator):
+    """NVAE's decoder as a generator, with its encoder for `encode`; latents are the noise itself."""
+
+    use_fields = NVAEUse
+
+    def __init__(self, config: NVAEConfig | None = None, name: str = "nvae"):
+        super().__init__()
+        self.settings = config = config or NVAEConfig()
+        self.name = name
+        self.layout = LatentLayout(tuple(math.prod(shape) for shape in config.latent_shapes))
+        self.noise_dim = self.layout.dim
+        self.resolution = config.resolution[1]
+        self.temperature = 1.0
+        self.autoencoder = AutoEncoder(config)
+
+    def config(self) -> dict[str, Any]:
+        return self.settings.to_file()
+
+    def _use(self, given: dict[str, Any]) -> None:
+        self.temperature = given["temperature"]
+
+    def freeze(self) -> NVAE:
+        super().freeze()
+        self.autoencoder.fold()
+        return self
+
+    def synthesize(self, latents: Tensor) -> Tensor:
+        """Latents (n, layout.dim) -> parameters of the output distribution, (n, ..., height, width)."""
+        return self.autoencoder.decode(self._noise(latents), self.temperature)
+
+    def decode(self, latents: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        return self._images(self.synthesize(latents))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (n, 3, resolution, resolution) in [0, 1] -> the noise z (n, noise_dim) that reconstructs them.
+
+        It stands for the means of the posteriors, so `decode(latents(encode(images)))` is the reconstruction. A grey
+        network sees the mean of the colours.
+        """
+        noise = self.autoencoder(self._as_seen(images), None, self.temperature).noise
+        return torch.cat([part.flatten(1) for part in noise], 1)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images (n, 3, resolution, resolution) in [0, 1] -> the same, from the means of the posteriors."""
+        return self._images(self.autoencoder(self._as_seen(images), None).logits)
+
+    def decode_pair(
+        self, anchor: Tensor, positive: Tensor, chunks: Chunks, rng: torch.Generator | None = None
+    ) -> ImagePair:
+        """As decoding both, but the groups before the first perturbed one are decoded once."""
+        network, n_groups = self.autoencoder, self.layout.n_chunks
+        with torch.no_grad():
+            noise = self._noise(anchor)
+            shared = network.stages(network.start(len(anchor)), noise, 0, chunks.start, self.temperature)
+            # So are the cells of the first perturbed group, which come before its latent variable.
+            prior = network.prior(chunks.start, shared)
+            anchor_image = self._images(self._rest(noise, prior, chunks.start, n_groups))
+        return ImagePair(anchor_image, self._images(self._rest(self._noise(positive), prior, chunks.start, n_groups)))
+
+    def _rest(self, noise: list[Tensor], prior: Any, start: int, stop: int) -> Tensor:
+        network = self.autoencoder
+        z = prior.normal(noise[start]).at(noise[start], self.temperature)
+        x = network.absorb(start, prior.features, z)
+        return network.head(network.stages(x, noise, start + 1, stop, self.temperature))
+
+    def _noise(self, latents: Tensor) -> list[Tensor]:
+        """Flat latents as one tensor (n, channels, side, side) a group."""
+        parts = latents.split(list(self.layout.sizes), dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.settings.latent_shapes, strict=True)]
+
+    def _images(self, parameters: Tensor) -> Tensor:
+        """The mean of the output distribution, (n, 3, resolution, resolution) in [0, 1]."""
+        mean = LogisticMixture.of(parameters, self.settings.num_logistic_mixtures, self.settings.resolution[0]).mean()
+        return (mean * 0.5 + 0.5).expand(-1, 3, -1, -1)
+
+    def _as_seen(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (3, self.resolution, self.resolution):
+            side = self.resolution
+            raise UsageError(f"images {tuple(images.shape)}: {self.name} encodes (n, 3, {side}, {side})")
+        return images if self.settings.resolution[0] == 3 else images.mean(1, keepdim=True)
+
+
+def build(config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> NVAE:
+    """The generator of a configuration and a state dict in our own layout; half precision becomes float32."""
+    try:
+        with torch.device("meta"):
+            generator = NVAE(NVAEConfig.from_file(config["autoencoder"], config["resolution"]), name)
+    except (KeyError, TypeError, UsageError) as error:
+        raise CorruptCheckpointError(f"NVAE configuration: {error}") from None
+    check_state("NVAE", generator.state_dict(), state)
+    full = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()}
+    generator.load_state_dict(full, assign=True)
+    return generator
