@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen import cli, config, runtime
+from mi_ml_gen.core import cli, config, runtime
 from mi_ml_gen.generators.nvae.training import NVAETrainConfig, stored_images, train_nvae
 
 

@@ -6,21 +6,24 @@ where mean and sigma depend on the groups before it. Images are the means of the
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mi_ml_gen.config import option
-from mi_ml_gen.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, Use, check_state
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.network import AutoEncoder
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.latents import Chunks, LatentLayout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class NVAE(MultiLatentGenerator):
 
     use_fields = NVAEUse
 
-    def __init__(self, config: NVAEConfig | None = None, name: str = "nvae"):
+    statistics: Tensor | None
+
+    def __init__(self, config: NVAEConfig | None = None, name: str = "nvae", temperatures: Sequence[float] = ()):
+        """temperatures: those that batch statistics of their own are kept for, see `set_statistics`."""
         super().__init__()
         self.settings = config = config or NVAEConfig()
         self.name = name
@@ -42,17 +48,67 @@ class NVAE(MultiLatentGenerator):
         self.resolution = config.resolution[1]
         self.temperature = 1.0
         self.autoencoder = AutoEncoder(config)
+        # Row 0: the statistics of training. Row i + 1: those of temperatures[i]. Without temperatures of their own,
+        # the batch norms hold the only ones.
+        self.temperatures = tuple(temperatures)
+        rows = 1 + len(self.temperatures), sum(2 * norm.num_features for norm in self.autoencoder.decoder_norms())
+        self.register_buffer("statistics", torch.zeros(rows) if temperatures else None)
+        self.is_frozen = False
 
     def config(self) -> dict[str, Any]:
-        return self.settings.to_file()
+        how = {"temperature": self.temperature, "temperatures": list(self.temperatures)}
+        return self.settings.to_file() | how
 
     def _use(self, given: dict[str, Any]) -> None:
         self.temperature = given["temperature"]
+        if self.is_frozen:
+            self.freeze()
 
     def freeze(self) -> NVAE:
         super().freeze()
+        self._choose_statistics()
         self.autoencoder.fold()
+        self.is_frozen = True
         return self
+
+    # --- Batch statistics of a temperature. At a lower one the features are distributed otherwise than in training.
+
+    @torch.no_grad()
+    def set_statistics(self, temperature: float, statistics: Tensor) -> None:
+        """Keep batch statistics (numbers,), as `read_statistics` gives them, for use at this temperature."""
+        if self.statistics is None:
+            self.statistics = self.read_statistics()[None]
+        if temperature in self.temperatures:
+            self.statistics[1 + self.temperatures.index(temperature)] = statistics
+        else:
+            self.temperatures = (*self.temperatures, temperature)
+            self.statistics = torch.cat([self.statistics, statistics[None].to(self.statistics)])
+
+    def read_statistics(self) -> Tensor:
+        """Running means and variances of the decoder's batch norms as one vector."""
+        norms = self.autoencoder.decoder_norms()
+        return torch.cat([part for norm in norms for part in (norm.running_mean, norm.running_var)])  # type: ignore[misc]
+
+    def write_statistics(self, statistics: Tensor) -> None:
+        """The inverse of `read_statistics`."""
+        norms = self.autoencoder.decoder_norms()
+        parts = statistics.split([norm.num_features for norm in norms for _ in range(2)])
+        for norm, mean, var in zip(norms, parts[::2], parts[1::2], strict=True):
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+
+    def _choose_statistics(self) -> None:
+        if self.statistics is None:
+            return
+        known = self.temperature in self.temperatures
+        self.write_statistics(self.statistics[1 + self.temperatures.index(self.temperature) if known else 0])
+        if not known:
+            logger.warning(
+                "%s has batch statistics for temperature %s, not for %s; those of training are used "
+                "(scripts/update_bn_stats.py estimates others)",
+                self.name, ", ".join(map(str, self.temperatures)), self.temperature,
+            )  # fmt: skip
 
     def synthesize(self, latents: Tensor) -> Tensor:
         """Latents (n, layout.dim) -> parameters of the output distribution, (n, ..., height, width)."""
@@ -113,11 +169,20 @@ class NVAE(MultiLatentGenerator):
 def build(config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> NVAE:
     """The generator of a configuration and a state dict in our own layout; half precision becomes float32."""
     try:
+        sizes = NVAEConfig.from_file(config["autoencoder"], config["resolution"])
+        temperatures = [float(temperature) for temperature in config.get("temperatures", ())]
         with torch.device("meta"):
-            generator = NVAE(NVAEConfig.from_file(config["autoencoder"], config["resolution"]), name)
-    except (KeyError, TypeError, UsageError) as error:
+            generator = NVAE(sizes, name, temperatures)
+        generator.use({"temperature": config.get("temperature", 1.0)})
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CorruptCheckpointError(f"NVAE configuration: {error}") from None
+    return load_exactly(generator, state)
+
+
+def load_exactly(generator: NVAE, state: Mapping[str, Tensor]) -> NVAE:
+    """Give a network without values (on the meta device) those of a state dict; keys and shapes must match exactly."""
     check_state("NVAE", generator.state_dict(), state)
-    full = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()}
+    halves = (torch.float16, torch.bfloat16)
+    full = {key: value.float() if value.dtype in halves else value for key, value in state.items()}
     generator.load_state_dict(full, assign=True)
     return generator

@@ -47,10 +47,12 @@ class LogisticMixture:
         means, log_scales, couplings = blocks.split([n_colours, n_colours, n_couplings], dim=2)
         return cls(parameters[:, :n_mixtures], means, log_scales.clamp(min=MIN_LOG_SCALE), torch.tanh(couplings))
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, as_published: bool = False) -> Tensor:
         """Log-probability (n,) in nats of images (n, C, H, W) in [-1, 1], each value meaning its bin of width 2/255.
 
         The first and the last bin reach to infinity, so that the probabilities of all 256 values sum to one.
+        as_published: as in the published code, where the last but one value (254) also gets all that lies above it,
+        and the sum exceeds one.
         """
         x = x[:, None]
         centred = x - self._coupled(self.means, self.couplings, x)
@@ -63,7 +65,9 @@ class LogisticMixture:
         inner = torch.where(mass > 1e-5, mass.clamp(min=1e-10).log(), density)
         last = -F.softplus(lower)
         first = upper - F.softplus(upper)
-        log_prob = torch.where(x < -0.999, first, torch.where(x > 0.99, last, inner)).sum(2)  # (n, M, H, W)
+        log_prob = torch.where(x < -0.999, first, torch.where(x > (0.99 if as_published else 0.999), last, inner)).sum(
+            2
+        )  # (n, M, H, W)
         return torch.logsumexp(log_prob + torch.log_softmax(self.logits, 1), 1).sum((1, 2))
 
     def mean(self) -> Tensor:

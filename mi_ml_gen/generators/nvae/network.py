@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mi_ml_gen import runtime
+from mi_ml_gen.core import runtime
 from mi_ml_gen.generators.nvae.likelihood import n_parameters
 from mi_ml_gen.generators.nvae.settings import Group, NVAEConfig
 
@@ -73,6 +73,8 @@ class NormedConv(nn.Module):
 
     def fold(self) -> None:
         """See `Polar.fold`; for networks whose weights stay as they are from now on."""
+        if self.folded:
+            return
         polar = self.parametrizations["weight"]
         assert isinstance(polar, Polar)
         polar.fold()
@@ -99,26 +101,37 @@ class MaskedConv(nn.Conv2d):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes, of equal size each; on the CPU too."""
+    """Batch normalisation over the batches of all processes, of equal size each; on the CPU too.
 
-    def __init__(self, channels: int):
+    copies: how many equal copies of each pixel the input stands for. The variance that is remembered depends on it.
+    """
+
+    def __init__(self, channels: int, copies: int = 1):
         super().__init__(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.copies = copies
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and runtime.is_distributed()):
+        if not self.training or (self.copies == 1 and not runtime.is_distributed()):
             return super().forward(x)
-        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        var, mean = torch.var_mean(x.float() if x.dtype == torch.bfloat16 else x, (0, 2, 3), correction=0)
         means, variances = runtime.gather(torch.stack([mean, var])[None]).unbind(1)  # (processes, channels)
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
-        n = x.numel() // x.shape[1] * len(means)
+        n = self.copies * x.numel() // x.shape[1] * len(means)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
             self.running_mean.lerp_(mean, BN_MOMENTUM)
             self.running_var.lerp_(var * n / (n - 1), BN_MOMENTUM)
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(var + BN_EPS)
         return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """(scale, shift) of each channel once the statistics stay as they are."""
+        assert self.running_mean is not None and self.running_var is not None
+        scale = self.weight * torch.rsqrt(self.running_var + BN_EPS)
+        return scale, self.bias - self.running_mean * scale
 
 
 class SqueezeExcitation(nn.Module):
@@ -186,18 +199,22 @@ class EncoderCell(Cell):
 
 
 class DecoderCell(Cell):
-    """Section 3.1.1, Fig. 3a: a depthwise 5x5 convolution between an expansion and a projection of the channels."""
+    """Section 3.1.1, Fig. 3a: a depthwise 5x5 convolution between an expansion and a projection of the channels.
+
+    Folded, the batch norms are part of the convolutions beside them.
+    """
 
     def __init__(self, channels: int, expansion: int, up: bool = False):
         super().__init__()
         c_out, hidden = channels // 2 if up else channels, expansion * channels
-        self.up = up
+        copies = 4 if up else 1
+        self.first = int(up)  # where the batch norm stands, after the doubling if there is one
         self.skip_connection = UpSkip(channels, c_out) if up else nn.Identity()
         self.residual = nn.Sequential(
             *([nn.UpsamplingNearest2d(scale_factor=2)] if up else []),
-            BatchNorm(channels),
+            BatchNorm(channels, copies),
             nn.Conv2d(channels, hidden, 1, bias=False),
-            BatchNorm(hidden),
+            BatchNorm(hidden, copies),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden, bias=False),
             BatchNorm(hidden),
@@ -206,15 +223,37 @@ class DecoderCell(Cell):
             BatchNorm(c_out),
             SqueezeExcitation(c_out),
         )
+        for name in ("expand", "mix", "project"):
+            self.register_buffer(f"{name}_weight", None, persistent=False)
+            self.register_buffer(f"{name}_bias", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.up:
-            return super().forward(x)
-        # What comes before the depthwise convolution treats each pixel alike, so doubling the pixels can wait for it,
-        # and costs a quarter.
+        return torch.add(self.skip_connection(x), self._branch(x), alpha=RESIDUAL_WEIGHT)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """What comes before the depthwise convolution treats each pixel alike, so that doubling the pixels can wait
+        until there, and costs a quarter."""
         assert isinstance(self.residual, nn.Sequential)
-        double, before, after = self.residual[0], self.residual[1:5], self.residual[5:]
-        return torch.add(self.skip_connection(x), after(double(before(x))), alpha=RESIDUAL_WEIGHT)
+        double = self.residual[0] if self.first else nn.Identity()
+        if self.training or self.expand_weight is None:
+            before, after = self.residual[self.first : self.first + 4], self.residual[self.first + 4 :]
+            return after(double(before(x)))
+        h = F.silu(F.conv2d(x, self.expand_weight, self.expand_bias))
+        h = F.conv2d(double(h), self.mix_weight, self.mix_bias, padding=2, groups=len(self.mix_weight))
+        return self.residual[-1](F.conv2d(F.silu(h), self.project_weight, self.project_bias))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Compute the folded convolutions from weights and statistics as they are now."""
+        assert isinstance(self.residual, nn.Sequential)
+        norm_in, expand, norm_1, _, mix, norm_2, _, project, norm_3, _ = self.residual[self.first :]
+        (scale_in, shift_in), (scale_1, shift_1) = norm_in.scale_and_shift(), norm_1.scale_and_shift()
+        self.expand_weight = expand.weight * scale_in[:, None, None] * scale_1[:, None, None, None]
+        self.expand_bias = shift_1 + scale_1 * (expand.weight[:, :, 0, 0] @ shift_in)
+        for name, conv, norm in (("mix", mix, norm_2), ("project", project, norm_3)):
+            scale, shift = norm.scale_and_shift()
+            setattr(self, f"{name}_weight", conv.weight * scale[:, None, None, None])
+            setattr(self, f"{name}_bias", shift)
 
 
 class Combiner(nn.Module):
@@ -399,8 +438,13 @@ class AutoEncoder(nn.Module):
     def fold(self) -> None:
         """Fold what stays constant in a trained network; its function is the same."""
         for module in self.modules():
-            if isinstance(module, NormedConv):
+            if isinstance(module, (NormedConv, DecoderCell)):
                 module.fold()
+
+    def decoder_norms(self) -> list[BatchNorm]:
+        """The batch norms that decoding passes, in a fixed order."""
+        parts = (self.decoder_tower, self.postprocessing_block)
+        return [module for part in parts for module in part.modules() if isinstance(module, BatchNorm)]
 
     # --- The decoder in stages: stage i is group i. Its prior needs the features after stage i - 1 alone.
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from mi_ml_gen.errors import UsageError, nearest
+from mi_ml_gen.core.errors import UsageError, nearest
+
+MOST = 10_000
+"""The largest of each size: so that a file cannot ask for more than a machine can hold."""
 
 
 class Group(NamedTuple):
@@ -65,10 +68,10 @@ class NVAEConfig:
             if field.name == "is_adaptive":
                 if type(value) is not bool:
                     raise UsageError(f"is_adaptive {value}: must be true or false")
-            elif type(value) is not int or value < 1:
-                raise UsageError(f"{_written(field.name)} {value}: must be a whole number of at least 1")
-        if self.num_scales + self.num_pre_post_process_blocks > 20:  # a bound on what a hostile file can ask for
-            raise UsageError(f"num_scales {self.num_scales}: no image can be halved that often")
+            elif type(value) is not int or not 1 <= value <= MOST:
+                raise UsageError(f"{_written(field.name)} {value}: must be a whole number from 1 to {MOST:,}")
+        if 2 ** min(self.num_pre_post_process_blocks + self.num_scales, 64) > 2 * height:
+            raise UsageError(f"num_scales {self.num_scales}: an image of {height} px cannot be halved that often")
         if height != width or height % self.scaling_factor:
             raise UsageError(
                 f"resolution {list(self.resolution)}: must be a square whose side {self.scaling_factor} divides, "

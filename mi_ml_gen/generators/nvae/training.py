@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mi_ml_gen import config, files, report, runs, runtime
-from mi_ml_gen.config import option
-from mi_ml_gen.data import held, load_source
-from mi_ml_gen.errors import Preempted, UsageError
+from mi_ml_gen.core import config, files, loop, runs, runtime
+from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.source import held
 from mi_ml_gen.generators.nvae import objective
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.report.images import image_grid, pair_grid, save_png
 
 
 @dataclass
@@ -175,7 +177,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     path = Path(settings.save_folder) / (settings.run_name or settings.name)
     with (
         runs.RunFolder.open(path, config.to_dict(settings), free=FREE) as run,
-        runs.Preemption() as preemption,
+        loop.Preemption() as preemption,
     ):
         # --- Resume
         first, elapsed_s = 0, 0.0
@@ -184,7 +186,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
             elapsed_s = state["elapsed_s"]
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-        guard = runtime.FiniteGuard()
+        guard = loop.FiniteGuard()
         started = time.monotonic() - elapsed_s
         bar = tqdm(range(first, n_steps), initial=first, total=n_steps, disable=not progress, unit="step")
         for step in bar:
@@ -261,11 +263,9 @@ def _save_grids(generator: NVAE, batch: Tensor, settings: NVAETrainConfig, folde
     z, before = z.to(batch.device), generator.temperature
     samples = [generator.use({"temperature": t}).decode(generator.latents(z)) for t in SHOWN_TEMPERATURES]
     generator.use({"temperature": before})
-    report.save_png(folder / f"samples_{step:08d}.png", report.image_grid(torch.cat(samples), n_columns=20))
+    save_png(folder / f"samples_{step:08d}.png", image_grid(torch.cat(samples), n_columns=20))
     real = batch[:40].expand(-1, 3, -1, -1)
-    report.save_png(
-        folder / f"reconstructions_{step:08d}.png", report.pair_grid(real, generator.reconstruct(real), n_columns=20)
-    )
+    save_png(folder / f"reconstructions_{step:08d}.png", pair_grid(real, generator.reconstruct(real), n_columns=20))
     generator.train()
 
 
