@@ -123,12 +123,12 @@ class NVAE(MultiLatentGenerator):
         It stands for the means of the posteriors, so `decode(latents(encode(images)))` is the reconstruction. A grey
         network sees the mean of the colours.
         """
-        noise = self.autoencoder(self._as_seen(images), None, self.temperature).noise
+        noise = self.autoencoder(self.as_seen(images), None, self.temperature).noise
         return torch.cat([part.flatten(1) for part in noise], 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images (n, 3, resolution, resolution) in [0, 1] -> the same, from the means of the posteriors."""
-        return self._images(self.autoencoder(self._as_seen(images), None).logits)
+        return self._images(self.autoencoder(self.as_seen(images), None).logits)
 
     def decode_pair(
         self, anchor: Tensor, positive: Tensor, chunks: Chunks, rng: torch.Generator | None = None
@@ -159,7 +159,8 @@ class NVAE(MultiLatentGenerator):
         mean = LogisticMixture.of(parameters, self.settings.num_logistic_mixtures, self.settings.resolution[0]).mean()
         return (mean * 0.5 + 0.5).expand(-1, 3, -1, -1)
 
-    def _as_seen(self, images: Tensor) -> Tensor:
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images (n, 3, resolution, resolution) in the colours of the network, (n, 1 or 3, ...)."""
         if images.shape[1:] != (3, self.resolution, self.resolution):
             side = self.resolution
             raise UsageError(f"images {tuple(images.shape)}: {self.name} encodes (n, 3, {side}, {side})")

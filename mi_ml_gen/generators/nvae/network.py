@@ -515,11 +515,14 @@ class AutoEncoder(nn.Module):
         mean, log_sigma = self.enc_sampler[f"sampler_{group}"](features).chunk(2, 1)
         return Normal.clamped(prior.mean + mean, prior.log_sigma + log_sigma)
 
-    def forward(self, images: Tensor, noise: list[Tensor] | None, temperature: float = 1.0) -> Posterior:
+    def forward(
+        self, images: Tensor, noise: list[Tensor] | None, temperature: float = 1.0, sampled_kl: bool = False
+    ) -> Posterior:
         """Encode images (n, colours, height, width) in [0, 1], and decode what was encoded.
 
         noise: the standard normal draws with which the posteriors are sampled, one tensor a group; None takes their
-        means. temperature: the one at which `Posterior.noise` will be decoded.
+        means. temperature: the one at which `Posterior.noise` will be decoded. sampled_kl: the KL divergences are
+        log q(z) - log p(z) of the draw, not the integral over all draws; with a flow they always are.
         """
         features = self.features(images)
         x = self.start(len(images))
@@ -529,11 +532,10 @@ class AutoEncoder(nn.Module):
             q = self.posterior(i, features[i], prior)
             p = prior.normal(q.mean)
             z = q.mean if noise is None else q.at(noise[i])
-            if self.config.num_nf_cells is None:
-                kl = q.kl_to(p)
-            else:
-                before, z = z, self.nf_cells[f"nf_{group}"](z)
-                kl = q.log_prob(before) - p.log_prob(z)
+            drawn = z
+            if self.config.num_nf_cells is not None:
+                z, sampled_kl = self.nf_cells[f"nf_{group}"](z), True
+            kl = q.log_prob(drawn) - p.log_prob(z) if sampled_kl else q.kl_to(p)
             kls.append(kl.sum((1, 2, 3)))
             used.append(p.noise_of(z, temperature))
             x = self.absorb(i, prior.features, z)

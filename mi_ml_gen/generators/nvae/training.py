@@ -47,7 +47,7 @@ class NVAETrainConfig:
     num_logistic_mixtures: int = option(10, at_least=1, help="components of the output distribution")
 
     seed: int = option(1234, at_least=0, help="random seed for weights, noise and order of the data")
-    epochs: int = option(400, at_least=1, help="passes through the training images")
+    epochs: float = option(400, above=0, help="passes through the training images; the schedules end with them")
     warmup_epochs: float | None = option(5, at_least=0, help="epochs of the rise of the learning rate")
     cumulative_bs: int = option(64, at_least=1, help="images in a step, over all processes")
     base_lr: float = option(1e-2, above=0, help="highest learning rate of Adamax")
@@ -77,7 +77,7 @@ class NVAETrainConfig:
         return NVAEConfig(**{name: getattr(self, name) for name in names})
 
 
-FREE = ("device", "log_every", "save_every", "save_folder", "run_name")
+FREE = ("epochs", "device", "log_every", "save_every", "save_folder", "run_name")
 """Settings that may change from one start of a run to the next."""
 SHOWN_TEMPERATURES = (0.7, 1.0)
 
@@ -137,7 +137,7 @@ def posterior_noise(settings: NVAETrainConfig, step: int, device: torch.device) 
 
 def learning_rate(settings: NVAETrainConfig, step: int, steps_per_epoch: int) -> float:
     """A linear rise during the warm-up, then a cosine from `base_lr` to `min_lr`."""
-    n_steps, n_warmup = settings.epochs * steps_per_epoch, int((settings.warmup_epochs or 0) * steps_per_epoch)
+    n_steps, n_warmup = int(settings.epochs * steps_per_epoch), int((settings.warmup_epochs or 0) * steps_per_epoch)
     if step < n_warmup:
         return settings.base_lr * (step + 1) / n_warmup
     done = (step - n_warmup) / max(1, n_steps - n_warmup)
@@ -171,7 +171,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
         network.parameters(), lr=settings.base_lr, weight_decay=settings.weight_decay, eps=settings.eps
     )
     data = TrainingImages(images, settings, device)
-    n_steps = settings.epochs * data.steps_per_epoch
+    n_steps = int(settings.epochs * data.steps_per_epoch)
     parts: dict[str, Any] = dict(network=network, spectral=spectral, optimizer=optimizer)
 
     path = Path(settings.save_folder) / (settings.run_name or settings.name)

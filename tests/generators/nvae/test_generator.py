@@ -133,8 +133,15 @@ def test_half_precision_is_for_the_file_alone(generator, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"autoencoder": {}}, {"resolution": [3, 16, 16]}, {"temperature": 0}, {"temperatures": ["warm"]}, {"temperatures": [0.5]}],
-)  # fmt: skip
+    [
+        {"autoencoder": {}},
+        {"resolution": [3, 16, 16]},
+        {"temperature": 0},
+        {"temperatures": ["warm"]},
+        {"temperatures": [0.5]},
+    ],
+    ids=lambda change: "-".join(map(str, change)),
+)
 def test_a_file_whose_configuration_does_not_fit_is_refused(generator, tmp_path, change):
     import json
 
