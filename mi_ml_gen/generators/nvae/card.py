@@ -46,8 +46,8 @@ def nvae_card(
     if samples is not None:
         lines += [
             f"Samples at temperature {generator.temperature:g}, in the features of a small classifier trained on the "
-            f"same training images ({100 * samples['classifier_accuracy']:.1f}% accurate on test images); the noise is a "
-            "standard normal truncated at 2. The floor is what as many real training images get.",
+            f"same training images ({100 * samples['classifier_accuracy']:.1f}% accurate on test images). "
+            "The noise is a standard normal truncated at 2. The floor is what as many real training images get.",
             "",
         ]
         names = {"frechet": "Fréchet distance (lower is better)", "precision": "precision", "recall": "recall"}
