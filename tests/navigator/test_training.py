@@ -113,12 +113,11 @@ def test_the_walker_raises_the_loss_that_the_critic_lowers(tmp_path):
 
 def test_the_plain_way_takes_the_same_step(tmp_path):
     """The slow twin of one step: separate decodes, all gradients, backward through everything."""
-    from mi_ml_gen.views.augment import Augment
-
     from mi_ml_gen.core.runtime import stream
     from mi_ml_gen.information.critic import Critic
     from mi_ml_gen.information.infonce import infonce_loss
     from mi_ml_gen.latents import Chunks
+    from mi_ml_gen.views.augment import Augment
     from mi_ml_gen.walkers.learned import NonlinearWalker
 
     train(tmp_path / "run", num_samples=8, save_freq=8)

@@ -7,7 +7,6 @@ import logging
 
 import pytest
 import torch
-from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor, nn
 
 from mi_ml_gen.core.errors import UsageError
@@ -16,6 +15,7 @@ from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.data.splits import Subset
 from mi_ml_gen.probe.features import Extraction, extract_features, fingerprint, frozen, labels_of
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 HOW = Extraction(torch.device("cpu"), batch_size=7)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mi_ml_gen.views.augment import POLICIES
 
 from mi_ml_gen.core import config, runs
 from mi_ml_gen.encoders import training
 from mi_ml_gen.encoders.loading import load_encoder
 from mi_ml_gen.encoders.settings import EncoderConfig, named_configuration
+from mi_ml_gen.views.augment import POLICIES
 from tests.scripts.test_scripts import call
 
 FOLDER = config.BUNDLED / "encoders"

@@ -7,15 +7,13 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from mi_ml_gen.core import config, files, loop, runs, runtime
+from mi_ml_gen.core import config, files, loop, runtime
 from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import held
 from mi_ml_gen.generators.nvae import objective
@@ -68,6 +66,7 @@ class NVAETrainConfig:
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"), help="arithmetic of the network")
     log_every: int = option(50, at_least=1, help="steps between lines of metrics")
     save_every: int = option(500, at_least=1, help="steps between saved states and grids")
+    state_interval_s: float = option(60.0, at_least=0, help="least seconds between two saved states")
     save_folder: str = option("./nvae_runs", help="where run folders are made")
     run_name: str | None = option(None, help="name of the run folder (default: the generator's)")
 
@@ -77,7 +76,7 @@ class NVAETrainConfig:
         return NVAEConfig(**{name: getattr(self, name) for name in names})
 
 
-FREE = ("epochs", "device", "log_every", "save_every", "save_folder", "run_name")
+FREE = ("epochs", "device", "log_every", "save_every", "state_interval_s", "save_folder", "run_name")
 """Settings that may change from one start of a run to the next."""
 SHOWN_TEMPERATURES = (0.7, 1.0)
 
@@ -172,29 +171,20 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     )
     data = TrainingImages(images, settings, device)
     n_steps = int(settings.epochs * data.steps_per_epoch)
-    parts: dict[str, Any] = dict(network=network, spectral=spectral, optimizer=optimizer)
 
+    # --- Run folder
     path = Path(settings.save_folder) / (settings.run_name or settings.name)
-    with (
-        runs.RunFolder.open(path, config.to_dict(settings), free=FREE) as run,
-        loop.Preemption() as preemption,
-    ):
-        # --- Resume
-        first, elapsed_s = 0, 0.0
-        if (saved := run.load_latest()) is not None:
-            first, state = saved
-            elapsed_s = state["elapsed_s"]
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-        guard = loop.FiniteGuard()
-        started = time.monotonic() - elapsed_s
-        bar = tqdm(range(first, n_steps), initial=first, total=n_steps, disable=not progress, unit="step")
-        for step in bar:
+    course = loop.Course(elapsed_s=0.0)
+    with loop.Session.open(path, config.to_dict(settings), free=FREE) as session:
+        session.resume(course, network=network, spectral=spectral, optimizer=optimizer)
+        started_s = time.monotonic() - course.elapsed_s
+        for step in session.steps(n_steps, title=settings.name, progress=progress):
             # --- Objective
             batch = data.batch(step)
             with runtime.autocast(device, settings.precision):
                 out = network(batch, posterior_noise(settings, step, device))
-            mixture = LogisticMixture.of(out.logits.float(), settings.num_logistic_mixtures, architecture.resolution[0])
+            logits = out.logits.float()
+            mixture = LogisticMixture.of(logits, settings.num_logistic_mixtures, architecture.resolution[0])
             reconstruction = -mixture.log_prob(batch * 2 - 1)
             beta = objective.warm_up(
                 step, n_steps, settings.kl_anneal_portion, settings.kl_const_portion, settings.kl_const_coeff
@@ -214,34 +204,29 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
             optimizer.step()
 
             # --- What a person wants to see, and what must survive
-            guard.watch("loss", loss)
-            done = step + 1
-            if done % settings.log_every == 0 or done == n_steps:
-                guard.check(done, run.last_state)
+            session.watch("loss", loss)
+            course.elapsed_s = time.monotonic() - started_s
+            if session.every(settings.log_every) or session.is_last:
                 nats, kls = runtime.all_reduce_mean([reconstruction.mean(), out.kl.mean(0)])
-                row = dict(
-                    loss=loss,
+                row = session.log(
                     reconstruction_nats=nats,
                     kl_nats=kls,
                     bits_per_dimension=objective.bits_per_dimension(nats + kls.sum(), architecture),
                     regularisation=norms,
                     beta=beta,
                     lr=rate,
-                    elapsed_s=round(time.monotonic() - started, 1),
+                    elapsed_s=round(course.elapsed_s, 1),
                 )
-                run.log(done, **row)
-                bar.set_postfix(bpd=f"{row['bits_per_dimension'].item():.3f}", kl=f"{kls.sum().item():.0f}")
-            stop = runtime.broadcast_flag(preemption.requested)
-            if done % settings.save_every == 0 or done == n_steps or stop:
-                guard.check(done, run.last_state)
-                state = {name: part.state_dict() for name, part in parts.items()}
-                run.save_state(done, state | {"elapsed_s": time.monotonic() - started})
-                _save_grids(generator, batch, settings, run.images, done)
-            if stop:
-                raise Preempted(f"stopped at step {done}; the same command goes on from there")
+                session.show(bpd=f"{row['bits_per_dimension']:.3f}", kl=f"{sum(row['kl_nats']):.0f}")
+            save = session.every(settings.save_every) or session.is_last
+            if save:
+                session.check()
+                _save_grids(generator, batch, settings, session.run.images, session.done)
+            session.end_of_step(save=save)
 
         # --- The result
-        save_generator(run.path / "generator.safetensors", generator)
+        session.check()
+        save_generator(session.run.path / "generator.safetensors", generator)
     return path
 
 

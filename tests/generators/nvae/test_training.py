@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mi_ml_gen.core import config, runs, runtime
-from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
-from mi_ml_gen.generators.nvae import objective, training
+from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.generators.nvae import objective
 from mi_ml_gen.generators.nvae.network import AutoEncoder, BatchNorm
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.nvae.training import NVAETrainConfig, learning_rate, stored_images, train_nvae
@@ -26,7 +26,8 @@ def tiny(folder, **settings) -> NVAETrainConfig:
     sizes = dict(
         resolution=(1, 8, 8), num_scales=2, num_groups_per_scale=2, num_cells_per_group=1, num_latent_per_group=2,
         initial_channels=4, num_pre_post_process_cells=1, num_logistic_mixtures=2, cumulative_bs=4, epochs=3,
-        warmup_epochs=0.5, base_lr=3e-3, seed=1, device="cpu", log_every=1, save_every=2, save_folder=str(folder),
+        warmup_epochs=0.5, base_lr=3e-3, seed=1, device="cpu", log_every=1, save_every=2,
+        state_interval_s=0.0, save_folder=str(folder),
     )  # fmt: skip
     return NVAETrainConfig(**(sizes | settings))
 
@@ -34,25 +35,6 @@ def tiny(folder, **settings) -> NVAETrainConfig:
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def last_tensors(path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest state of a run, by its place."""
-    state = torch.load(max((path / "checkpoints").glob("state_*.pt")), weights_only=True)["state"]
-    found = {}
-
-    def collect(value, place):
-        if isinstance(value, torch.Tensor):
-            found[place] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                collect(item, f"{place}.{key}")
-        elif isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                collect(item, f"{place}.{i}")
-
-    collect(state, "state")
-    return found
 
 
 # The objective
@@ -123,53 +105,26 @@ def test_bits_per_dimension():
 
 def test_training_learns_and_leaves_a_generator(images, tmp_path):
     repeated = images[:1].expand(8, -1, -1, -1).contiguous()
-    path = train_nvae(tiny(tmp_path, epochs=40, save_every=50, weight_decay_norm=0.0), repeated, progress=False)
+    path = train_nvae(tiny(tmp_path, epochs=25, save_every=50, weight_decay_norm=0.0), repeated, progress=False)
     rows = runs.read_metrics(path)
-    assert len(rows) == 80 and len(rows[0]["kl_nats"]) == 4
-    assert rows[-1]["bits_per_dimension"] < rows[0]["bits_per_dimension"] - 0.5
+    assert len(rows) == 50 and len(rows[0]["kl_nats"]) == 4
+    assert rows[-1]["bits_per_dimension"] < rows[0]["bits_per_dimension"] - 0.3
     generator = load_generator("nvae", path / "generator.safetensors")
     assert generator.layout.n_chunks == 4 and generator.name == "nvae"
-    assert {p.name for p in (path / "images").iterdir()} >= {"samples_00000080.png", "reconstructions_00000080.png"}
+    assert {p.name for p in (path / "images").iterdir()} >= {"samples_00000050.png", "reconstructions_00000050.png"}
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(images, tmp_path, monkeypatch):
-    settings = dict(epochs=3, flip=True, weight_decay_norm_anneal=True)
-    whole = train_nvae(tiny(tmp_path / "whole", **settings), images, progress=False)
+def test_a_run_may_be_shortened(images, tmp_path, monkeypatch):
+    """The schedules follow the new number of epochs from there on; other settings may not change."""
     with monkeypatch.context() as patch:
-        StopAt(patch, 3)
-        with pytest.raises(Preempted, match="stopped at step 3"):
-            train_nvae(tiny(tmp_path / "parts", **settings), images, progress=False)
-    parts = train_nvae(tiny(tmp_path / "parts", **settings), images, progress=False)
-    a, b = last_tensors(whole), last_tensors(parts)
-    assert a.keys() == b.keys() and len(a) > 100
-    assert [key for key in a if not torch.equal(a[key], b[key])] == []
-    assert (whole / "generator.safetensors").read_bytes() == (parts / "generator.safetensors").read_bytes()
-    clock = {"elapsed_s"}
-    rows = [[{k: v for k, v in row.items() if k not in clock} for row in runs.read_metrics(p)] for p in (whole, parts)]
-    assert rows[0] == rows[1]
-
-
-def _train_in_one_of_two(folder, images):
-    settings = tiny(folder, epochs=1, save_every=100)
-    path = train_nvae(settings, images, progress=False)
-    runtime.barrier()
-    return str(path)
-
-
-def test_two_processes_equal_one(images, tmp_path):
-    """Up to rounding: batch statistics, losses and gradients are those of the whole batch."""
-    alone = train_nvae(tiny(tmp_path / "one", epochs=1, save_every=100), images, progress=False)
-    paths = run_processes(_train_in_one_of_two, 2, str(tmp_path / "two"), images)
-    assert paths[0] == paths[1]
-    rows = [runs.read_metrics(path) for path in (alone, paths[0])]
-    assert len(rows[0]) == len(rows[1]) == 2
-    for one, two in zip(*rows, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-2)
-        assert two["kl_nats"] == pytest.approx(one["kl_nats"], rel=1e-3)
-    a, b = last_tensors(alone), last_tensors(type(alone)(paths[0]))
-    for key in a:
-        if "running" in key:
-            torch.testing.assert_close(b[key], a[key], rtol=1e-3, atol=1e-4)
+        StopAt(patch, 2)
+        with pytest.raises(Preempted):
+            train_nvae(tiny(tmp_path), images, progress=False)
+    with pytest.raises(UsageError, match="made with base_lr"):
+        train_nvae(tiny(tmp_path, epochs=2, base_lr=1.0), images, progress=False)
+    rows = runs.read_metrics(train_nvae(tiny(tmp_path, epochs=2), images, progress=False))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[3]["lr"] == pytest.approx(learning_rate(tiny(tmp_path, epochs=2), 3, 2))
 
 
 def test_statistics_over_processes_equal_those_of_the_whole_batch(tmp_path):
@@ -187,12 +142,6 @@ def _normalise(x):
     norm = BatchNorm(3).double()
     y = norm(x.chunk(2)[runtime.rank()])
     return {"y": y.detach(), "var": norm.running_var, "mean": norm.running_mean}
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "learning_rate", lambda *a: float("inf"))
-    with pytest.raises(NonFiniteError, match="loss became nan or infinite"):
-        train_nvae(tiny(tmp_path), images, progress=False)
 
 
 @pytest.mark.parametrize(
