@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class NVAEUse(Use):
 class NVAE(MultiLatentGenerator):
     """NVAE's decoder as a generator, with its encoder for `encode`; latents are the noise itself."""
 
-    use_fields = NVAEUse
+    use_fields: ClassVar[type] = NVAEUse
+    family: ClassVar[str] = "nvae"
 
     statistics: Tensor | None
 
@@ -53,7 +54,7 @@ class NVAE(MultiLatentGenerator):
         self.temperatures = tuple(temperatures)
         rows = 1 + len(self.temperatures), sum(2 * norm.num_features for norm in self.autoencoder.decoder_norms())
         self.register_buffer("statistics", torch.zeros(rows) if temperatures else None)
-        self.is_frozen = False
+        self.is_frozen = self.lacks_statistics = False
 
     def config(self) -> dict[str, Any]:
         how = {"temperature": self.temperature, "temperatures": list(self.temperatures)}
@@ -103,7 +104,12 @@ class NVAE(MultiLatentGenerator):
             return
         known = self.temperature in self.temperatures
         self.write_statistics(self.statistics[1 + self.temperatures.index(self.temperature) if known else 0])
-        if not known:
+        self.lacks_statistics = not known
+
+    def _warn(self) -> None:
+        """Say once, when images are made, that the statistics are not those of the temperature."""
+        if self.lacks_statistics:
+            self.lacks_statistics = False
             logger.warning(
                 "%s has batch statistics for temperature %s, not for %s; those of training are used "
                 "(scripts/update_bn_stats.py estimates others)",
@@ -151,6 +157,7 @@ class NVAE(MultiLatentGenerator):
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
         """Flat latents as one tensor (n, channels, side, side) a group."""
+        self._warn()
         parts = latents.split(list(self.layout.sizes), dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.settings.latent_shapes, strict=True)]
 

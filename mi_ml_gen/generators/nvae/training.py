@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import config, files, loop, runtime
+from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.loading import load_source
@@ -20,6 +19,7 @@ from mi_ml_gen.generators.nvae import objective
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.report.images import image_grid, pair_grid, save_png
 
 
@@ -226,7 +226,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
 
         # --- The result
         session.check()
-        save_generator(session.run.path / "generator.safetensors", generator)
+        runtime.on_main(lambda: save_generator(session.run.path / "generator.safetensors", generator))
     return path
 
 
@@ -252,10 +252,3 @@ def _save_grids(generator: NVAE, batch: Tensor, settings: NVAETrainConfig, folde
     real = batch[:40].expand(-1, 3, -1, -1)
     save_png(folder / f"reconstructions_{step:08d}.png", pair_grid(real, generator.reconstruct(real), n_columns=20))
     generator.train()
-
-
-def save_generator(path: Path, generator: NVAE) -> None:
-    """Write a generator as safetensors that `load_generator` reads."""
-    if runtime.is_main():
-        header = {"family": "nvae", "name": generator.name, "config": json.dumps(generator.config())}
-        files.save_tensors(path, generator.state_dict(), header)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.core.files import save_tensors
 from mi_ml_gen.generators.nvae.generator import NVAE, build
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.registry import load_generator, load_own, save_generator, save_own
@@ -143,9 +143,7 @@ def test_half_precision_is_for_the_file_alone(generator, tmp_path):
     ids=lambda change: "-".join(map(str, change)),
 )
 def test_a_file_whose_configuration_does_not_fit_is_refused(generator, tmp_path, change):
-    import json
-
-    header = {"family": "nvae", "name": "small", "config": json.dumps(generator.config() | change)}
-    save_tensors(tmp_path / "g.safetensors", generator.state_dict(), header)
+    config = {"family": "nvae", "name": "small", "settings": generator.config() | change}
+    weights.write(tmp_path / "g.safetensors", "generator", generator.state_dict(), config)
     with pytest.raises(CorruptCheckpointError):
         load_generator("nvae", tmp_path / "g.safetensors")
