@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from torch import nn
 from torchvision.transforms import v2
 
 from bench import timing
 from mi_ml_gen.core import runtime
-from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 
 
 def torchvision_transform(size: int) -> nn.Module:

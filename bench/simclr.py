@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from PIL import Image
 from torch import nn
 
@@ -37,7 +38,6 @@ from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.probe.accuracy import evaluate_scores
 from mi_ml_gen.probe.features import Extraction, extract_features
 from mi_ml_gen.probe.readouts import fit_ridge, knn_scores
-from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE_PX, CROP_PX, DIM, TEMPERATURE, BASE_LR = 32, 28, 64, 0.2, 0.3
 

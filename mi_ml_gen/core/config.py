@@ -23,7 +23,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -175,11 +175,22 @@ def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"{path}: must hold lines of the form key: value")
-    values = {}
-    for key, value in content.items():
+    values: dict[str, Any] = {}
+    for key, value in _entries(content):
         spec = _known(config_class, str(key), f" in {path}")
+        if spec.name in values:
+            raise UsageError(f"{path}: {key} is given twice")
         values[spec.name] = _convert(spec, value, f"{key}: {value} in {path}")
     return values
+
+
+def _entries(content: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """The settings of a file; a section (a key whose value is a mapping) only groups those that are in it."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _entries(value)
+        else:
+            yield key, value
 
 
 def _known(config_class: type, key: str, where: str) -> _Spec:

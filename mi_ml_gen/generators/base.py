@@ -116,6 +116,13 @@ class MultiLatentGenerator(Shared):
         """Noise (n, noise_dim) -> latents (n, layout.dim); here the same."""
         return z
 
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (n, 3, resolution, resolution) in [0, 1] -> the noise z (n, noise_dim) that reconstructs them.
+
+        An ability of some families. Raises UsageError for a generator without it.
+        """
+        raise UsageError(f"{self.name} cannot encode images")
+
     def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """Euclidean length (n,) between the latents of two noises (n, noise_dim) on `chunks`."""
         at = self.layout.slice(chunks)

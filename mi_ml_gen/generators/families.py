@@ -104,6 +104,16 @@ def _stylegan2() -> Family:
     )  # fmt: skip
 
 
+@FAMILIES.lazily("nvae")
+def _nvae() -> Family:
+    from mi_ml_gen.generators.nvae import generator, published
+
+    return Family(
+        generator.build, published.read_published, published_as="last.pt of NVAE-from-scratch", is_checked=True,
+        is_published=published.is_published,
+    )  # fmt: skip
+
+
 @FAMILIES.lazily("linear-gaussian")
 def _linear_gaussian() -> Family:
     from mi_ml_gen.generators import linear_gaussian

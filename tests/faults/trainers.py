@@ -18,6 +18,7 @@ from mi_ml_gen.experiments import critic_calibration
 from mi_ml_gen.experiments.critic_calibration import CalibrationConfig
 from mi_ml_gen.generators.gan import training as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
+from mi_ml_gen.generators.nvae import training as nvae
 from mi_ml_gen.mim.training import train_seeds
 from mi_ml_gen.navigator import training as navigator
 from mi_ml_gen.probe import training as probe
@@ -93,6 +94,19 @@ def train_gan(path: Path, family: str, **changes: Any) -> None:
         gan.train_generator(gan.GanConfig(family=family, **(sizes | place | changes)), images, progress=False)
 
 
+def train_nvae(path: Path, **changes: Any) -> None:
+    sizes = dict(
+        resolution=(1, 8, 8), num_scales=2, num_groups_per_scale=1, num_cells_per_group=1, num_latent_per_group=2,
+        initial_channels=4, num_pre_post_process_cells=1, num_logistic_mixtures=2, cumulative_bs=4, epochs=3,
+        base_lr=1e-3, warmup_epochs=0.5, weight_decay_norm_anneal=True, flip=True, log_every=1, save_every=2,
+        state_interval_s=0.0,
+    )  # fmt: skip
+    place = dict(save_folder=str(path.parent), run_name=path.name, device="cpu")
+    images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with mock.patch.object(nvae, "_save_grids", _nothing):
+        nvae.train_nvae(nvae.NVAETrainConfig(**(sizes | place | changes)), images, progress=False)
+
+
 def calibrate(path: Path, **changes: Any) -> None:
     settings = dict(
         nats=[1.0, 2.0], eval_pairs=[16], n_eval_batches=4, n_chunks=2, chunk_size=1, resolution=2, batch_size=8,
@@ -123,6 +137,7 @@ TRAINERS = {
         epoch * 20 + step for epoch in range(6) for step in (16, 20))),  # noise comes in blocks of 16 steps
     "stylegan2": Trainer(lambda path, **changes: train_gan(path, "stylegan2", **changes), 5, (2, 4, 5), dict(lr=0.5)),
     "bigbigan": Trainer(lambda path, **changes: train_gan(path, "bigbigan", **changes), 5, (2, 4, 5), dict(lr=0.5)),
+    "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True),
     "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
     "example": Trainer(train_example, 120, (50, 100, 120), dict(lr=0.5), is_distributed=True),
 }  # fmt: skip

@@ -1,0 +1,38 @@
+"""Train an NVAE (Vahdat and Kautz, 2020), a generator with one latent variable per group.
+
+    python scripts/train_nvae.py --config nvae/tiny                             # Fashion-MNIST on a CPU
+    python scripts/train_nvae.py --config nvae/cifar10 --data torchvision:CIFAR10:data
+
+The same command resumes an interrupted run. The run folder holds generator.safetensors (load it with --generator nvae
+--g_path), the course of training with the bits per dimension and the KL divergence of each group, and grids of samples
+and reconstructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.generators.nvae.training import NVAETrainConfig, stored_images, train_nvae
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, NVAETrainConfig)
+    parser.add_argument("--dry-run", action="store_true", help="print the settings, then stop")
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(NVAETrainConfig, arguments)
+    settings.architecture()
+    if arguments.dry_run:
+        print(config.to_yaml(settings), end="")
+        return
+    runtime.setup_distributed(runtime.resolve_device(settings.device))
+    try:
+        path = train_nvae(settings, stored_images(settings.data, settings.architecture()))
+    finally:
+        runtime.teardown()
+    print(f"generator, metrics and grids: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
