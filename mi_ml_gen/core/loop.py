@@ -10,6 +10,7 @@ nothing, no file with a nan in it, and torchrun.
 
     def fit_line(path, lr=0.05, n_steps=200, state_interval_s=60.0):
         '''Fit y = 3 x + 1 from noisy points; the same call goes on with an interrupted run.'''
+        runtime.setup_distributed(torch.device("cpu"))  # under torchrun; alone it does nothing
         settings = dict(lr=lr, n_steps=n_steps, state_interval_s=state_interval_s)
         torch.manual_seed(0)  # initial weights; every later draw names its stream
         model = torch.nn.Linear(1, 1)

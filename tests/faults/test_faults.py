@@ -288,16 +288,15 @@ def files_with_bad_values(path: Path) -> list[str]:
     return bad
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch, value):
+def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch):
     trainer, path = TRAINERS[name], tmp_path / "run"
     plain, spoilt = Session.watch, []
 
     def watch(self: Session, quantity: str, *tensors: torch.Tensor) -> None:
         if self.done > trainer.saves[0] and not spoilt:
             spoilt.append(quantity)
-            tensors = (torch.tensor(value),)
+            tensors = (torch.tensor(float("nan")),)
         plain(self, quantity, *tensors)
 
     monkeypatch.setattr(Session, "watch", watch)
@@ -310,9 +309,9 @@ def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch, valu
 
 
 def poison(module: nn.Module, value: float) -> None:
-    with torch.no_grad():
-        tensor = next(tensor for tensor in (*module.buffers(), *module.parameters()) if tensor.is_floating_point())
-        tensor.view(-1)[0] = value
+    """Spoil one value of the last tensor that is saved: a buffer or a parameter."""
+    tensors = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    tensors[-1].view(-1)[0] = value
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -391,9 +390,9 @@ def rewrite(config: Path, changes: dict[str, Any]) -> None:
 
 # --- runs of earlier versions
 
-ADDED = {"stylegan2": "state_interval_s", "bigbigan": "state_interval_s", "calibration": "state_interval_s"}
+ADDED = {"gan": "state_interval_s", "calibration": "state_interval_s"}
 """Settings that runs of the version before the session did not have."""
-AMONG_PARTS = ("probe", "stylegan2", "bigbigan", "calibration", "example")
+AMONG_PARTS = ("probe", "gan", "calibration", "example")
 """Trainers whose states had the values of the course among the parts, if they had any."""
 
 
@@ -512,7 +511,7 @@ def _in_a_group(folder: str) -> dict[str, Any]:
 
 
 def test_two_processes_stop_together_and_resume_to_the_same(tmp_path):
-    one, two = run_processes(_in_a_group, 2, str(tmp_path))
+    one, two = run_processes(_in_a_group, 2, str(tmp_path), limit_s=480)
     for name, trainer in TRAINERS.items():
         if trainer.is_distributed:
             assert one[name]["errors"] == two[name]["errors"] and len(one[name]["errors"]) == 2, name

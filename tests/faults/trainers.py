@@ -81,7 +81,7 @@ def train_mim(path: Path, **changes: Any) -> None:
     train_seeds(wanted, [1, 2], path, TinyData(), neighbours=False, progress=False)
 
 
-def train_gan(path: Path, family: str, **changes: Any) -> None:
+def train_gan(path: Path, family: str = "stylegan2", **changes: Any) -> None:
     sizes = dict(width=4, discriminator_width=4, batch_size=4, steps=5, save_every=2, state_interval_s=0.0)
     place = dict(save_folder=str(path.parent), run_name=path.name, device="cpu")
     images = torch.randint(256, (40, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -126,7 +126,7 @@ def example() -> Callable[..., Any]:
 
 
 def train_example(path: Path, **changes: Any) -> None:
-    example()(path, **dict(n_steps=120, state_interval_s=0.0) | changes)
+    example()(path, **dict(n_steps=125, state_interval_s=0.0) | changes)
 
 
 TRAINERS = {
@@ -135,9 +135,8 @@ TRAINERS = {
     "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True),
     "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
         epoch * 20 + step for epoch in range(6) for step in (16, 20))),  # noise comes in blocks of 16 steps
-    "stylegan2": Trainer(lambda path, **changes: train_gan(path, "stylegan2", **changes), 5, (2, 4, 5), dict(lr=0.5)),
-    "bigbigan": Trainer(lambda path, **changes: train_gan(path, "bigbigan", **changes), 5, (2, 4, 5), dict(lr=0.5)),
+    "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5)),
     "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True),
     "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
-    "example": Trainer(train_example, 120, (50, 100, 120), dict(lr=0.5), is_distributed=True),
+    "example": Trainer(train_example, 125, (50, 100, 125), dict(lr=0.5), is_distributed=True),
 }  # fmt: skip
