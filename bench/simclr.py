@@ -53,6 +53,7 @@ class Trained:
 def ours(source: HeldImages, options: argparse.Namespace, seed: int) -> Trained:
     settings = EncoderConfig(
         encoder="simclr", depth=18, width=options.width, dim=DIM, temperature=TEMPERATURE, base_lr=BASE_LR, warmup=True,
+        Tx="torchvision",
         max_epochs=options.epochs, cumulative_bs=options.batch, device=options.device, seed=seed,
         knn_freq=options.epochs + 1, save_freq=options.epochs + 1,
     )  # fmt: skip

@@ -37,8 +37,13 @@ class EncoderConfig:
     skip_bad: bool = option(False, help="leave out stored images that cannot be read (otherwise they are an error)")
     workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
     img_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
-    Tx: Literal["none", "no_crop", "no_color", "simclr"] | None = option(
-        "simclr", help="augmentation of the images; none: the centre crop"
+    Tx: (
+        Literal["none", "no_crop", "no_color", "simclr", "torchvision", "torchvision_no_crop", "torchvision_no_color"]
+        | None
+    ) = option(
+        "simclr",
+        help="augmentation of the images: simclr, no_crop and no_color as published, the others by torchvision's "
+        "conventions; none is the centre crop",
     )
     crop_size: int | None = option(None, at_least=8, help="side of the views (default: 7/8 of the images')")
 

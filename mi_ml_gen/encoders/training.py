@@ -30,6 +30,7 @@ from mi_ml_gen.report.figures import curves
 from mi_ml_gen.report.images import pair_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.views.records import view_record
 from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler
 from mi_ml_gen.walkers.spec import walker_from
 
@@ -100,6 +101,7 @@ def train_encoder(
     # --- Run folder
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    described |= view_record(path, settings.policy)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
     with loop.Session.open(path, described, free=FREE) as session:
         run = session.run

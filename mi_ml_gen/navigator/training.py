@@ -27,6 +27,7 @@ from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
 from mi_ml_gen.navigator.selection import SMOOTHING_STEPS, Selection, select_checkpoint, should_stop, summary
 from mi_ml_gen.navigator.settings import FREE, NavigatorConfig
 from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.views.records import view_record
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import NonlinearWalker
@@ -95,6 +96,7 @@ def train_navigator(
     # --- Run folder
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    described |= view_record(path, settings.policy, flag=None)
     with loop.Session.open(path, described, free=FREE) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)

@@ -63,9 +63,10 @@ class ProbeConfig:
     skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd knn ridge")
 
-    views: Literal["none", "no_color"] = option(
+    views: Literal["none", "no_color", "torchvision_no_color"] = option(
         "none",
-        help="none: features of the centre crops, computed once; no_color: new crops in each epoch (the paper's)",
+        help="none: features of the centre crops, computed once; no_color: new crops and mirrored images in each "
+        "epoch, as published; torchvision_no_color: the same with antialiased crops",
     )
     scale: Literal["unit", "none"] = option(
         "unit", help="features for SGD: unit: standardised, mean squared length 1; none: as they are (the paper's)"
