@@ -19,8 +19,8 @@ def view_record(path: str | Path, policy: str, flag: str | None = "Tx") -> dict[
     """Entries of config.yaml about T_x for a run in `path`, to be merged into its settings.
 
     A run that version 0.1 began with the policy simclr goes on with the policy torchvision, and its record stays as it
-    was. flag: the setting that holds the policy's name, None where no setting names it. Raises UsageError where such a run is continued under a name
-    that now means other views.
+    was. flag: the setting that holds the policy's name, None where no setting names it. Raises UsageError where such a
+    run is continued under a name that now means other views.
     """
     folder = Path(path)
     found = runs.read_config(folder) if (folder / "config.yaml").exists() else {KEY: ""}
