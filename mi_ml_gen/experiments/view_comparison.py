@@ -33,6 +33,7 @@ from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -155,7 +156,8 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     fine = fine_chunks(settings, generator)
     stored = held(load_source(settings.data_path, "train", generator.resolution))
-    with runs.RunFolder.open(folder, config.to_dict(settings), free=FREE) as run:
+    described = config.to_dict(settings) | fingerprint_record(folder, generator)
+    with runs.RunFolder.open(folder, described, free=FREE) as run:
         walkers = None
         if any(METHODS[row].Tz.startswith("learned") for row in settings.rows):
             walkers = learned_walkers(settings, generator, fine, progress)
