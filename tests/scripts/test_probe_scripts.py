@@ -81,7 +81,7 @@ def test_the_papers_configuration(monkeypatch, capsys, encoder, data):
         "- sgd",
         "keep: last",
     ]
-    for line in lines:
+    for line in [*lines, "keep: last"]:
         assert line in out
 
 
