@@ -33,6 +33,7 @@ from mi_ml_gen.navigator.training import train_navigator, walker_name
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import bars, curves, figure_png
 from mi_ml_gen.report.page import Page
+from mi_ml_gen.report.text import encoded
 from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.pictures import decode_shown, swaps
 from mi_ml_gen.walkers.spec import load_walker
@@ -249,7 +250,7 @@ def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
     columns = ["chunks", "delta", "std", "std. error", "of independent", "InfoNCE"]
     columns += [*(["smoothed"] if has_smoothed else []), "bound (nats)", "samples"]
     formats = {"delta": ".3f", "std": ".3f", "std. error": ".4f", "of independent": ".1%", "InfoNCE": ".3f"}
-    formats |= {"smoothed": ".3f", "bound (nats)": ".2f", "samples": ","}
+    formats |= {"bound (nats)": ".2f", "samples": ","} | ({"smoothed": ".3f"} if has_smoothed else {})
     n = rows[0].delta.n_samples
     caption = f"Delta of each walker over {n:,} draws; InfoNCE and the bound it gives on the mutual information."
     if has_smoothed:
@@ -273,7 +274,7 @@ def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = 
     """Table 1 as Markdown, CSV, JSON, LaTeX and a figure in `folder`; gives the files."""
     folder = Path(folder)
     written = list(to_table(rows, notes).write(folder, "table1").values())
-    atomic_write(folder / "table1.tex", to_paper_table(rows).to_latex().encode())
+    atomic_write(folder / "table1.tex", encoded(to_paper_table(rows).to_latex()))
     atomic_write(folder / "table1.png", figure_png(delta_figure(rows)))
     return [*written, folder / "table1.png"]
 

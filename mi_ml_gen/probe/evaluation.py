@@ -20,6 +20,7 @@ from mi_ml_gen.probe.accuracy import Evaluation, accuracy_table, evaluate_scores
 from mi_ml_gen.probe.classifier import LinearClassifier, check_classes, load_classifier
 from mi_ml_gen.probe.features import Extraction, extract_features, labels_of
 from mi_ml_gen.probe.readouts import Linear
+from mi_ml_gen.report.text import encoded
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def run_evaluation(settings: EvaluationConfig, progress: bool = True) -> Evaluat
     if settings.out_log_file is not None:
         out = settings.out_log_file
         csv = accuracy_table({"linear": found}).to_csv()
-        files.atomic_write(out.with_name(out.name + ".csv"), csv.encode())
+        files.atomic_write(out.with_name(out.name + ".csv"), encoded(csv))
         write_evaluations(out, {"linear": found}, "linear")
     return found
 
