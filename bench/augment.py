@@ -5,7 +5,7 @@
 
 Two views of each image are what a training step takes; one is timed, on the CPU in seconds of the processors. kornia
 takes part where it is installed (`pip install kornia`). All ways do random resized crop, flip, colour jitter,
-grayscale and normalisation.
+grayscale and normalisation; simclr by kornia's conventions, torchvision by torchvision's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from torch import nn
 from torchvision.transforms import v2
 
 from bench import timing
 from mi_ml_gen.core import runtime
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 
 
 def torchvision_transform(size: int) -> nn.Module:
@@ -70,6 +70,7 @@ def main() -> None:
     augment = Augment("simclr", options.size).to(device)
     rng = torch.Generator(device).manual_seed(0)
     one = torchvision_transform(augment.crop_size)
+    other = Augment("torchvision", options.size).to(device)
 
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "torchvision, a loop over the samples": lambda: torch.stack([one(image) for image in images]),
@@ -77,10 +78,11 @@ def main() -> None:
     if importlib.util.find_spec("kornia") is not None:
         whole = kornia_transform(augment.crop_size).to(device)
         ways["kornia AugmentationSequential"] = lambda: whole(images)
-    ways["views.Augment"] = lambda: augment(images, rng)
+    ways["views.Augment, torchvision"] = lambda: other(images, rng)
+    ways["views.Augment, simclr"] = lambda: augment(images, rng)
     if device.type == "cuda":
         compiled = torch.compile(augment.view)
-        ways["views.Augment, compiled"] = lambda: compiled(images, augment.draw(len(images), rng, device))
+        ways["views.Augment, simclr, compiled"] = lambda: compiled(images, augment.draw(len(images), rng, device))
     with torch.no_grad():
         for name, way in ways.items():
             views = way()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 
 import torch
-from mi_ml_gen.views.augment import Augment
 from torch import nn
 
 from bench import timing
@@ -21,6 +20,7 @@ from mi_ml_gen.generators.bigbigan import BigBiGAN
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_loss
 from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.walkers.learned import NonlinearWalker
 
 

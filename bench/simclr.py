@@ -21,7 +21,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from PIL import Image
 from torch import nn
 
@@ -38,6 +37,7 @@ from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.probe.accuracy import evaluate_scores
 from mi_ml_gen.probe.features import Extraction, extract_features
 from mi_ml_gen.probe.readouts import fit_ridge, knn_scores
+from mi_ml_gen.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE_PX, CROP_PX, DIM, TEMPERATURE, BASE_LR = 32, 28, 64, 0.2, 0.3
 
@@ -53,6 +53,7 @@ class Trained:
 def ours(source: HeldImages, options: argparse.Namespace, seed: int) -> Trained:
     settings = EncoderConfig(
         encoder="simclr", depth=18, width=options.width, dim=DIM, temperature=TEMPERATURE, base_lr=BASE_LR, warmup=True,
+        Tx="torchvision",
         max_epochs=options.epochs, cumulative_bs=options.batch, device=options.device, seed=seed,
         knn_freq=options.epochs + 1, save_freq=options.epochs + 1,
     )  # fmt: skip

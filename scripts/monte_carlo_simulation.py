@@ -5,8 +5,9 @@
     python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all-chunks
 
 The folder has one subfolder per chunk or group: run folders of train_navigator.py, or the published layout
-(chunk0/w_COPGen_N.pth, F_loss_values.npy). --all-chunks first trains what is missing there. Prints the table and
-writes table1.md, .csv, .json, .tex and .png.
+(chunk0/w_COPGen_N.pth, F_loss_values.npy). Generator, weights, their use and the noise are those that the runs
+recorded; a flag that says something else is used, and named in a warning and in the table's caption. --all-chunks first
+trains what is missing. Prints the table and writes table1.md, .csv, .json, .tex and .png.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mi_ml_gen.core import cli, config, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.registry import load_generator, load_latent_space
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.navigator.records import Flags, circumstances
 from mi_ml_gen.navigator.settings import NavigatorConfig
 
 
@@ -31,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--walkers_iter", type=int, nargs="+", metavar="N", help="checkpoint of each subfolder, by trained samples")
     add("--walkers_batch_size", type=int, default=64, metavar="N", help="batch size of published runs (default 64)")
     add("--n_samples", type=int, default=500_000, metavar="N", help="draws of each walker (default 500000)")
-    add("--mean", type=float, default=0.0, metavar="X", help="mean of the anchors' noise (default 0)")
-    add("--std", type=float, default=1.0, metavar="X", help="standard deviation of the anchors' noise (default 1)")
-    add("--trunc", type=float, default=2.0, metavar="X", help="bound of the noise in standard deviations (default 2)")
-    add("--generator", default="bigbigan", metavar="NAME", help="generator of the walkers (default bigbigan)")
-    add("--g_path", metavar="PATH", help="its weights, where delta or training needs them and none are bundled")
-    add("--g_use", nargs="+", default=[], metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 label=3 ...")
+    add("--mean", type=float, metavar="X", help="mean of the anchors' noise (default: the runs', else 0)")
+    add("--std", type=float, metavar="X", help="standard deviation of the anchors' noise (default: the runs', else 1)")
+    add("--trunc", type=float, metavar="X", help="bound of the noise in stds (default: the runs', else 2)")
+    add("--generator", metavar="NAME", help="generator of the walkers (default: the runs', else bigbigan)")
+    add("--g_path", metavar="PATH", help="its weights, where they are needed and none are bundled (default: the runs')")
+    add("--g_use", nargs="+", metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 label=3 ... (default: the runs')")
     add("--dim_z", type=int, metavar="N", help="length of z, checked against the generator's")
     add("--all-chunks", action="store_true", help="first train a walker for every chunk that has none")
     add("--groups", type=int, default=1, metavar="N", help="with --all-chunks: chunks per walker (default 1)")
@@ -52,28 +53,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if a.walkers_batch_size < 1:
         raise UsageError(f"--walkers_batch_size {a.walkers_batch_size}: must be at least 1")
     device = runtime.resolve_device(a.device)
-    law = TruncatedNormal(a.mean, a.std, a.trunc)
-    needs_images = a.all_chunks or a.page
-    generator = (load_generator if needs_images else load_latent_space)(a.generator, a.g_path, device, a.g_use)
+    load = load_generator if a.all_chunks or a.page else load_latent_space
+    flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.trunc)
+    found = circumstances(table1.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
+    generator, noise = found.generator, found.noise
     if a.dim_z not in (None, generator.noise_dim):
         raise UsageError(f"--dim_z {a.dim_z}: {generator.name} has noise of length {generator.noise_dim}")
     if a.all_chunks:
-        given = [f"generator={a.generator}", "chunks=0_1", f"mean={a.mean}", f"std={a.std}", f"truncation={a.trunc}"]
-        given += [f"seed={a.seed}", f"device={a.device}", *([f"g_path={a.g_path}"] if a.g_path else [])]
-        given += [*([f"g_use={','.join(a.g_use)}"] if a.g_use else []), *a.train]
-        settings = config.load(NavigatorConfig, NavigatorConfig.preset(a.generator), given)
+        given = [f"generator={found.name}", "chunks=0_1"]
+        given += [f"mean={noise.mean}", f"std={noise.std}", f"truncation={noise.truncation}"]
+        given += [f"seed={a.seed}", f"device={a.device}", *([f"g_path={found.g_path}"] if found.g_path else [])]
+        given += [*([f"g_use={','.join(found.g_use)}"] if found.g_use else []), *a.train]
+        settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), given)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 
-    found = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
-    rows = table1.estimate_rows(generator, found, a.n_samples, law, a.seed, device, progress=True)
-    print(table1.to_table(rows).to_terminal())
+    walkers = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
+    rows = table1.estimate_rows(generator, walkers, a.n_samples, noise, a.seed, device, progress=True)
+    print(table1.to_table(rows, found.notes).to_terminal())
     out = a.out or a.walkers_base_path
     out.mkdir(parents=True, exist_ok=True)
-    written = table1.write_table(rows, out)
+    written = table1.write_table(rows, out, found.notes)
     if a.page:
         command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(sys.argv[1:] if argv is None else argv)])
-        study = table1.Study(generator, rows, law, a.seed, device)
-        written.append(table1.write_page(out / "table1.html", [study], f"Table 1 of {a.generator}", command))
+        study = table1.Study(generator, rows, noise, a.seed, device, found.notes)
+        written.append(table1.write_page(out / "table1.html", [study], f"Table 1 of {found.name}", command))
     print("written: " + ", ".join(map(str, written)))
 
 

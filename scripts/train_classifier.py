@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = train_probe(settings, encoder.backbone, splits, path, on_row=on_row)
         if runtime.is_main():
             print(f"encoder: {encoder}")
-            print(accuracy_table(result.evaluations, f"Accuracy on the {result.split} images").to_terminal())
+            which = f"Accuracy on the {result.split} images, framed as {settings.framing}"
+            which += f"; sgd: {result.layer}" if result.layer else ""
+            print(accuracy_table(result.evaluations, which).to_terminal())
             print(f"run folder: {result.path}")
     finally:
         runtime.teardown()

@@ -4,7 +4,8 @@
     python scripts/visualize_walker.py --walker w_COPGen_60032.pth --generator bigbigan --g_path BigBiGAN_x1.pth
 
 Writes training.png (a row per saved walker, runs only), strength.png (a row per multiple of the perturbation) and
-curves.png into --out.
+curves.png into --out. Generator and noise are those that the run recorded; a flag that says something else is used, and
+named in a warning.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 
 from mi_ml_gen.core import cli, runs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.navigator.records import Flags, RunRecord, circumstances
 from mi_ml_gen.walkers import pictures
+from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import load_walker
 
 
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--n_images", type=int, default=10, metavar="N", help="anchors, one column each (default 10)")
     add("--n_rows", type=int, default=6, metavar="N", help="saved walkers shown along training (default 6)")
     add("--strengths", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5, 2.0], metavar="X", help="multiples shown")
-    add("--mean", type=float, default=0.0, metavar="X", help="mean of the anchors' noise (default 0)")
-    add("--std", type=float, default=1.0, metavar="X", help="standard deviation of the anchors' noise (default 1)")
-    add("--truncation", type=float, default=2.0, metavar="X", help="bound of the noise in stds (default 2)")
+    add("--mean", type=float, metavar="X", help="mean of the anchors' noise (default: the run's, else 0)")
+    add("--std", type=float, metavar="X", help="standard deviation of the anchors' noise (default: the run's, else 1)")
+    add("--truncation", type=float, metavar="X", help="bound of the noise in stds (default: the run's, else 2)")
     add("--seed", type=int, default=0, metavar="N", help="of the anchors (default 0)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda ...")
     add("--out", type=Path, metavar="PATH", help="folder of the pictures (default: the run's images/)")
@@ -43,17 +44,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("give either --run, a run folder, or --walker, a walker's file")
     if a.n_images < 1 or a.n_rows < 1:
         raise UsageError(f"--n_images {a.n_images} --n_rows {a.n_rows}: must be at least 1")
-    settings = runs.read_config(a.run) if a.run else {}
-    name, weights = a.generator or settings.get("generator"), a.g_path or settings.get("g_path")
-    use = settings.get("g_use", []) if a.g_use is None else a.g_use
-    if name is None:
+    if a.run is None and a.generator is None:
         raise UsageError("--generator must be given with --walker")
+    records = [RunRecord.read(a.run)] if a.run else []
     out = a.out or (a.run / "images" if a.run else a.walker.parent if a.walker.exists() else Path())
     device = runtime.resolve_device(a.device)
-    generator = load_generator(name, weights, device, use)
+    flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation)
+    found = circumstances(records, flags, device)
+    generator = found.generator
     walker = load_walker(a.walker or a.run / "walker.safetensors", device, generator)
-    law = TruncatedNormal(a.mean, a.std, a.truncation)
-    z = law.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))
+    if a.run is None:
+        warn_of_differences(walker, generator, found.noise)
+    z = found.noise.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))
     out.mkdir(parents=True, exist_ok=True)
     written = [pictures.save_strengths(out / "strength.png", generator, walker, z, a.strengths)]
     if a.run:

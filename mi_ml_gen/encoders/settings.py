@@ -38,7 +38,9 @@ class EncoderConfig:
     workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
     img_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
     Tx: str | None = option(
-        "simclr", help="augmentation of the images: simclr, no_crop, no_color, or none (the centre crop)"
+        "simclr",
+        help="augmentation of the images: simclr, no_crop and no_color as published; torchvision, torchvision_no_crop "
+        "and torchvision_no_color by torchvision's conventions; none is the centre crop",
     )
     crop_size: int | None = option(None, at_least=8, help="side of the views (default: 7/8 of the images')")
 

@@ -24,6 +24,7 @@ from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.encoders.settings import FREE, EncoderConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub.assets import Artifact, parse
 from mi_ml_gen.hub.fetching import where_it_lies
@@ -32,7 +33,9 @@ from mi_ml_gen.report.figures import curves
 from mi_ml_gen.report.images import pair_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.views.records import view_record
 from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler
+from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
 
 logger = logging.getLogger(__name__)
@@ -102,6 +105,9 @@ def train_encoder(
     # --- Run folder
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    described |= view_record(path, settings.policy)
+    if isinstance(sampler.origin, GeneratedImages):
+        described |= fingerprint_record(path, sampler.origin.generator)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
     with loop.Session.open(path, described, free=FREE) as session:
         run = session.run
@@ -186,6 +192,8 @@ def view_sampler(
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
         walker = walker_from(settings.Tz, generator, device)
+        if runtime.is_main():
+            warn_of_differences(walker, generator, settings.law)
         origin = GeneratedImages(generator, walker, settings.law, settings.decode_at_once)
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:

@@ -34,9 +34,11 @@ from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.data.beton.format import Encoded, write_beton
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
+from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
 
 BLOCK = 64
@@ -164,10 +166,12 @@ def export_images(settings: ExportConfig) -> Export:
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     walker = walker_from(settings.Tz, generator, device)
+    warn_of_differences(walker, generator, TruncatedNormal(settings.mean, settings.std, settings.truncation))
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 
     record = settings.save_folder / RECORD
     about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
+    about |= fingerprint_record(record, generator)
     free = _FREE if settings.published_seeds else (*_FREE, "batch_size")
     began = time.monotonic()
     with RunFolder.open(record, about, free), loop.Preemption() as preemption:

@@ -26,15 +26,20 @@ from mi_ml_gen.delta import DeltaEstimate
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.selection import near, select_checkpoint
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import train_navigator, walker_name
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import bars, curves, figure_png
 from mi_ml_gen.report.page import Page
+from mi_ml_gen.report.text import encoded
 from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.pictures import decode_shown, swaps
 from mi_ml_gen.walkers.spec import load_walker
+
+SMOOTHED_STEPS = 64
+"""Steps to either side of a published checkpoint that its smoothed InfoNCE is the mean over."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,17 @@ class TrainedWalker:
     samples: int
     """What the walker had been trained on."""
     infonce: float | None
-    """Critic's loss near the checkpoint."""
+    """Critic's loss at the checkpoint: of published runs the mean of three losses, as the published script takes it;
+    of our own the smoothed one."""
+    smoothed_infonce: float | None
+    """Mean of the critic's loss over SMOOTHED_STEPS to either side of the checkpoint."""
     n_pairs: int
     """Pairs that the loss was taken over."""
     temperature: float
     rows: tuple[dict[str, Any], ...] = ()
     """The course of training: step, samples, loss ..."""
+    record: RunRecord | None = None
+    """What its run was made with; None where nothing was recorded, as in the published layout."""
 
     @property
     def chunks(self) -> str:
@@ -69,8 +79,9 @@ class Row:
 
     @property
     def bound_nats(self) -> float | None:
+        """From the smoothed loss: three losses of single batches are too few for a bound."""
         w = self.walker
-        return None if w.infonce is None else infonce_bound(w.infonce, w.n_pairs, w.temperature).nats
+        return None if w.smoothed_infonce is None else infonce_bound(w.smoothed_infonce, w.n_pairs, w.temperature).nats
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -103,6 +114,12 @@ def find_walkers(base: str | Path, samples: Sequence[int] | None = None, batch_s
     ]
 
 
+def recorded(base: str | Path) -> list[RunRecord]:
+    """What the runs in the subfolders of `base` were made with, in natural order; empty where there are none."""
+    folders = [path.parent for path in Path(base).glob("*/config.yaml")]
+    return [RunRecord.read(folder) for folder in sorted(folders, key=lambda path: natural_key(path.name))]
+
+
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Sorts numbers within names by value."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
@@ -126,7 +143,8 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
         raise UsageError(f"{folder}: no walker of {samples} samples; the nearest has {nearest}")
     walker = load_walker(folder / "walkers" / f"{walker_name(samples)}.safetensors")
     loss = near(rows, samples)["loss"]
-    return TrainedWalker(folder, walker, samples, loss, n_pairs, settings["temp"], tuple(rows))
+    record = RunRecord.read(folder)
+    return TrainedWalker(folder, walker, samples, loss, loss, n_pairs, settings["temp"], tuple(rows), record)
 
 
 def _read_published(folder: Path, samples: int | None, batch_size: int) -> TrainedWalker:
@@ -139,7 +157,7 @@ def _read_published(folder: Path, samples: int | None, batch_size: int) -> Train
         names = ", ".join(str(n) for n in sorted(found)) or "none"
         raise UsageError(f"{folder}: no w_COPGen_{samples}.pth; there: {names}")
     losses = _published_losses(folder / "F_loss_values.npy")
-    infonce, rows = None, []
+    infonce, smoothed, rows = None, None, []
     if losses is not None:
         step = samples // batch_size
         if step >= len(losses) + 1:
@@ -147,9 +165,11 @@ def _read_published(folder: Path, samples: int | None, batch_size: int) -> Train
                 f"{folder}: {len(losses)} losses cannot reach {samples} samples in batches of {batch_size}; "
                 "give the run's batch size by --walkers_batch_size"
             )
-        infonce = float(losses[max(0, step - 64) : step + 65].mean())
+        infonce = float(losses[max(0, step - 1) : step + 2].mean())  # three, as the published script
+        smoothed = float(losses[max(0, step - SMOOTHED_STEPS) : step + SMOOTHED_STEPS + 1].mean())
         rows = [{"step": i, "samples": i * batch_size, "loss": float(loss)} for i, loss in enumerate(losses)]
-    return TrainedWalker(folder, load_walker(found[samples]), samples, infonce, batch_size, 0.1, tuple(rows))
+    walker = load_walker(found[samples])
+    return TrainedWalker(folder, walker, samples, infonce, smoothed, batch_size, 0.1, tuple(rows))
 
 
 def _published_losses(path: Path) -> np.ndarray | None:
@@ -207,8 +227,12 @@ def estimate_rows(
     return rows
 
 
-def to_table(rows: Sequence[Row]) -> report.Table:
-    """All columns; delta and InfoNCE as in the paper, and beside them their errors and scales."""
+def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
+    """All columns; delta and InfoNCE as in the paper, and beside them their errors and scales.
+
+    notes: in what the table was measured otherwise than its runs recorded; they stand in the caption.
+    """
+    has_smoothed = any(row.walker.infonce != row.walker.smoothed_infonce for row in rows)  # published walkers
     cells = [
         [
             row.walker.chunks,
@@ -217,16 +241,25 @@ def to_table(rows: Sequence[Row]) -> report.Table:
             row.delta.standard_error,
             row.delta.mean / row.independent.mean,
             row.walker.infonce,
+            *([row.walker.smoothed_infonce] if has_smoothed else []),
             row.bound_nats,
             row.walker.samples,
         ]
         for row in rows
     ]
-    columns = ["chunks", "delta", "std", "std. error", "of independent", "InfoNCE", "bound (nats)", "samples"]
+    columns = ["chunks", "delta", "std", "std. error", "of independent", "InfoNCE"]
+    columns += [*(["smoothed"] if has_smoothed else []), "bound (nats)", "samples"]
     formats = {"delta": ".3f", "std": ".3f", "std. error": ".4f", "of independent": ".1%", "InfoNCE": ".3f"}
-    formats |= {"bound (nats)": ".2f", "samples": ","}
+    formats |= {"bound (nats)": ".2f", "samples": ","} | ({"smoothed": ".3f"} if has_smoothed else {})
     n = rows[0].delta.n_samples
     caption = f"Delta of each walker over {n:,} draws; InfoNCE and the bound it gives on the mutual information."
+    if has_smoothed:
+        caption += (
+            " InfoNCE of published walkers is the mean of three losses, as published; beside it stands the mean over "
+            f"{SMOOTHED_STEPS} steps to either side, from which the bound follows."
+        )
+    if notes:
+        caption += f" Measured with {'; '.join(notes)}."
     return report.Table(columns, cells, caption, formats)
 
 
@@ -237,11 +270,11 @@ def to_paper_table(rows: Sequence[Row]) -> report.Table:
     return report.Table(columns, cells, formats=dict.fromkeys(columns[1:], ".2f"))
 
 
-def write_table(rows: Sequence[Row], folder: str | Path) -> list[Path]:
+def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = ()) -> list[Path]:
     """Table 1 as Markdown, CSV, JSON, LaTeX and a figure in `folder`; gives the files."""
     folder = Path(folder)
-    written = list(to_table(rows).write(folder, "table1").values())
-    atomic_write(folder / "table1.tex", to_paper_table(rows).to_latex().encode())
+    written = list(to_table(rows, notes).write(folder, "table1").values())
+    atomic_write(folder / "table1.tex", encoded(to_paper_table(rows).to_latex()))
     atomic_write(folder / "table1.png", figure_png(delta_figure(rows)))
     return [*written, folder / "table1.png"]
 
@@ -260,6 +293,8 @@ class Study(NamedTuple):
     law: TruncatedNormal
     seed: int
     device: torch.device | str
+    notes: Sequence[str] = ()
+    """In what it was measured otherwise than its runs recorded."""
 
 
 def write_page(path: str | Path, studies: Sequence[Study], title: str, commands: str, n_images: int = 10) -> Path:
@@ -284,7 +319,7 @@ def _add_study(page: Page, study: Study, n_images: int) -> None:
     z, donors = (
         study.law.sample(shape, runtime.stream(study.seed, name, 0, 0, study.device)) for name in ("page", "donors")
     )
-    page.section(f"Table 1 of {generator.name}").table(to_table(rows))
+    page.section(f"Table 1 of {generator.name}").table(to_table(rows, study.notes))
     page.text(
         "`of independent` is delta over the length between two independent draws of the chunk: at 100% the anchor is "
         "forgotten. `bound` is a lower bound on the mutual information of the pair, in nats."

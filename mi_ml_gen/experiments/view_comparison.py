@@ -33,6 +33,7 @@ from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -51,21 +52,22 @@ class Method(NamedTuple):
     images: Literal["real", "generated", "none"]
     """none: nothing was trained."""
     Tz: Literal["", "random, all chunks", "random, fine chunks", "learned, fine chunks"]
-    Tx: Literal["simclr", "no_color"] | None
+    Tx: Literal["torchvision", "torchvision_no_color"] | None
 
 
 METHODS = {
     "pixels": Method("pixels", "none", "", None),
     "untrained": Method("untrained backbone", "none", "", None),
-    "real": Method("real images", "real", "", "simclr"),
-    "real_no_color": Method("real images, without colour", "real", "", "no_color"),
-    "synth": Method("generated, unperturbed", "generated", "", "simclr"),
-    "synth_no_color": Method("generated, unperturbed, without colour", "generated", "", "no_color"),
-    "random_all": Method("random walker, all chunks", "generated", "random, all chunks", "simclr"),
-    "random": Method("random walkers", "generated", "random, fine chunks", "no_color"),
-    "learned": Method("learned walkers, one per chunk", "generated", "learned, fine chunks", "no_color"),
+    "real": Method("real images", "real", "", "torchvision"),
+    "real_no_color": Method("real images, without colour", "real", "", "torchvision_no_color"),
+    "synth": Method("generated, unperturbed", "generated", "", "torchvision"),
+    "synth_no_color": Method("generated, unperturbed, without colour", "generated", "", "torchvision_no_color"),
+    "random_all": Method("random walker, all chunks", "generated", "random, all chunks", "torchvision"),
+    "random": Method("random walkers", "generated", "random, fine chunks", "torchvision_no_color"),
+    "learned": Method("learned walkers, one per chunk", "generated", "learned, fine chunks", "torchvision_no_color"),
 }
-"""The paper's pairs of T_z and T_x for BigBiGAN, floors, and controls: real and unperturbed images under the T_x of the
+"""The paper's pairs of T_z and T_x for BigBiGAN (by torchvision's conventions, with which the table in docs/probes.md
+was measured), floors, and controls: real and unperturbed images under the T_x of the
 last two rows, so that what T_z brings can be told from what T_x does."""
 FLOORS = ("pixels", "untrained")
 
@@ -154,7 +156,8 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     fine = fine_chunks(settings, generator)
     stored = held(load_source(settings.data_path, "train", generator.resolution))
-    with runs.RunFolder.open(folder, config.to_dict(settings), free=FREE) as run:
+    described = config.to_dict(settings) | fingerprint_record(folder, generator)
+    with runs.RunFolder.open(folder, described, free=FREE) as run:
         walkers = None
         if any(METHODS[row].Tz.startswith("learned") for row in settings.rows):
             walkers = learned_walkers(settings, generator, fine, progress)

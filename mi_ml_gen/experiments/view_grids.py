@@ -25,6 +25,7 @@ from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
+from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
 
 
@@ -60,6 +61,7 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     config.validate(settings)
     generator = load_generator(settings.generator, settings.generator_path, device, settings.g_use)
     walker = walker_from(settings.Tz, generator, device)
+    warn_of_differences(walker, generator, TruncatedNormal(*settings.anchor_params))
     paths, rows = [], []
     for batch in draw_variants(settings, generator, walker, device):
         with torch.no_grad():

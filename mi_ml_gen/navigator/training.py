@@ -21,15 +21,18 @@ from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
 from mi_ml_gen.navigator.selection import SMOOTHING_STEPS, Selection, select_checkpoint, should_stop, summary
 from mi_ml_gen.navigator.settings import FREE, NavigatorConfig
 from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.views.records import view_record
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import NonlinearWalker
+from mi_ml_gen.walkers.origins import origin
 from mi_ml_gen.walkers.spec import load_walker
 
 LOG_INTERVAL = 16
@@ -95,6 +98,8 @@ def train_navigator(
     # --- Run folder
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
+    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, settings.law))
     with loop.Session.open(path, described, free=FREE) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
@@ -145,7 +150,7 @@ def train_navigator(
             if save:
                 session.check()
                 if runtime.is_main():
-                    about = dict(generator=settings.generator, samples=session.samples, seed=settings.seed)
+                    about = dict(samples=session.samples, **trained_on)
                     save_walker(run.path / "walkers" / walker_name(session.samples), walker, **about)
                     n_saved = sum(row["saved"] for row in session.rows)
                     if session.is_last or n_saved % settings.image_freq == 0:
@@ -162,8 +167,8 @@ def train_navigator(
         selection = select_checkpoint(rows, independent.mean)
         if runtime.is_main():
             chosen = load_walker(run.path / "walkers" / f"{walker_name(selection.samples)}.safetensors")
-            about = dict(generator=settings.generator, samples=selection.samples, seed=settings.seed)
-            save_walker(run.path / "walker", chosen, **about, rule=selection.reason)
+            about = dict(samples=selection.samples, rule=selection.reason, **trained_on)
+            save_walker(run.path / "walker", chosen, **about)
             pictures.save_pairs(run.images / "selected.png", generator, chosen.to(device), shown)
             pictures.save_curves(run.images / "curves.png", rows)
             run.write_json("summary.json", summary(rows, selection, independent, n_pairs, settings.temp, reason))

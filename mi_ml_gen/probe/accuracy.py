@@ -19,6 +19,7 @@ from mi_ml_gen.core.errors import NonFiniteError, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import PALETTE, figure_png
+from mi_ml_gen.report.text import LONGEST_IN_FIGURES, encoded, literal
 
 Z_95 = 1.959963984540054
 """Two-sided 95% point of the normal."""
@@ -181,12 +182,13 @@ def confusion_figure(evaluation: Evaluation, title: str = "") -> Any:
     share = (100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     side = min(9.0, max(3.2, 0.48 * n)) if n <= MOST_NAMED_CLASSES else 7.0
     named = n <= MOST_NAMED_CLASSES
-    margin = 0.085 * max(len(name) for name in evaluation.classes) + 0.6 if named else 0.7
+    names = [literal(name, LONGEST_IN_FIGURES) for name in evaluation.classes] if named else []
+    margin = 0.085 * max(map(len, names)) + 0.6 if named else 0.7
     figure = Figure(figsize=(side + margin, side + 0.7 * margin + (0.2 if title else 0.0)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=ink)
+        figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=ink)
     shades = LinearSegmentedColormap.from_list("share", ["#fefefe", "#9db9dc", PALETTE[0], "#163a66"])
     # By the square root: what matters off the diagonal is a few percent.
     axes.imshow(np.sqrt(share), cmap=shades, vmin=0, vmax=10, interpolation="nearest", aspect="equal")
@@ -195,8 +197,8 @@ def confusion_figure(evaluation: Evaluation, title: str = "") -> Any:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=ink, labelsize=9)
     if named:
-        axes.set_xticks(range(n), evaluation.classes, rotation=45, ha="right", rotation_mode="anchor")
-        rows = zip(evaluation.classes, evaluation.per_class, strict=True)
+        axes.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
+        rows = zip(names, evaluation.per_class, strict=True)
         axes.set_yticks(range(n), [f"{name}  {a.value:.0%}" if a.n else name for name, a in rows])
     else:
         axes.set_xticks([])
@@ -219,7 +221,7 @@ def write_evaluations(folder: str | Path, evaluations: dict[str, Evaluation], sh
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["true class", *chosen.classes])
     writer.writerows([name, *row] for name, row in zip(chosen.classes, chosen.confusion.tolist(), strict=True))
-    atomic_write(folder / "confusion.csv", buffer.getvalue().encode())
+    atomic_write(folder / "confusion.csv", encoded(buffer.getvalue()))
     figure = confusion_figure(chosen, f"{shown}: {chosen.top1.value:.2%} of {chosen.top1.n:,} images")
     atomic_write(folder / "images" / "confusion.png", figure_png(figure))
 

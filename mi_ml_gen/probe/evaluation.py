@@ -9,9 +9,10 @@ from typing import Literal
 
 import torch
 
-from mi_ml_gen.core import files, runtime
+from mi_ml_gen.core import files, runs, runtime
 from mi_ml_gen.core.config import option
 from mi_ml_gen.data.classes import aligned, class_key
+from mi_ml_gen.data.framing import published_framing
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import ImageSource
 from mi_ml_gen.data.splits import check_split
@@ -19,6 +20,7 @@ from mi_ml_gen.probe.accuracy import Evaluation, accuracy_table, evaluate_scores
 from mi_ml_gen.probe.classifier import LinearClassifier, check_classes, load_classifier
 from mi_ml_gen.probe.features import Extraction, extract_features, labels_of
 from mi_ml_gen.probe.readouts import Linear
+from mi_ml_gen.report.text import encoded
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,8 @@ class EvaluationConfig:
     dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
     split: Literal["train", "validation", "test"] = option("test", help="which of its images")
     image_size: int | None = option(None, at_least=8, help="side of the images (default: as the classifier's were)")
-    framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    framing: str = option("auto", help="how stored images are cut: whole, bigbigan, stylegan, classification; auto: as "
+                          "the classifier's run recorded, else as published, by --dataset")  # fmt: skip
     loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
     skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     batch_size: int = option(256, at_least=1, help="images at a time")
@@ -93,14 +96,31 @@ def run_evaluation(settings: EvaluationConfig, progress: bool = True) -> Evaluat
         settings.data_path,
         settings.split,
         size,
-        framing=settings.framing,
+        framing=_framing(settings),
         loader=settings.loader,
         skip_bad=settings.skip_bad,
     )
+    if size != classifier.image_size:
+        known = classifier.image_size
+        logger.warning("images of %d px where the classifier was trained on %d px; the flag is used", size, known)
     found = evaluate_probe(classifier, source, settings.device, settings.batch_size, settings.precision, progress)
     if settings.out_log_file is not None:
         out = settings.out_log_file
         csv = accuracy_table({"linear": found}).to_csv()
-        files.atomic_write(out.with_name(out.name + ".csv"), csv.encode())
+        files.atomic_write(out.with_name(out.name + ".csv"), encoded(csv))
         write_evaluations(out, {"linear": found}, "linear")
     return found
+
+
+def _framing(settings: EvaluationConfig) -> str:
+    """The framing of the images: the flag's, else that of the classifier's run, else the published one of the set."""
+    path = Path(settings.lin_cls_path)
+    folder = path if path.is_dir() else path.parent
+    recorded = runs.read_config(folder) if (folder / "config.yaml").is_file() else {}
+    known = recorded.get("framing")
+    if known is None:
+        return published_framing(settings.framing, settings.dataset or recorded.get("dataset"))
+    if settings.framing not in ("auto", known):
+        logger.warning("framing %s where the classifier's run had %s; the flag is used", settings.framing, known)
+        return published_framing(settings.framing, None)
+    return published_framing(known, None)

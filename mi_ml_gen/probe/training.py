@@ -26,6 +26,7 @@ from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.resnet import ResNet
+from mi_ml_gen.data.framing import published_framing
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.data.splits import Splits, class_names, matched
 from mi_ml_gen.probe.accuracy import Evaluation, evaluate_scores, write_evaluations
@@ -42,6 +43,8 @@ FINAL_SHARE = 0.1
 WEIGHT_STD = 0.01
 """Standard deviation of the linear layer's first weights; its biases start at 0."""
 READOUTS = ("sgd", "knn", "ridge")
+KEPT = {"last": "the last one", "best": "the one of least validation loss"}
+"""Which layer of SGD is judged, in words."""
 
 
 @dataclass
@@ -56,16 +59,18 @@ class ProbeConfig:
     dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
     image_size: int | None = option(None, at_least=8, help="side of the images, of which 7/8 is seen (default: as the "
                                     "encoder was trained on, else the set's own)")  # fmt: skip
-    framing: str = option("classification", help="how stored images are cut: whole, bigbigan, stylegan, classification")
+    framing: str = option("auto", help="how stored images are cut: whole, bigbigan, stylegan, classification; auto: as "
+                          "published, bigbigan for --dataset imagenet and classification for all others")  # fmt: skip
     loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
     hold_out: float = option(0.1, above=0, below=1, help="share of the training images for validation, where the set "
                              "has no validation images of its own")  # fmt: skip
     skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd knn ridge")
 
-    views: Literal["none", "no_color"] = option(
+    views: Literal["none", "no_color", "torchvision_no_color"] = option(
         "none",
-        help="none: features of the centre crops, computed once; no_color: new crops in each epoch (the paper's)",
+        help="none: features of the centre crops, computed once; no_color: new crops and mirrored images in each "
+        "epoch, as published; torchvision_no_color: the same with antialiased crops",
     )
     scale: Literal["unit", "none"] = option(
         "unit", help="features for SGD: unit: standardised, mean squared length 1; none: as they are (the paper's)"
@@ -74,7 +79,10 @@ class ProbeConfig:
     cumulative_bs: int = option(256, at_least=1, help="images a step, over all processes")
     base_lr: float = option(30.0, above=0, help="learning rate at 256 images a step, in proportion for others")
     decay: bool = option(True, help="let the learning rate fall along a cosine to a tenth")
-    val_freq: int = option(5, at_least=1, help="epochs between validations; the layer of least loss is kept")
+    val_freq: int = option(5, at_least=1, help="epochs between validations")
+    keep: Literal["last", "best"] = option(
+        "best", help="which layer of SGD is judged: the last epoch's, as published, or the one of least validation loss"
+    )
 
     n_neighbours: int = option(20, at_least=1, help="of kNN")
     knn_temp: float = option(0.1, above=0, help="of kNN: votes weigh exp(cosine / temperature)")
@@ -86,6 +94,7 @@ class ProbeConfig:
     state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
 
     def __post_init__(self) -> None:
+        self.framing = published_framing(self.framing, self.dataset)
         if not self.readouts or len(set(self.readouts)) != len(self.readouts):
             raise UsageError(f"--readouts {' '.join(self.readouts)}: give each of {', '.join(READOUTS)} at most once")
 
@@ -110,6 +119,8 @@ class ProbeResult(NamedTuple):
     """Which of both."""
     classifier: LinearClassifier | None
     """The layer by SGD, else by ridge; None where neither was asked for."""
+    layer: str = ""
+    """Which layer of SGD was judged, in words; empty where there was none."""
 
 
 def train_probe(
@@ -147,6 +158,8 @@ def train_probe(
 
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    if settings.keep == "best":
+        del described["keep"]  # runs of version 0.1, which knew no other way, recorded nothing and still go on
     with loop.Session.open(path, described, free=FREE) as session:
         run = session.run
         # --- Features of unaugmented images
@@ -165,10 +178,12 @@ def train_probe(
         notes: dict[str, Any] = {}
         evaluations: dict[str, Evaluation] = {}
         linear: Linear | None = None
+        layer = ""
         if "sgd" in settings.readouts:
             fit = _sgd(session, settings, backbone, splits, seen, len(classes), device, progress, on_row)
             linear = fit.linear
-            notes["sgd"] = {"epoch": fit.epoch, "validation_loss": fit.validation_loss}
+            layer = f"layer of epoch {fit.epoch}, {KEPT[settings.keep]}"
+            notes["sgd"] = {"epoch": fit.epoch, "validation_loss": fit.validation_loss, "kept": settings.keep}
             evaluations["sgd"] = evaluate_scores(linear.scores(judged.values), judged.labels, classes, logits=True)
         if "ridge" in settings.readouts:
             ridge = fit_ridge(seen["train"], seen["validation"], len(classes), device=device)
@@ -190,11 +205,12 @@ def train_probe(
                 save_classifier(run.path / "classifier.safetensors", classifier)
         if runtime.is_main():
             caption = f"{len(classes)} classes, {judged.labels.numel():,} {split} images"
+            caption += f"; sgd: {layer}" if layer else ""
             write_evaluations(run.path, evaluations, settings.readouts[0], caption)
             results = {name: found.as_dict() | notes.get(name, {}) for name, found in evaluations.items()}
             run.write_json("summary.json", {"split": split, "readouts": results})
         runtime.barrier()
-    return ProbeResult(path, evaluations, split, classifier)
+    return ProbeResult(path, evaluations, split, classifier, layer)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -202,7 +218,7 @@ def train_probe(
 
 
 class SgdFit(NamedTuple):
-    """The layer of least validation loss."""
+    """The layer that is judged, see ProbeConfig.keep."""
 
     linear: Linear
     epoch: int
@@ -278,7 +294,7 @@ def _sgd(
                 )
                 assert found.loss is not None
                 row |= {"validation_loss": found.loss, "validation_top1": found.top1.value}
-                if found.loss < course.best["loss"]:
+                if settings.keep == "last" or found.loss < course.best["loss"]:
                     kept = {key: value.detach().cpu().clone() for key, value in layer.state_dict().items()}
                     course.best = {"loss": found.loss, "epoch": epoch, "layer": kept}
             logged = session.log(**row)

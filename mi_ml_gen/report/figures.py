@@ -11,6 +11,7 @@ import numpy as np
 
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.report.tables import _INK, _LINE, _PAPER, _SOFT, Estimate
+from mi_ml_gen.report.text import LONGEST_IN_FIGURES, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,7 @@ def curves(
         for name, height in (references or {}).get(quantity, {}).items():
             axes.axhline(height, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             axes.annotate(
-                name,
+                literal(name, LONGEST_IN_FIGURES),
                 (1, height),
                 (-2, 3),
                 xycoords=("axes fraction", "data"),
@@ -101,7 +102,8 @@ def bars(
     """
     if not values:
         raise UsageError("bars: no values")
-    figure = _new_figure(width, 0.36 * len(values) + 1.0, title)
+    names = [literal(name, LONGEST_IN_FIGURES) for name in values]
+    figure = _new_figure(max(width, 3.2 + 0.085 * max(map(len, names))), 0.36 * len(values) + 1.0, title)
     axes = figure.subplots()
     _dress(axes, "", x_label)
     axes.grid(False, axis="y")
@@ -132,7 +134,7 @@ def bars(
     for name, position in (references or {}).items():
         axes.axvline(position, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
-            name,
+            literal(name, LONGEST_IN_FIGURES),
             (position, 1),
             (3, 2),
             xycoords=("data", "axes fraction"),
@@ -140,7 +142,7 @@ def bars(
             fontsize=8,
             color=_SOFT,
         )
-    axes.set_yticks(range(len(values)), list(values), fontsize=9.5, color=_INK)
+    axes.set_yticks(range(len(values)), names, fontsize=9.5, color=_INK)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(values) - 0.4, -0.6)  # from top to bottom
     left, right = min(lowest, 0.0), max(largest, 0.0)
@@ -191,7 +193,7 @@ def _new_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=_INK)
+        figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=_INK)
     return figure
 
 
@@ -200,8 +202,8 @@ def _dress(axes: Axes, title: str, x_label: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     if title:
-        axes.set_title(title, loc="left", fontsize=10, color=_INK, pad=8)
-    axes.set_xlabel(x_label, fontsize=9, color=_SOFT)
+        axes.set_title(literal(title), loc="left", fontsize=10, color=_INK, pad=8)
+    axes.set_xlabel(literal(x_label), fontsize=9, color=_SOFT)
     axes.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_SOFT)
@@ -224,7 +226,7 @@ def _add_legend(figure: Figure, axes: Axes, title: str) -> None:
         names,
         loc="outside upper left",
         ncols=max(1, min(len(names), int(figure.get_figwidth() * 72 // points_per_name))),
-        title=title or None,
+        title=literal(title) or None,
         title_fontproperties={"size": 11.5, "weight": "bold"},
         alignment="left",
         frameon=False,
@@ -240,9 +242,10 @@ def _add_legend(figure: Figure, axes: Axes, title: str) -> None:
 def _draw_run(
     axes: Axes, rows: Rows, x: str, quantity: str, color: str, name: str, span: int | None, mark: float | None
 ) -> None:
+    shown_name = literal(name, LONGEST_IN_FIGURES) or " "  # an empty one would not be in the legend
     pairs = [(float(row[x]), _as_float(row[quantity])) for row in rows if _is_finite(row.get(x)) and quantity in row]
     if not pairs:
-        axes.plot([], [], color=color, linewidth=1.8, label=name)  # still in the legend: the run is there
+        axes.plot([], [], color=color, linewidth=1.8, label=shown_name)  # still in the legend: the run is there
         return
     position, value = np.array(pairs).T
     value = np.where(np.isfinite(value), value, np.nan)
@@ -259,7 +262,7 @@ def _draw_run(
         )
         axes.fill_between(middles, low, high, where=np.isfinite(low), color=color, alpha=0.2, linewidth=0)
     thin = np.unique(np.linspace(0, len(value) - 1, min(len(value), _MOST_POINTS)).round().astype(int))
-    axes.plot(position[thin], mean[thin], color=color, linewidth=1.8, solid_capstyle="round", label=name)
+    axes.plot(position[thin], mean[thin], color=color, linewidth=1.8, solid_capstyle="round", label=shown_name)
     if mark is not None:
         nearest = int(np.abs(position - mark).argmin())
         axes.plot(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.report.images import image_grid, png_bytes
-from mi_ml_gen.report.tables import _INK, _LINE, _PAPER, _SOFT, Table, _cell_text, _escape, _one_line
+from mi_ml_gen.report.tables import _INK, _LINE, _PAPER, _SOFT, Table, _cell_text, _escape
+from mi_ml_gen.report.text import encoded, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ class Page:
     def text(self, text: str) -> Page:
         """Paragraphs, apart by empty lines."""
         for paragraph in re.split(r"\n\s*\n", text.strip()):
-            self._add(f"<p>{_inline(_one_line(paragraph))}</p>")
+            self._add(f"<p>{_inline(one_line(paragraph))}</p>")
         return self
 
     def code(self, text: str) -> Page:
@@ -68,7 +69,7 @@ class Page:
 
     def table(self, table: Table) -> Page:
         """A table under its caption; it scrolls sideways where the window is narrow."""
-        label = _escape(_one_line(table.caption).replace("`", "") or "Table")
+        label = _escape(one_line(table.caption).replace("`", "") or "Table")
         scrolled = f'<div tabindex="0" role="region" aria-label="{label}">{table.to_html()}</div>'
         return self._add(f'<figure class="table">{_caption(table.caption)}{scrolled}</figure>')
 
@@ -108,7 +109,7 @@ class Page:
         if len(self._sections) >= 3:
             links = "".join(f'<li><a href="#{anchor}">{_inline(title)}</a></li>' for anchor, title in self._sections)
             contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
-        lead = f'<p class="lead">{_inline(_one_line(self.lead))}</p>' if self.lead else ""
+        lead = f'<p class="lead">{_inline(one_line(self.lead))}</p>' if self.lead else ""
         footer = f"<footer>{_inline(self.footer)}</footer>" if self.footer else ""
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -123,7 +124,7 @@ class Page:
     def write(self, path: str | Path) -> Path:
         """Write the page, whole or not at all."""
         path = Path(path)
-        atomic_write(path, self.html().encode())
+        atomic_write(path, encoded(self.html()))
         return path
 
     def _add(self, part: str) -> Page:
@@ -162,7 +163,7 @@ def _svg(figure: Figure, alt: str) -> str:
 
 
 def _caption(text: str) -> str:
-    return f"<figcaption>{_inline(_one_line(text))}</figcaption>" if text else ""
+    return f"<figcaption>{_inline(one_line(text))}</figcaption>" if text else ""
 
 
 def _inline(text: str) -> str:

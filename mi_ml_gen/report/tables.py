@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.report.text import encoded, markdown, one_line, shown
 
 # Tables
 
@@ -64,14 +65,14 @@ class Table:
 
     def to_markdown(self) -> str:
         """A table of GitHub's Markdown, padded so that it reads as plain text too."""
-        head = [_markdown_escape(column) for column in self.columns]
-        body = [[_markdown_escape(cell) for cell in row] for row in self._texts()]
+        head = [markdown(column) for column in self.columns]
+        body = [[markdown(cell, is_cell=True) for cell in row] for row in self._texts()]
         widths = [max(3, *(len(row[j]) for row in [head, *body])) for j in range(len(head))]
         right = [self.is_numeric(j) for j in range(len(head))]
         rule = [("-" * (w - 1) + ":") if r else "-" * w for w, r in zip(widths, right, strict=True)]
         lines = [_aligned(row, widths, right) for row in (head, rule, *body)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-        return f"{table}\n{_markdown_escape(self.caption)}\n" if self.caption else table
+        return f"{table}\n{markdown(self.caption)}\n" if self.caption else table
 
     def to_latex(self) -> str:
         r"""A tabular with the rules of \usepackage{booktabs}; with a caption, in a table environment."""
@@ -103,14 +104,14 @@ class Table:
     def to_terminal(self) -> str:
         """Columns apart by two spaces under a ruled head; no escape sequences."""
         texts = [
-            [_one_line(column) for column in self.columns],
-            *([_one_line(cell) for cell in row] for row in self._texts()),
+            [one_line(column) for column in self.columns],
+            *([one_line(cell) for cell in row] for row in self._texts()),
         ]
         widths = [max(len(row[j]) for row in texts) for j in range(len(self.columns))]
         right = [self.is_numeric(j) for j in range(len(self.columns))]
         lines = ["  ".join(_aligned(row, widths, right)).rstrip() for row in texts]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(([_one_line(self.caption).replace("`", ""), ""] if self.caption else []) + lines) + "\n"
+        return "\n".join(([one_line(self.caption).replace("`", ""), ""] if self.caption else []) + lines) + "\n"
 
     def to_csv(self) -> str:
         """Comma-separated values at full precision; an Estimate takes two columns, name and "name spread"."""
@@ -168,7 +169,7 @@ class Table:
         }
         paths = {suffix: Path(folder) / f"{stem}.{suffix}" for suffix in texts}
         for suffix, text in texts.items():
-            atomic_write(paths[suffix], text.encode())
+            atomic_write(paths[suffix], encoded(text))
         return paths
 
     def _texts(self) -> list[list[str]]:
@@ -205,16 +206,8 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool])
     return [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(cells, widths, right, strict=True)]
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _escape(text: object) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _markdown_escape(text: str) -> str:
-    return re.sub(r"([\\|*])", r"\\\1", _one_line(text)).replace("<", "&lt;")
+    return html.escape(shown(text), quote=True)
 
 
 _LATEX = {
@@ -230,12 +223,14 @@ _LATEX = {
 
 
 def _latex_escape(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    escaped = "".join(_LATEX.get(character, character) for character in one_line(text))
     return re.sub(r"`([^`]+)`", r"\\texttt{\1}", escaped)
 
 
 def _latex_cell(text: str, cell: Cell) -> str:
     escaped = _latex_escape(text)
+    if escaped.startswith(("[", "*")):  # after the end of a row LaTeX would read them as its options
+        escaped = "{}" + escaped
     # A minus sign, not a hyphen.
     return re.sub(r"-(?=[\d.])", "$-$", escaped) if isinstance(cell, (int, float, Estimate)) else escaped
 

@@ -1,4 +1,30 @@
-"""T_x: augmentation of images, sample by sample, on the device."""
+"""T_x: augmentation of images, sample by sample, on the device.
+
+A policy says which parts T_x has, and by whose conventions:
+
+    none                   centre crop
+    simclr                 random resized crop, horizontal flip, colour jitter, grayscale
+    no_crop                simclr with the centre crop in place of the random one
+    no_color               simclr without colour jitter and grayscale
+    torchvision            simclr by torchvision's conventions
+    torchvision_no_crop    no_crop by torchvision's conventions
+    torchvision_no_color   no_color by torchvision's conventions
+
+simclr, no_crop and no_color are the paper's, as the published code has them through kornia: RandomResizedCrop (scale
+0.2 to 1, ratio 3/4 to 4/3, bilinear between corner pixels, not antialiased), RandomHorizontalFlip with probability
+1/2, ColorJiggle(0.4, 0.4, 0.4, 0.1) with probability 0.8, RandomGrayscale with probability 0.2. The torchvision ones
+draw the same parameters, but their crops are antialiased, and their colours are those of ColorJitter (see colors.py).
+Each policy ends in the ImageNet normalisation.
+
+Every sample has parameters of its own; only the order of the four colour operations is shared by all samples of a call
+in kornia's convention, as in kornia. For given parameters every operation equals its library's on that sample, to
+float32 rounding.
+
+How it stays fast: drawing is one call of the random generator, nothing is read back by the host, crop, resize and flip
+are two batched matrix products (exact, and unlike grid_sample deterministic in the backward pass on CUDA), and the
+colour operations run on all samples at once with neutral factors where a sample does not take part. All of it is
+differentiable in the images.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +36,45 @@ import torch
 from torch import Tensor, nn
 
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.views.colors import (
+    KORNIA,
+    LUMA,
+    N_BLENDS,
+    TORCHVISION,
+    Colors,
+    Orders,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    grayscale,
+)
+from mi_ml_gen.views.crops import Boxes, center_crop, flip_some, resize_boxes
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "LUMA",
+    "POLICIES",
+    "Augment",
+    "Policy",
+    "ViewParameters",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "center_crop",
+    "draw_parameters",
+    "flip_some",
+    "grayscale",
+    "jitter",
+    "policy_from_flags",
+    "resized_crop",
+    "unit_range",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue (they sum to 0.9999)
 
 CROP_SCALE = (0.2, 1.0)  # share of the image's area
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height
@@ -24,28 +85,38 @@ GRAYSCALE_PROBABILITY = 0.2
 JITTER_BLEND = 0.4  # brightness, contrast and saturation factors lie in 1 +- this
 JITTER_HUE = 0.1  # hue shifts lie in 0 +- this, in turns
 
-N_BLENDS = 3  # brightness, contrast, saturation, in this order wherever they are columns
-
-# Below this chroma no hue can be seen, and 1 / chroma ** 2 in the backward pass could overflow.
-_LEAST_CHROMA = 1e-6
 # A CPU works on groups of samples of this many values (1 MiB of float32), which stay in its cache.
 _CPU_GROUP_VALUES = 2**18
 
 
+class Crop(NamedTuple):
+    """How a random box becomes a view: see `crops.resize_boxes`."""
+
+    antialias: bool
+    corners: bool
+
+
 class Policy(NamedTuple):
-    """Which parts of T_x a policy has."""
+    """Which parts of T_x a policy has, and how; None where it lacks one."""
 
-    crop: bool
+    crop: Crop | None
     flip: bool
-    color: bool
+    color: Colors | None
 
+
+_PUBLISHED_CROP = Crop(antialias=False, corners=True)
+_TORCHVISION_CROP = Crop(antialias=True, corners=False)
 
 POLICIES = {
-    "none": Policy(crop=False, flip=False, color=False),
-    "simclr": Policy(crop=True, flip=True, color=True),
-    "no_crop": Policy(crop=False, flip=True, color=True),
-    "no_color": Policy(crop=True, flip=True, color=False),
+    "none": Policy(crop=None, flip=False, color=None),
+    "simclr": Policy(crop=_PUBLISHED_CROP, flip=True, color=KORNIA),
+    "no_crop": Policy(crop=None, flip=True, color=KORNIA),
+    "no_color": Policy(crop=_PUBLISHED_CROP, flip=True, color=None),
+    "torchvision": Policy(crop=_TORCHVISION_CROP, flip=True, color=TORCHVISION),
+    "torchvision_no_crop": Policy(crop=None, flip=True, color=TORCHVISION),
+    "torchvision_no_color": Policy(crop=_TORCHVISION_CROP, flip=True, color=None),
 }
+"""T_x by name; the module's header says what each does."""
 
 
 def policy_from_flags(simclr_aug: bool = False, remove_crop: bool = False, remove_color: bool = False) -> str:
@@ -68,6 +139,7 @@ class ViewParameters:
     hue: shift in turns, (n,), -0.1 to 0.1.
     blend_order: a permutation of (0, 1, 2), int64 (n, 3): which blend comes first, second and third.
     hue_position: how many blends come before the hue shift, int64 (n,), 0 to 3.
+    The last two are equal in all rows where a policy's colours share one order.
     """
 
     top: Tensor
@@ -92,8 +164,8 @@ class Augment(nn.Module):
 
     policy: a key of POLICIES. image_size: side of the images that come in, in pixels. crop_size: side of the
     views, by default 7/8 of image_size, rounded. normalize: whether the ImageNet normalisation ends it;
-    without it views stay in [0, 1]. antialias: whether shrinking averages over all pixels that it covers
-    (torchvision's default for crops); it matters only for boxes wider than crop_size.
+    without it views stay in [0, 1]. antialias: whether shrinking a random box averages over all pixels that it
+    covers, by default as the policy has it; it matters only for boxes wider than crop_size.
     Raises UsageError for an unknown policy and sizes that do not fit.
     """
 
@@ -106,7 +178,7 @@ class Augment(nn.Module):
         image_size: int = 128,
         crop_size: int | None = None,
         normalize: bool = True,
-        antialias: bool = True,
+        antialias: bool | None = None,
     ) -> None:
         super().__init__()
         if policy not in POLICIES:
@@ -118,7 +190,9 @@ class Augment(nn.Module):
         self.image_size = image_size
         self.crop_size = max(1, round(7 / 8 * image_size)) if crop_size is None else crop_size
         self.normalize = normalize
-        self.antialias = antialias
+        crop = self.policy.crop or _TORCHVISION_CROP  # a policy without a random crop has no use for it
+        self.crop = crop if antialias is None else crop._replace(antialias=antialias)
+        self.antialias = self.crop.antialias
         if self.crop_size < 1 or (self.crop_size > image_size and not self.policy.crop):
             raise UsageError(f"crop_size {self.crop_size}: must lie between 1 and the image size {image_size}")
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -146,7 +220,8 @@ class Augment(nn.Module):
         device = torch.device(device)
         if rng is not None and rng.device.type != device.type:
             raise UsageError(f"random generator on {rng.device}: must be on the images' device, {device}")
-        return draw_parameters(n, self.image_size, rng, device)
+        color = self.policy.color
+        return draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order)
 
     def view(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
         """Views for given parameters (None only where the policy draws nothing), without randomness.
@@ -167,19 +242,23 @@ class Augment(nn.Module):
         if parameters is None or not self.policy.flip:
             views = center_crop(images, self.crop_size)
         elif self.policy.crop:
-            views = resized_crop(images, parameters, self.crop_size, self.antialias)
+            views = resized_crop(images, parameters, self.crop_size, *self.crop)
         else:
             views = flip_some(center_crop(images, self.crop_size), parameters.flip)
-        if parameters is not None and self.policy.color:
-            views = jitter(views, parameters)
-            views = torch.where(_per_sample(parameters.grayscale), grayscale(views), views)
+        if parameters is not None and (colors := self.policy.color) is not None:
+            views = jitter(views, parameters, colors)
+            is_gray = parameters.grayscale.view(-1, 1, 1, 1)
+            views = torch.where(is_gray, colors.grayscale(views), views)
         return (views - self.mean.to(views)) / self.std.to(views) if self.normalize else views
 
 
-def draw_parameters(n: int, image_size: int, rng: torch.Generator | None, device: torch.device) -> ViewParameters:
+def draw_parameters(
+    n: int, image_size: int, rng: torch.Generator | None, device: torch.device, shares_order: bool = False
+) -> ViewParameters:
     """The random half of T_x for n square images of side image_size pixels; see ViewParameters.
 
-    A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision.
+    A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision and kornia.
+    shares_order: one order of the colour operations for all samples of this call, that of the first sample's draw.
     """
     uniform = torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=device)
     area, ratio, rest = uniform.split((CROP_TRIES, CROP_TRIES, 14), dim=1)
@@ -198,6 +277,8 @@ def draw_parameters(n: int, image_size: int, rng: torch.Generator | None, device
     top = torch.minimum(torch.floor(place[:, 0] * (image_size - height + 1)), image_size - height)
     left = torch.minimum(torch.floor(place[:, 1] * (image_size - width + 1)), image_size - width)
 
+    if shares_order:
+        order, hue_position = order[:1].expand(n, -1), hue_position[:1].expand(n, -1)
     return ViewParameters(
         top=top,
         left=left,
@@ -213,141 +294,22 @@ def draw_parameters(n: int, image_size: int, rng: torch.Generator | None, device
     )
 
 
-# Geometry
+# The deterministic half: boxes and colours of ViewParameters
 
 
-def center_crop(images: Tensor, size: int) -> Tensor:
-    """The middle (n, c, size, size) of images (n, c, H, W), as torchvision's center_crop places it."""
-    height, width = images.shape[-2:]
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return images[..., top : top + size, left : left + size]
+def resized_crop(
+    images: Tensor, parameters: ViewParameters, size: int, antialias: bool = True, corners: bool = False
+) -> Tensor:
+    """The box of each sample, brought to (n, c, size, size) bilinearly, and mirrored where its flip is true; see
+    `crops.resize_boxes`."""
+    p = parameters
+    return resize_boxes(images, Boxes(p.top, p.left, p.height, p.width, p.flip), size, antialias, corners)
 
 
-def flip_some(images: Tensor, flip: Tensor) -> Tensor:
-    """images (n, c, H, W), mirrored left to right where flip (n,) is true."""
-    return torch.where(_per_sample(flip), images.flip(-1), images)
-
-
-def resized_crop(images: Tensor, parameters: ViewParameters, size: int, antialias: bool = True) -> Tensor:
-    """The box of each sample, brought to (n, c, size, size) bilinearly, and mirrored where its flip is true.
-
-    Both steps are linear and separable: rows @ image @ columns, with one pair of matrices a sample.
-    """
-    n, channels, image_height, image_width = images.shape
-    no_flip = torch.zeros_like(parameters.flip)
-    top, height = parameters.top.to(images.dtype), parameters.height.to(images.dtype)
-    left, width = parameters.left.to(images.dtype), parameters.width.to(images.dtype)
-    rows = _interpolation(top, height, no_flip, image_height, size, antialias)
-    columns = _interpolation(left, width, parameters.flip, image_width, size, antialias)
-    narrow = images.reshape(n, channels * image_height, image_width) @ columns.mT  # (n, c H, size)
-    return rows[:, None] @ narrow.view(n, channels, image_height, size)
-
-
-def _interpolation(start: Tensor, length: Tensor, flip: Tensor, n_in: int, n_out: int, antialias: bool) -> Tensor:
-    """Matrices (n, n_out, n_in) that take pixels start to start + length of a line to n_out pixels.
-
-    Output pixel i lies at (i + 1/2) length / n_out. Its weights are a triangle of half width 1, or of the
-    step between output pixels where that is larger and antialias is on, over the pixels of the box, and sum
-    to one. At the border of the box this is the same as repeating the outermost pixel.
-    """
-    out = torch.arange(n_out, device=start.device, dtype=start.dtype)
-    out = torch.where(flip[:, None], n_out - 1 - out, out)  # (n, n_out)
-    step = (length / n_out)[:, None]
-    center = (out + 0.5) * step
-    half_width = step.clamp(min=1) if antialias else torch.ones_like(step)
-    pixel = (
-        torch.arange(n_in, device=start.device, dtype=start.dtype) - start[:, None]
-    )  # (n, n_in), counted from the box
-    inside = (pixel >= 0) & (pixel < length[:, None])
-    distance = (pixel[:, None, :] + 0.5 - center[:, :, None]).abs()
-    weights = (1 - distance / half_width[:, :, None]).clamp(min=0) * inside[:, None, :]
-    return weights / weights.sum(dim=2, keepdim=True)
-
-
-# Colour. Images are (n, 3, H, W) in [0, 1], factors (n,).
-
-
-def grayscale(images: Tensor) -> Tensor:
-    """The brightness of each pixel in all three channels."""
-    return _luma(images).expand_as(images)
-
-
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixed with black: factor 0 is black, 1 the image."""
-    return _blend(images, torch.zeros_like(images[:, :1]), factor)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixed with the image's mean grey: factor 0 is flat, 1 the image."""
-    return _blend(images, _luma(images).mean(dim=(1, 2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixed with its grayscale: factor 0 is grey, 1 the image."""
-    return _blend(images, _luma(images), factor)
-
-
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Hue turned by shift, in turns (-1/2 to 1/2), at the same HSV value and chroma.
-
-    The way from RGB to HSV and back, without building HSV: with value v, chroma c and hue h in sixths of a
-    turn, channel j is v - c clamp(min(k, 4 - k), 0, 1) for k = (offset_j + h) mod 6 and offsets 5, 3, 1.
-    """
-    value = images.amax(dim=1, keepdim=True)
-    chroma = value - images.amin(dim=1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
-    is_red = red == value
-    is_green = (green == value) & ~is_red
-    difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
-    sector = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)).to(images.dtype)
-    has_hue = chroma > _LEAST_CHROMA
-    sixths = difference / torch.where(has_hue, chroma, 1) + sector  # of a turn, -1 to 5
-    offsets = 5 - 2 * torch.arange(3, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    k = torch.remainder(sixths + (offsets + 6 * _per_sample(shift).to(images.dtype)), 6)
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def jitter(images: Tensor, parameters: ViewParameters) -> Tensor:
-    """Brightness, contrast, saturation and hue in each sample's own order, where its `jitter` is true.
-
-    The three blends run once before and once after the hue shift, each with factor 1, which leaves an image
-    as it is, where the sample's order has that blend on the other side. So the hue shift, the dear one, runs
-    once and not at each of four places.
-    """
-    active = parameters.jitter
-    factors = parameters.blends.gather(1, parameters.blend_order)  # in order of application
-    for side in ("before", "after"):
-        for place in range(N_BLENDS):
-            takes_part = parameters.hue_position > place
-            if side == "after":
-                takes_part = ~takes_part
-            factor = torch.where(active & takes_part, factors[:, place], 1)
-            images = _any_blend(images, parameters.blend_order[:, place], factor)
-        if side == "before":
-            images = torch.where(_per_sample(active), adjust_hue(images, parameters.hue), images)
-    return images
-
-
-def _any_blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
-    """Brightness (kind 0), contrast (1) or saturation (2), as each sample asks."""
-    luma = _luma(images)
-    mean = luma.mean(dim=(1, 2, 3), keepdim=True)
-    other = luma * _per_sample(kind == 2) + mean * _per_sample(kind == 1)
-    return _blend(images, other, factor)
-
-
-def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other.expand_as(images), images, _per_sample(factor).to(images.dtype)).clamp(0, 1)
-
-
-def _luma(images: Tensor) -> Tensor:
-    red, green, blue = images.split(1, dim=1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-
-
-def _per_sample(values: Tensor) -> Tensor:
-    """(n,) -> (n, 1, 1, 1)"""
-    return values.view(-1, 1, 1, 1)
+def jitter(images: Tensor, parameters: ViewParameters, colors: Colors = TORCHVISION) -> Tensor:
+    """Colour jitter of images (n, 3, H, W) in [0, 1]; see `colors.Colors.jitter`."""
+    p = parameters
+    return colors.jitter(images, p.jitter, Orders(p.blends, p.hue, p.blend_order, p.hue_position))
 
 
 def unit_range(images: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ Rng = torch.Generator | PublishedSeed | None
 class Walker(Shared):
     """What all walkers share: from moved noise to a pair."""
 
+    about: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed, where a file is read
+    """What the walker's file says it was trained on; see `walkers.origins`."""
+
     def moves(
         self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng
     ) -> Iterator[tuple[Chunks, torch.Tensor]]:

@@ -39,6 +39,7 @@ def load_walker_file(path: str | Path, device: torch.device | str | None = None)
         return read_published(path).to(device)
     walker = weights.load(_weights_of(path), WalkerFiles.name)
     assert isinstance(walker, Walker)
+    walker.about = read_about(path)
     return walker.to(device)
 
 

@@ -62,6 +62,7 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
         assert float(line["delta"]) == pytest.approx(row.delta.mean)
         assert float(line["std"]) == pytest.approx(row.delta.std)
         assert float(line["of independent"]) == pytest.approx(row.delta.mean / row.independent.mean)
+        assert float(line["InfoNCE"]) == pytest.approx(row.walker.infonce) and "smoothed" not in line
     assert json.loads((tmp_path / "table1.json").read_text())
     latex = (tmp_path / "table1.tex").read_text()
     assert "chunk & mean & std & InfoNCE" in latex and f"{rows[0].delta.mean:.2f}" in latex
@@ -99,13 +100,19 @@ def test_published_folders_are_read_in_natural_order(published):
     assert [one.folder.name for one in found] == ["chunk0", "chunk2", "chunk10"]
     assert [one.samples for one in found] == [2048, 4096, 2048]
     losses = np.linspace(0, 1, 101)
-    assert found[0].infonce == pytest.approx(losses[: 32 + 65].mean(), rel=1e-5)  # step 32, 64 to either side
-    assert found[1].infonce == pytest.approx(2 + losses.mean(), rel=1e-5)
+    assert found[0].infonce == pytest.approx(losses[31:34].mean(), rel=1e-5)  # step 32: losses[step - 1 : step + 2]
+    assert found[1].infonce == pytest.approx(2 + losses[63:66].mean(), rel=1e-5)
+    assert found[0].smoothed_infonce == pytest.approx(losses[: 32 + 65].mean(), rel=1e-5)  # 64 steps to either side
+    assert found[1].smoothed_infonce == pytest.approx(2 + losses.mean(), rel=1e-5)
 
 
 def test_published_walkers_are_measured_without_weights(published):
     generator = load_latent_space("bigbigan")
     rows = table1.estimate_rows(generator, table1.find_walkers(published, [2048] * 3)[:1], 2000)
+    table = table1.to_table(rows, ["psi=1 where the runs had psi=0.5"])
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert cells["InfoNCE"] == rows[0].walker.infonce and cells["smoothed"] == rows[0].walker.smoothed_infonce
+    assert cells["InfoNCE"] != cells["smoothed"] and "psi=1 where the runs had psi=0.5" in table.caption
     walker = rows[0].walker.walker
     z = TruncatedNormal().sample((2000, 120))
     with torch.no_grad():

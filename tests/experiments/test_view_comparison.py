@@ -155,7 +155,7 @@ def test_a_table_that_grows(monkeypatch, capsys, tmp_path, kit, shared):
     table = {row["views"]: row for row in json.loads((folder / "comparison.json").read_text())}
     assert table["pixels"]["linear (%)"] == 100 and table["pixels"]["T_x"] is None
     learned = read_config(folder / "encoders" / "learned_seed0")
-    assert learned["Tz"] == {"1_2": str(kit / "walkers" / "chunk1")} and learned["Tx"] == "no_color"
+    assert learned["Tz"] == {"1_2": str(kit / "walkers" / "chunk1")} and learned["Tx"] == "torchvision_no_color"
     assert learned["max_epochs"] == 2 and learned["samples_per_epoch"] == 40
     first = json.loads((folder / "cells.json").read_text())
     assert all(cell["seconds"] > 0 for cell in first if cell["row"] in ("real", "learned"))

@@ -165,6 +165,29 @@ def test_the_layer_of_least_validation_loss_is_kept(tmp_path):
     assert own.loss == pytest.approx(least["validation_loss"], rel=1e-4)
 
 
+def test_the_last_epochs_layer_is_kept_where_asked_for(tmp_path):
+    """The published protocol; on labels of noise the last layer is not the one of least validation loss."""
+    settings = dict(base_lr=2000.0, max_epochs=12, readouts=["sgd"])
+    last, best = (probe(tmp_path / keep, keep=keep, **settings) for keep in ("last", "best"))
+    rows = [row for row in runs.read_metrics(last.path) if "validation_loss" in row]
+    assert rows == [row for row in runs.read_metrics(best.path) if "validation_loss" in row]  # the same training
+    summary = json.loads((last.path / "summary.json").read_text())["readouts"]["sgd"]
+    assert (summary["epoch"], summary["kept"]) == (12, "last")
+    assert summary["validation_loss"] == rows[-1]["validation_loss"] > min(row["validation_loss"] for row in rows)
+    own = evaluate_probe(last.classifier, make_splits().validation, "cpu")
+    assert own.loss == pytest.approx(rows[-1]["validation_loss"], rel=1e-4)
+    for result, words in ((last, "layer of epoch 12, the last one"), (best, "the one of least validation loss")):
+        assert words in result.layer and words in (result.path / "accuracy.md").read_text()
+    with pytest.raises(UsageError, match="made with keep last"):
+        probe(tmp_path / "last", keep="best", **settings)
+
+
+def test_probes_of_version_0_1_which_recorded_no_choice_go_on(tmp_path):
+    result = probe(tmp_path / "run")
+    assert "keep" not in runs.read_config(result.path)
+    assert probe(tmp_path / "run").evaluations["sgd"].top1 == result.evaluations["sgd"].top1
+
+
 def last_state(path):
     return torch.load(sorted((path / "checkpoints").glob("*.pt"))[-1], weights_only=True)["state"]
 

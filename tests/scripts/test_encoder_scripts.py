@@ -129,7 +129,10 @@ def test_a_bundled_configuration_resolves(name):
     assert settings.policy in POLICIES
     assert (settings.generator is None) == ("real" in name)
     assert (settings.Tz in (None, "null")) == ("real" in name or "synth" in name)
-    assert settings.policy == ("no_color" if ("random" in name and "chunks" in name) or "chunks" in name else "simclr")
+    expected = "no_color" if "chunks" in name else "simclr"
+    if name.startswith("small/"):  # their documented results were measured with torchvision's conventions
+        expected = {"no_color": "torchvision_no_color", "simclr": "torchvision"}[expected]
+    assert settings.policy == expected
     again = config.load(EncoderConfig, None, yaml.safe_load(config.to_yaml(settings)))
     assert config.to_dict(again) == config.to_dict(settings)
 

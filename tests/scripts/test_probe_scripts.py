@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mi_ml_gen.core import runs
 from mi_ml_gen.encoders.base import Architecture
 from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.simclr import SimCLR
+from mi_ml_gen.probe import evaluation
 from tests.scripts.test_scripts import assert_refused, call, cut, hostile, text
 
 
@@ -70,8 +72,60 @@ def test_the_papers_configuration(monkeypatch, capsys, encoder, data):
     paths = ["--encoder_path", encoder, "--data_path", data, "--dry-run"]
     code, out, err = call(monkeypatch, capsys, "train_classifier", "--conf", "classifier_lsun", *paths)
     assert code == 0, err
-    for line in ("views: no_color", "scale: none", "max_epochs: 100", "base_lr: 30.0", "image_size: 128", "- sgd"):
+    lines = [
+        "views: no_color",
+        "scale: none",
+        "max_epochs: 100",
+        "base_lr: 30.0",
+        "image_size: 128",
+        "- sgd",
+        "keep: last",
+    ]
+    for line in [*lines, "keep: last"]:
         assert line in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "framing"),
+    [
+        ((), "classification"),
+        (("--dataset", "StanfordCars"), "classification"),
+        (("--dataset", "imagenet100"), "classification"),
+        (("--dataset", "imagenet"), "bigbigan"),
+        (("--dataset", "imagenet", "--framing", "whole"), "whole"),
+    ],
+)
+def test_the_framing_is_the_published_one_of_the_set(monkeypatch, capsys, encoder, data, flags, framing):
+    paths = ["--encoder_path", encoder, "--data_path", data, "--dry-run"]
+    code, out, err = call(monkeypatch, capsys, "train_classifier", *flags, *paths)
+    assert code == 0 and f"framing: {framing}\n" in out, err
+
+
+def test_evaluation_frames_as_the_run_recorded(monkeypatch, capsys, tmp_path, encoder, data):
+    """The run's framing, an explicit one with a warning, and the set's where nothing was recorded."""
+    seen = []
+    load = evaluation.load_source
+    monkeypatch.setattr(evaluation, "load_source", lambda *a, **k: seen.append(k["framing"]) or load(*a, **k))
+    argv = ["--encoder_path", encoder, "--data_path", data, "--device", "cpu", "--readouts", "ridge"]
+    argv += ["--image_size", 16, "--save_folder", tmp_path / "runs", "--framing", "bigbigan"]
+    code, out, err = call(monkeypatch, capsys, "train_classifier", *argv)
+    assert code == 0 and "framed as bigbigan" in out, err
+    (run,) = (tmp_path / "runs").iterdir()
+    shutil.copy(run / "classifier.safetensors", tmp_path / "alone.safetensors")
+    shutil.copy(run / "classifier.safetensors.sha256", tmp_path / "alone.safetensors.sha256")
+
+    def evaluate(classifier, *flags):
+        paths = ["--lin_cls_path", classifier, "--data_path", data, "--device", "cpu"]
+        code, _, err = call(monkeypatch, capsys, "eval_classifier", *paths, *flags)
+        assert code == 0, err
+        return seen[-1], " ".join(line for line in err.splitlines() if line.startswith("warning"))
+
+    assert evaluate(run) == evaluate(run / "classifier.safetensors") == ("bigbigan", "")
+    framing, err = evaluate(run, "--framing", "whole")
+    assert framing == "whole" and "warning: framing whole where the classifier's run had bigbigan" in err
+    assert evaluate(tmp_path / "alone.safetensors")[0] == "classification"
+    framing, err = evaluate(tmp_path / "alone.safetensors", "--dataset", "imagenet")
+    assert framing == "bigbigan" and "1000 in the paper's" in err
 
 
 def test_drawn_views_through_the_script(monkeypatch, capsys, tmp_path, encoder, data):

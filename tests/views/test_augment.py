@@ -1,6 +1,6 @@
-"""T_x against torchvision's functional operations, sample by sample; its law; its gradients.
+"""T_x against kornia and torchvision, sample by sample; the distribution of its draws; its gradients.
 
-Tolerances: float32 results may differ from torchvision's by the order of additions, about 1e-6 after one
+Tolerances: float32 results may differ from a library's by the order of additions, about 1e-6 after one
 operation. In float64 they agree to 1e-12, which shows that the formulas are the same and the rest is
 rounding, but for the hue shift, which torchvision always works out in float32.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.views import sampler as views
+from mi_ml_gen.views import augment as module
 from mi_ml_gen.views.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -38,6 +38,7 @@ from mi_ml_gen.views.augment import (
     policy_from_flags,
     resized_crop,
 )
+from mi_ml_gen.views.colors import KORNIA
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -167,7 +168,7 @@ def test_jitter_equals_torchvision_in_all_orders() -> None:
     assert (swapped - expected).abs().amax() > 0.01  # the order is seen: the test can fail
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", ["none", "torchvision", "torchvision_no_color", "torchvision_no_crop"])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_views_equal_torchvision_sample_by_sample(policy: str, antialias: bool) -> None:
     augment = Augment(policy, image_size=32, antialias=antialias)
@@ -179,10 +180,89 @@ def test_views_equal_torchvision_sample_by_sample(policy: str, antialias: bool) 
     assert (result - expected).abs().mean() < 1e-6
 
 
-# The law of the draws
+# Against kornia: tests/golden/kornia_views.npz, which bench/kornia_golden.py writes
 
 
-def test_draws_follow_torchvisions_law() -> None:
+@pytest.fixture(scope="module")
+def kornia() -> dict[str, Tensor]:
+    with np.load(GOLDEN / "kornia_views.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file if file[name].dtype.kind != "U"}
+
+
+def kornia_order(order: Tensor) -> tuple[list[int], int]:
+    """kornia's permutation of brightness, contrast, saturation and hue as our order of blends and place of the hue."""
+    place = order.tolist().index(3)
+    return [kind for kind in order.tolist() if kind != 3], place
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_the_published_chain_equals_kornias(kornia: dict[str, Tensor], call: int) -> None:
+    drawn = {name.partition("/")[2]: value for name, value in kornia.items() if name.startswith(f"call{call}/")}
+    images = kornia["images"]
+    n = len(images)
+    blend_order, hue_position = kornia_order(drawn["order"])
+    parameters = ViewParameters(
+        **{name: drawn[name] for name in ("top", "left", "height", "width", "flip", "jitter", "hue", "grayscale")},
+        blends=torch.stack([drawn["brightness"], drawn["contrast"], drawn["saturation"]], dim=1),
+        blend_order=torch.tensor(blend_order).expand(n, -1),
+        hue_position=torch.tensor(hue_position).expand(n),
+    )
+    augment = Augment("simclr", images.shape[-1], drawn["views"].shape[-1])
+    found = augment.view(images, parameters) * augment.std + augment.mean
+    torch.testing.assert_close(found, drawn["views"] * augment.std + augment.mean, atol=1e-5, rtol=0)
+    other = Augment("torchvision", images.shape[-1], drawn["views"].shape[-1]).view(images, parameters)
+    assert (other - drawn["views"]).abs().amax() > 0.3  # the conventions differ: the test can fail
+
+
+def test_jitter_equals_kornias_in_all_orders(kornia: dict[str, Tensor]) -> None:
+    images, factors = kornia["small"], kornia["jiggle/factors"]
+    n = len(images)
+    drawn = draw_parameters(n, 8, stream(), torch.device("cpu"))
+    for order, expected in zip(kornia["jiggle/orders"], kornia["jiggle/images"], strict=True):
+        blend_order, hue_position = kornia_order(order)
+        given = dataclasses.replace(
+            drawn,
+            jitter=torch.ones(n, dtype=torch.bool),
+            blends=factors[:, :3],
+            hue=factors[:, 3],
+            blend_order=torch.tensor(blend_order).expand(n, -1),
+            hue_position=torch.tensor(hue_position).expand(n),
+        )
+        torch.testing.assert_close(jitter(images, given, KORNIA), expected, atol=1e-5, rtol=0)
+
+
+def test_a_black_pixel_becomes_grey_in_the_published_convention() -> None:
+    black = torch.zeros(1, 3, 2, 2)
+    brightness, factor = torch.tensor([0]), torch.tensor([1.4])
+    torch.testing.assert_close(KORNIA.blend(black, brightness, factor), torch.full_like(black, 0.4))
+    assert torch.equal(adjust_brightness(black, factor), black)
+
+
+def test_a_neutral_factor_changes_no_bit() -> None:
+    images = random_images(6)
+    kinds = torch.tensor([0, 1, 2, 0, 1, 2])
+    for colors in {policy.color for policy in POLICIES.values() if policy.color is not None}:
+        assert torch.equal(colors.blend(images, kinds, torch.ones(6)), images)
+
+
+@pytest.mark.parametrize("policy", ["simclr", "no_crop"])
+def test_the_order_is_drawn_for_each_call_and_shared_by_its_samples(policy: str) -> None:
+    augment, rng = Augment(policy, 32), stream()
+    orders = []
+    for _ in range(200):
+        drawn = augment.draw(5, rng, "cpu")
+        assert (drawn.blend_order == drawn.blend_order[0]).all() and (drawn.hue_position == drawn.hue_position[0]).all()
+        assert len(drawn.blends.unique()) == 15 and len(drawn.hue.unique()) == 5  # the factors are each sample's own
+        orders.append((*drawn.blend_order[0].tolist(), int(drawn.hue_position[0])))
+    assert len(set(orders)) == 24
+    own = Augment("torchvision", 32).draw(40, rng, "cpu")
+    assert len(own.blend_order.unique(dim=0)) > 1
+
+
+# The distribution of the draws
+
+
+def test_draws_follow_torchvisions_distribution() -> None:
     n = 20_000
     drawn = draw_parameters(n, 128, stream(), torch.device("cpu"))
 
@@ -205,7 +285,7 @@ def test_draws_follow_torchvisions_law() -> None:
     assert float(((counts - expected) ** 2 / expected).sum()) < 50  # chi squared, 23 degrees of freedom: p < 1e-3
 
 
-def test_boxes_follow_torchvisions_law() -> None:
+def test_boxes_follow_torchvisions_distribution() -> None:
     """Against torchvision's own RandomResizedCrop.get_params: means and quantiles of position and size."""
     from torchvision.transforms import RandomResizedCrop
 
@@ -256,9 +336,9 @@ def test_randomness_is_the_generators_alone() -> None:
 
 
 def test_groups_on_the_cpu_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    augment, images = Augment("simclr", image_size=32), random_images(11, 32)
+    augment, images = Augment("torchvision", image_size=32), random_images(11, 32)
     whole = augment(images, stream())
-    monkeypatch.setattr(views, "_CPU_GROUP_VALUES", 3 * 32 * 32 * 4)
+    monkeypatch.setattr(module, "_CPU_GROUP_VALUES", 3 * 32 * 32 * 4)
     torch.testing.assert_close(augment(images, stream()), whole, atol=1e-5, rtol=0)
 
 
@@ -274,11 +354,12 @@ def test_gradients_reach_the_images(policy: str) -> None:
     assert torch.autograd.gradcheck(lambda x: augment.view(x, parameters), (images,), eps=1e-7, atol=1e-5)
 
 
-def test_gradients_are_finite_where_hue_is_not() -> None:
+@pytest.mark.parametrize("policy", ["simclr", "torchvision"])
+def test_gradients_are_finite_where_hue_is_not(policy: str) -> None:
     """Black, white, grey and almost grey pixels: a chroma of 1e-30, squared, is no divisor."""
     values = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1e-30, 0, 0], [0.5, 0.5 + 6e-8, 0.5]])
     images = values.T.reshape(1, 3, 1, 5).expand(4, 3, 5, 5).clone().requires_grad_()
-    augment = Augment("simclr", image_size=5)
+    augment = Augment(policy, image_size=5)
     parameters = dataclasses.replace(augment.draw(4, stream(), "cpu"), jitter=torch.ones(4, dtype=torch.bool))
     augment.view(images, parameters).square().sum().backward()
     assert images.grad is not None and images.grad.isfinite().all() and images.grad.abs().sum() > 0
@@ -314,7 +395,7 @@ def test_sizes() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    with pytest.raises(UsageError, match="none, simclr, no_crop, no_color"):
+    with pytest.raises(UsageError, match="none, simclr, no_crop, no_color, torchvision"):
         Augment("simclr_aug")
     with pytest.raises(UsageError, match="crop_size 40"):
         Augment("none", image_size=32, crop_size=40)
