@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if a.walkers_batch_size < 1:
         raise UsageError(f"--walkers_batch_size {a.walkers_batch_size}: must be at least 1")
     device = runtime.resolve_device(a.device)
-    law = TruncatedNormal(a.mean, a.std, a.trunc)
+    distribution = TruncatedNormal(a.mean, a.std, a.trunc)
     needs_images = a.all_chunks or a.page
     generator = (load_generator if needs_images else load_latent_space)(a.generator, a.g_path, device, a.g_use)
     if a.dim_z not in (None, generator.noise_dim):
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 
     found = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
-    rows = table1.estimate_rows(generator, found, a.n_samples, law, a.seed, device, progress=True)
+    rows = table1.estimate_rows(generator, found, a.n_samples, distribution, a.seed, device, progress=True)
     print(table1.to_table(rows).to_terminal())
     out = a.out or a.walkers_base_path
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out)
     if a.page:
         command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(sys.argv[1:] if argv is None else argv)])
-        study = table1.Study(generator, rows, law, a.seed, device)
+        study = table1.Study(generator, rows, distribution, a.seed, device)
         written.append(table1.write_page(out / "table1.html", [study], f"Table 1 of {a.generator}", command))
     print("written: " + ", ".join(map(str, written)))
 

@@ -29,7 +29,7 @@ def test_gaussian_noise_has_the_length_of_a_chi_variable(small_generator):
     assert estimate.standard_error == pytest.approx(chi.std() / math.sqrt(50_000), rel=0.02)
 
 
-def test_independent_draws_lie_as_far_apart_as_the_law_says(small_generator):
+def test_independent_draws_lie_as_far_apart_as_the_distribution_says(small_generator):
     estimate = independent_delta(small_generator, Chunks(0, 1), 50_000, UNTRUNCATED)
     assert estimate.mean == pytest.approx(stats.chi(4, scale=math.sqrt(2)).mean(), abs=4 * estimate.standard_error)
 
