@@ -79,7 +79,7 @@ def walker_from(
     elif isinstance(written, Mapping):
         walker = load_groups(written, generator, device)
     elif isinstance(written, str) and is_groups(written):
-        walker = _grouped(read_groups(written, flag), generator, device, f"{flag} {written}", Path())
+        walker = _grouped(read_groups(written, flag), generator, device, f"{flag} {written}")
     elif isinstance(written, str | Path):
         walker = _of_file(written, generator, device, flag)
     else:
@@ -93,20 +93,26 @@ def is_groups(text: str) -> bool:
     return _GROUP.match(text) is not None
 
 
-def read_groups(text: str, flag: str = "T_z") -> dict[str, str]:
-    """The groups of a T_z, CHUNKS -> WALKER, as they are written; no file is looked at.
+def read_groups(written: str | Path | Mapping[Any, Any], flag: str = "T_z") -> dict[str, Any]:
+    """The groups of a T_z, CHUNKS -> WALKER, from text, a mapping or a YAML file of groups, whose paths then count from
+    the working directory; no walker is read.
 
-    Raises UsageError where a group is empty or stands there twice.
+    Raises UsageError where a group is empty or stands there twice, and for a file that is not one of groups.
     """
-    starts = list(_GROUP.finditer(_hide_quoted(text)))
-    ends = [match.start() for match in starts[1:]] + [len(text)]
-    groups: dict[str, str] = {}
+    if isinstance(written, Mapping):
+        return {str(chunks): member for chunks, member in written.items()}
+    if isinstance(written, Path) or not is_groups(written):
+        path = hub.local_path(written)
+        return {chunks: _beside(path, member) for chunks, member in _read_groups_file(path).items()}
+    starts = list(_GROUP.finditer(_hide_quoted(written)))
+    ends = [match.start() for match in starts[1:]] + [len(written)]
+    groups: dict[str, Any] = {}
     for match, end in zip(starts, ends, strict=True):
-        chunks, member = match[1], text[match.end() : end].strip()
+        chunks, member = match[1], written[match.end() : end].strip()
         if not member:
-            raise UsageError(f"{flag} {text}: nothing follows {chunks}=; write for example {EXAMPLE}")
+            raise UsageError(f"{flag} {written}: nothing follows {chunks}=; write for example {EXAMPLE}")
         if chunks in groups:
-            raise UsageError(f"{flag} {text}: group {chunks} stands there twice")
+            raise UsageError(f"{flag} {written}: group {chunks} stands there twice")
         groups[chunks] = member
     return groups
 
@@ -151,52 +157,38 @@ def load_groups(
     mapping's from the working directory; a mapping may also hold walkers.
     Raises UsageError for groups that overlap or do not fit the generator, else as `load_walker`.
     """
-    if isinstance(groups, Mapping):
-        return _grouped(groups, generator, device, "groups", Path())
-    path = hub.local_path(groups)
-    return _grouped(_read_groups_file(path), generator, device, str(groups), path.parent)
+    where = "groups" if isinstance(groups, Mapping) else str(groups)
+    return _grouped(read_groups(groups), generator, device, where)
 
 
 def _grouped(
-    groups: Mapping[Any, Any],
-    generator: MultiLatentGenerator,
-    device: torch.device | str | None,
-    where: str,
-    base: Path,
+    groups: Mapping[str, Any], generator: MultiLatentGenerator, device: torch.device | str | None, where: str
 ) -> GroupedWalker:
     members: dict[str, Walker | None] = {}
     for key, written in groups.items():
-        chunks = generator.chunks(str(key), f"{where}: group")
-        members[str(chunks)] = _member(written, chunks, device, f"{where}: group {key}", base)
+        chunks = generator.chunks(key, f"{where}: group")
+        members[str(chunks)] = _member(written, chunks, device, f"{where}: group {key}")
     walker = GroupedWalker.from_groups(members, generator.layout.n_chunks)
     walker.check(generator)
     return walker
 
 
-def _member(written: Any, chunks: Chunks, device: torch.device | str | None, where: str, base: Path) -> Walker | None:
+def _member(written: Any, chunks: Chunks, device: torch.device | str | None, where: str) -> Walker | None:
     """The WALKER of a group: None for nothing."""
-    if written is None or _is_nothing(written) or isinstance(written, Walker):
-        return written if isinstance(written, Walker) else None
-    if (numbers := _numbers(written)) is not None:
-        try:
-            return RandomWalker(chunks, numbers)
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-    if isinstance(written, str) and (quoted := _QUOTED.fullmatch(written.strip())):
-        written = quoted[2]
-    if not isinstance(written, str | Path):
-        raise UsageError(
-            f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high], std or null"
-        )
-    path = Path(written) if is_reference(written) else base / written
+    if isinstance(written, Walker):
+        return written
+    if written is None or _is_nothing(written):
+        return None
+    numbers = _numbers(written)
+    if numbers is None and not isinstance(written, str | Path):
+        raise UsageError(f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high] or null")
     try:
-        return load_walker(path, device)
+        return RandomWalker(chunks, numbers) if numbers is not None else load_walker(_unquoted(written), device)
     except UsageError as error:
-        words = str(written).split()
-        looks_like_noise = "," in str(written) and not path.exists()
-        if looks_like_noise or (len(words) > 1 and not path.exists()):
+        text = str(written)
+        if numbers is None and ("," in text or len(text.split()) > 1) and not Path(_unquoted(text)).exists():
             raise UsageError(
-                f"{where}: {written!r} is neither noise (mean,std,truncation) nor a file; "
+                f"{where}: {text!r} is neither noise (mean,std,truncation) nor a file; "
                 f"write CHUNKS=WALKER with blanks between groups: {EXAMPLE}"
             ) from None
         raise UsageError(f"{where}: {error}") from None
@@ -206,9 +198,8 @@ def _of_file(
     written: str | Path, generator: MultiLatentGenerator, device: torch.device | str | None, flag: str
 ) -> Walker:
     """The walker of a T_z that is a FILE."""
-    text = str(written).strip()
-    if (quoted := _QUOTED.fullmatch(text)) is not None:
-        written = text = quoted[2]
+    written = _unquoted(written)
+    text = str(written)
     if not Path(text).exists() and not is_reference(text):
         whole = generator.layout.all
         if _numbers(text) is not None:
@@ -220,6 +211,19 @@ def _of_file(
                 f"{flag} {text}: no such file; groups begin with CHUNKS=, START_STOP from 0_{whole.stop}: {EXAMPLE}"
             )
     return load_walker(written, device, generator)
+
+
+def _unquoted(written: str | Path) -> str | Path:
+    quoted = _QUOTED.fullmatch(written.strip()) if isinstance(written, str) else None
+    return written if quoted is None else quoted[2]
+
+
+def _beside(file: Path, member: Any) -> Any:
+    """A WALKER of a file of groups; its path counts from the file's folder."""
+    if not isinstance(member, str) or _is_nothing(member) or _numbers(member) is not None:
+        return member
+    path = _unquoted(member)
+    return path if is_reference(path) else file.parent / path
 
 
 def _is_nothing(written: Any) -> bool:

@@ -68,7 +68,7 @@ def built(case: dict, fill) -> tuple:
         width = case["weights"]["walker.0.bias"][0]
         return nonlinear(fill, case["chunks"], width, case["weights_prefix"]), None
     if kind == "RandomWalker":
-        return RandomWalker(Chunks.parse(case["chunks"], n_chunks), distribution_from(case["gauss_params"])), case["seed"]
+        return RandomWalker(case["chunks"], distribution_from(case["gauss_params"])), case["seed"]
     if kind == "MultipleRandomWalker":
         return GroupedWalker.from_groups(case["groups"], n_chunks), case["seed"]
     if kind == "SynthWalker":
