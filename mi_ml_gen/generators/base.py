@@ -19,7 +19,6 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks, LatentLayout
 
-
 _LATENTS_AT_ONCE = 2**25
 """Values of latents that `distance` holds at a time: 128 MB in float32."""
 

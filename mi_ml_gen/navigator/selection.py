@@ -167,8 +167,12 @@ def report(summary: Mapping[str, Any]) -> list[str]:
     """The lines that a run ends with, from the content of summary.json."""
     s = summary
     bound = (
-        f"bound: the pair shares at least {s['bound_nats']:.2f} nats; {s['n_candidates']} candidates can show at most "
-        f"{s['ceiling_nats']:.2f}"
+        f"bound: the critic finds {s['bound_nats']:.2f} nats of information shared by anchor and positive; "
+        f"{s['n_candidates']} candidates can show at most {s['ceiling_nats']:.2f}"
+    )
+    delta_line = (
+        f"delta: {s['delta']:.3f} \N{PLUS-MINUS SIGN} {s['delta_std']:.3f} over anchors, "
+        f"{s['delta_of_independent']:.1%} of the distance between independent draws ({s['independent_delta']:.3f})"
     )
     if s["bound_is_saturated"]:
         bound += ". The bound is saturated: a larger --batch_size could show more"
@@ -176,8 +180,7 @@ def report(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"stopped: {s['stopped_because']}",
         f"selected: the walker of {s['selected_samples']:,} samples, {s['selected_because']}",
-        f"delta: {s['delta']:.3f} \N{PLUS-MINUS SIGN} {s['delta_std']:.3f} over anchors, {s['delta_of_independent']:.1%} "
-        f"of the distance between independent draws ({s['independent_delta']:.3f})",
+        delta_line,
         bound,
         f"converged: {s['convergence']}" if s["converged"] else f"not yet converged: {s['convergence']}{longer}",
         f"next: {s['next_command']}",

@@ -67,7 +67,8 @@ class GeneratedImages:
     """Continuous sampling: anchors and positives of a generator, new at every step.
 
     walker: T_z; without it (or with IdentityWalker) both images are the anchor, which is then decoded once.
-    distribution: of the anchors' noise (`law` is its former name). decode_at_once: pairs that are decoded together, to bound the memory.
+    distribution: of the anchors' noise (`law` is its former name). decode_at_once: pairs that are decoded together, to
+    bound the memory.
     """
 
     n_images: int | None = None
