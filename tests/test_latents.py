@@ -59,6 +59,39 @@ def test_layout_needs_chunks_of_some_length(sizes):
         LatentLayout(sizes)
 
 
+def test_chunks_may_have_shapes():
+    layout = LatentLayout((12, 5, 8), ((3, 2, 2), None, (2, 1, 4)))
+    assert layout.parts(Chunks(0, 3)) == [(3, 2, 2), (5,), (2, 1, 4)]
+    assert layout.parts(Chunks(1, 2)) == [(5,)]
+    assert LatentLayout((4, 4)).parts(Chunks(0, 2)) == [(4,), (4,)]
+    assert LatentLayout.of_shapes([(3, 2, 2), (1, 4, 4)]) == LatentLayout((12, 16), ((3, 2, 2), (1, 4, 4)))
+    assert LatentLayout((4, 4), (None, None)) == LatentLayout((4, 4))
+    with pytest.raises(UsageError, match="at most 3"):
+        layout.parts(Chunks(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (((3, 2, 2),), "1 shapes for 2 chunks"),
+        (((3, 2, 1), None), "of chunk 0: must be .* with a product of 12"),
+        ((None, (5,)), "of chunk 1: must be"),
+        ((None, (5, -1, -1)), "of chunk 1: must be"),
+        ((None, (5, 1, 1, 1)), "of chunk 1: must be"),
+    ],
+)
+def test_shapes_must_match_the_sizes(shapes, says):
+    with pytest.raises(UsageError, match=says):
+        LatentLayout((12, 5), shapes)
+
+
+@pytest.mark.parametrize("chunks", ["1-2", "", "1_2_3", 12, None, (1, 2), "-1_2"])
+def test_what_is_neither_chunks_nor_their_text_is_refused(chunks):
+    with pytest.raises(UsageError, match="chunks .*: give Chunks"):
+        Chunks.of(chunks)
+    assert Chunks.of("1_6") == Chunks.of(Chunks(1, 6)) == Chunks(1, 6)
+
+
 def golden_samples():
     with np.load(GOLDEN / "sampling.npz") as arrays:
         for case in json.loads(str(arrays["meta_json"]))["samples"]:
