@@ -98,10 +98,9 @@ def test_seeds_of_short_noise_mean_what_they_always_did(small_generator):
     lengths = []
     for block in range(3):
         rng = runtime.stream(3, "delta", block, 0)
-        z_and_noise.append(
-            [TruncatedNormal().sample((8192, 8), rng), TruncatedNormal(0, 0.5, 2).sample((8192, 4), rng)]
-        )
-    lengths = torch.cat([noise.norm(dim=1) for _, noise in z_and_noise])[:20_000].double()
+        TruncatedNormal().sample((8192, 8), rng)  # the anchors come first
+        lengths.append(TruncatedNormal(0, 0.5, 2).sample((8192, 4), rng).norm(dim=1))
+    wanted = torch.cat(lengths)[:20_000].double()
     estimate = estimate_delta(small_generator, walker, 20_000, seed=3)
     assert estimate.mean == pytest.approx(wanted.mean().item(), rel=1e-6)
 
@@ -200,20 +199,15 @@ def test_the_count_of_memory_counts():
     assert 8_000_000 <= counted.peak < 9_000_000
 
 
-@pytest.mark.parametrize(
-    ("generator", "chunks"), [(LONG, "0_24"), (LONGEST, "0_1")], ids=["maps", "vectors"]
-)
+@pytest.mark.parametrize(("generator", "chunks"), [(LONG, "0_24"), (LONGEST, "0_1")], ids=["maps", "vectors"])
 def test_long_latents_need_no_more_memory(generator, chunks, monkeypatch):
     """delta of a learned walker, of noise, and the independent one, and all of Table 1: far below 1 GB in all."""
     random = GroupedWalker([RandomWalker(Chunks(i, i + 1), 0.5) for i in range(24)])
     monkeypatch.setattr(delta, "INDEPENDENT_DRAWS", 100)
     walkers = learned_walker(generator, chunks), RandomWalker(chunks, 0.5)
-    n = 2 * block_rows(generator.noise_dim)
+    n = block_rows(generator.noise_dim)
     with PeakBytes() as counted:
-        trained = [
-            table1.TrainedWalker(Path("w"), walker, 2048, 1.0, 64, 0.1)
-            for walker in (learned, RandomWalker(chunks, 0.5))
-        ]
+        trained = [table1.TrainedWalker(Path("w"), walker, 2048, 1.0, 64, 0.1) for walker in walkers]
         rows = table1.estimate_rows(generator, trained, n)
         several = estimate_delta(generator, random, n)
     assert counted.peak < 500_000_000

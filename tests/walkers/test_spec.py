@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,3 +224,28 @@ def test_a_run_that_has_not_ended_is_named(tmp_path):
     (tmp_path / "walkers").mkdir()
     with pytest.raises(UsageError, match=r"holds no walker.safetensors, which a finished run of a walker has"):
         load_walker(tmp_path)
+
+
+# --- the documentation
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "navigator.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert names["anchors"].shape == (8, 3, 32, 32) and names["chunks"] == Chunks(1, 4)
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert names["same"].members[0].config() == names["walker"].config()
+
+
+def test_every_form_of_the_documentation_is_groups_or_a_file():
+    """The table of docs/navigator.md: texts of groups are read as groups of valid chunks, all others as files."""
+    text = (Path(__file__).parents[2] / "docs" / "navigator.md").read_text(encoding="utf-8")
+    rows = re.search(r"\| T_z \| meaning \|\n\| --- \| --- \|\n(.*?)\n\n", text, re.DOTALL)[1].splitlines()
+    forms = [form.strip('"') for row in rows for form in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    groups = [form for form in forms if is_groups(form)]
+    assert len(forms) == 11 and len(groups) == 4
+    for form in groups:
+        assert all(Chunks.parse(chunks, 6) for chunks in read_groups(form))
