@@ -1,8 +1,12 @@
 """Delta: how long a walker's perturbation is. Table 1 of the paper, by Monte Carlo.
 
 delta is the Euclidean length of positive minus anchor on the perturbed chunks (section 4.1). Draws are streamed:
-memory does not grow with their number, nothing leaves the device until the sums are read, and the result is the
-same for a seed whatever the progress bar or the machine's load.
+memory does not grow with their number nor with the length of the latents, and nothing leaves the device until the
+sums are read.
+
+Draws come in blocks, and block i of a seed has a random stream of its own. How many draws a block has is fixed by the
+length of the generator's noise (`block_rows`), so a seed means the same draws on every machine, however the
+arithmetic on them is cut up.
 """
 
 from __future__ import annotations
@@ -21,7 +25,27 @@ from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.walkers.base import Pair, Walker
 
 BATCH = 8192
-"""Draws at a time. Part of what a seed means: another value gives other draws."""
+"""Draws in a block, where the noise is no longer than BLOCK_VALUES / BATCH = 1024 numbers."""
+BLOCK_VALUES = 2**23
+"""The most numbers of noise in a block: 32 MB in float32."""
+INDEPENDENT_DRAWS = 20_000
+"""Pairs of draws of `independent_delta`, unless told otherwise and unless the noise is long."""
+
+
+def block_rows(noise_dim: int) -> int:
+    """Draws in a block: BATCH, or for long noise the largest power of two with at most BLOCK_VALUES numbers.
+
+    It is part of what a seed means: another number of draws in a block gives other draws.
+    """
+    return min(BATCH, 2 ** max(0, (BLOCK_VALUES // noise_dim).bit_length() - 1))
+
+
+def quick_draws(generator: MultiLatentGenerator) -> int:
+    """Draws that fix a mean length well: INDEPENDENT_DRAWS, or down to 256 where the noise has over 6,700 numbers.
+
+    The longer a random vector is, the less its length varies, relative to its mean.
+    """
+    return min(INDEPENDENT_DRAWS, max(256, 2**27 // generator.noise_dim))
 
 
 @dataclass(frozen=True)
@@ -52,20 +76,22 @@ def estimate_delta(
     generator: MultiLatentGenerator,
     walker: Walker,
     n_samples: int = 500_000,
-    law: TruncatedNormal | None = None,
+    distribution: TruncatedNormal | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    *,
+    law: TruncatedNormal | None = None,
 ) -> DeltaEstimate:
-    """Delta of a walker over `n_samples` anchors (any number from 1) with noise of `law`.
+    """Delta of a walker over `n_samples` anchors (any number from 1) with noise of `distribution`.
 
-    `law` is by default the paper's, a standard normal truncated at 2; generator and walker lie on `device`.
-    Raises UsageError for a number below 1.
+    `distribution` is by default the paper's, a standard normal truncated at 2 (`law` is its former name). Generator
+    and walker are on `device`. Raises UsageError for a number below 1.
     """
-    law = law or TruncatedNormal()
+    drawn = distribution or law or TruncatedNormal()
 
     def lengths(n: int, rng: torch.Generator) -> torch.Tensor:
-        z = law.sample((n, generator.noise_dim), rng)
+        z = drawn.sample((n, generator.noise_dim), rng)
         if not walker.chunks:
             return z.new_zeros(n)
         squared = z.new_zeros(n)
@@ -73,34 +99,39 @@ def estimate_delta(
             squared += generator.distance(z, moved, chunks).square()
         return squared.sqrt()
 
-    return _monte_carlo(lengths, n_samples, seed, "delta", device, progress)
+    return _monte_carlo(lengths, generator, n_samples, seed, "delta", device, progress)
 
 
 @torch.no_grad()
 def independent_delta(
     generator: MultiLatentGenerator,
-    chunks: Chunks,
-    n_samples: int = 20_000,
-    law: TruncatedNormal | None = None,
+    chunks: Chunks | str,
+    n_samples: int | None = None,
+    distribution: TruncatedNormal | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    *,
+    law: TruncatedNormal | None = None,
 ) -> DeltaEstimate:
     """The length between two independent draws on `chunks`: the scale that a delta is held against.
 
     A perturbation as long as this one has forgotten the anchor; one longer has left what the generator was
-    trained on.
+    trained on. `n_samples` is by default that of `quick_draws`, the other arguments are those of `estimate_delta`.
     """
-    law = law or TruncatedNormal()
+    drawn = distribution or law or TruncatedNormal()
+    chunks = Chunks.of(chunks)
+    n_samples = quick_draws(generator) if n_samples is None else n_samples
 
     def lengths(n: int, rng: torch.Generator) -> torch.Tensor:
-        first, second = (law.sample((n, generator.noise_dim), rng) for _ in range(2))
+        first, second = (drawn.sample((n, generator.noise_dim), rng) for _ in range(2))
         return generator.distance(first, second, chunks)
 
-    return _monte_carlo(lengths, n_samples, seed, "independent delta", device, progress=False)
+    return _monte_carlo(lengths, generator, n_samples, seed, "independent delta", device, progress=False)
 
 
 def _monte_carlo(
     lengths: Callable[[int, torch.Generator], torch.Tensor],
+    generator: MultiLatentGenerator,
     n_samples: int,
     seed: int,
     name: str,
@@ -110,11 +141,12 @@ def _monte_carlo(
     """Mean and standard deviation of lengths(n, rng), from running sums in float64 on the device."""
     if n_samples < 1:
         raise UsageError(f"--n_samples {n_samples}: must be at least 1")
-    # Sums are taken about the first batch's mean, so that squares do not swallow a small spread.
+    rows = block_rows(generator.noise_dim)
+    # Sums are taken about the first block's mean, so that squares do not swallow a small spread.
     total = squared = torch.zeros((), dtype=torch.float64, device=device)
     origin: torch.Tensor | None = None
-    for i, start in enumerate(tqdm(range(0, n_samples, BATCH), desc=name, disable=not progress, leave=False)):
-        batch = lengths(BATCH, runtime.stream(seed, name, i, 0, device))[: n_samples - start].double()
+    for i, start in enumerate(tqdm(range(0, n_samples, rows), desc=name, disable=not progress, leave=False)):
+        batch = lengths(rows, runtime.stream(seed, name, i, 0, device))[: n_samples - start].double()
         if origin is None:
             origin = batch.mean()
         batch = batch - origin

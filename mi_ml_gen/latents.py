@@ -1,7 +1,7 @@
-"""Latent variables as chunks of one flat vector, and the law that they are drawn from.
+"""Latent variables as chunks of one flat vector, and the distribution that they are drawn from.
 
 Every generator maps a flat latent vector, cut into chunks, to an image. `LatentLayout` says where each chunk
-lies, `Chunks` names a run of them the way the command line does ("1_6": first included, last excluded), and
+lies, `Chunks` names a range of them the way the command line does ("1_6": first included, last excluded), and
 `TruncatedNormal` draws the noise.
 """
 
@@ -30,6 +30,19 @@ class Chunks:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
             raise UsageError(f"chunks {self}: 0 <= start < stop must hold")
+
+    @classmethod
+    def of(cls, chunks: Chunks | str) -> Chunks:
+        """Chunks as they are, or read from "start_stop" text: what functions that take chunks accept.
+
+        Raises UsageError for anything else. Whether a generator has these chunks is for `parse` to say.
+        """
+        if isinstance(chunks, Chunks):
+            return chunks
+        match = re.fullmatch(r"\s*(\d+)_(\d+)\s*", chunks, re.ASCII) if isinstance(chunks, str) else None
+        if match is None:
+            raise UsageError(f'chunks {chunks!r}: give Chunks(1, 6) or the text "1_6" (first included, last excluded)')
+        return cls(int(match[1]), int(match[2]))
 
     @classmethod
     def parse(cls, text: str, n_chunks: int, name: str = "the generator", flag: str = "--chunks") -> Chunks:
@@ -63,14 +76,38 @@ class Chunks:
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """Sizes of the chunks of a flat latent vector, in order."""
+    """Sizes of the chunks of a flat latent vector, in order.
+
+    shapes: for each chunk (channels, height, width) where it is a feature map, flattened in that order, or None
+    where it is a plain vector; without `shapes` all are plain vectors.
+    Raises UsageError for sizes below 1, and for shapes that do not match them.
+    """
 
     sizes: tuple[int, ...]
+    shapes: tuple[tuple[int, int, int] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
         if not self.sizes or min(self.sizes) < 1:
             raise UsageError(f"chunk sizes {list(self.sizes)}: at least one chunk, each of at least one number")
+        shapes = [None] * len(self.sizes) if self.shapes is None else list(self.shapes)
+        if len(shapes) != len(self.sizes):
+            raise UsageError(f"shapes of chunks: {len(shapes)} shapes for {len(self.sizes)} chunks; give one for each")
+        for i, (size, shape) in enumerate(zip(self.sizes, shapes, strict=True)):
+            if shape is None:
+                continue
+            shapes[i] = tuple(int(side) for side in shape)
+            if len(shapes[i]) != 3 or min(shapes[i]) < 1 or math.prod(shapes[i]) != size:
+                raise UsageError(
+                    f"shape {shape} of chunk {i}: must be (channels, height, width) with a product of {size}, "
+                    "the chunk's size, or None"
+                )
+        object.__setattr__(self, "shapes", tuple(shapes) if any(shapes) else None)
+
+    @classmethod
+    def of_shapes(cls, shapes: Sequence[tuple[int, int, int]]) -> LatentLayout:
+        """A layout of feature maps alone, from their shapes (channels, height, width)."""
+        return cls(tuple(math.prod(shape) for shape in shapes), tuple(shapes))
 
     @property
     def dim(self) -> int:
@@ -92,6 +129,12 @@ class LatentLayout:
             raise UsageError(f"chunks {chunks}: stop must be at most {self.n_chunks}")
         edges = [0, *accumulate(self.sizes)]
         return slice(edges[chunks.start], edges[chunks.stop])
+
+    def parts(self, chunks: Chunks) -> list[tuple[int, ...]]:
+        """The shape of each of `chunks`: (channels, height, width), or (size,) for a plain vector."""
+        self.slice(chunks)  # refuses chunks beyond the last one
+        shapes = self.shapes or (None,) * self.n_chunks
+        return [shapes[i] or (self.sizes[i],) for i in range(chunks.start, chunks.stop)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +162,7 @@ class TruncatedNormal:
         """Draw float32 values of the given shape on the device, by inverse CDF; nothing leaves the device.
 
         With V uniform on (-erf(t / sqrt 2), erf(t / sqrt 2)), sqrt(2) * erfinv(V) is a standard normal truncated
-        at +-t. In float32 the tails of an untruncated law end near +-5.4 std.
+        at +-t. In float32 the tails of an untruncated normal end near +-5.4 std.
         """
         if device is None and generator is not None:
             device = generator.device
@@ -132,7 +175,7 @@ class TruncatedNormal:
         return draw.clamp_(self.mean - bound, self.mean + bound)
 
     def sample_reference(self, shape: Sequence[int], seed: int) -> torch.Tensor:
-        """Draw on the CPU exactly what SciPy (>= 1.10) gives for this law and seed, as float32:
+        """Draw on the CPU exactly what SciPy (>= 1.10) gives for this distribution and seed, as float32:
 
             truncnorm.rvs(-truncation, truncation, loc=mean, scale=std, size=shape, random_state=RandomState(seed))
 

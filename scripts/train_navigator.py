@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config, runtime
 from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.navigator.selection import report
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import train_navigator
 
@@ -37,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         result = train_navigator(settings)
         if runtime.is_main():
-            print(f"stopped: {result.reason}")
-            print(f"selected: the walker of {result.selection.samples:,} samples, {result.selection.reason}")
+            print("\n".join(report(result.summary)))
             print(f"run folder: {result.path}")
     finally:
         runtime.teardown()

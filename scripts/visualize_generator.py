@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = runtime.resolve_device(a.device)
     generator = load_generator(a.generator, a.g_path, device, a.g_use)
     groups = generator.groups(a.groups)
-    law = TruncatedNormal(a.mean, a.std, a.truncation)
+    distribution = TruncatedNormal(a.mean, a.std, a.truncation)
     shape = (a.n_images, generator.noise_dim)
-    z, donors = (law.sample(shape, runtime.stream(a.seed, name, 0, 0, device)) for name in ("shown", "donors"))
-    many = law.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
+    z, donors = (distribution.sample(shape, runtime.stream(a.seed, name, 0, 0, device)) for name in ("shown", "donors"))
+    many = distribution.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
     a.out.mkdir(parents=True, exist_ok=True)
     samples = pictures.decode_shown(generator, generator.latents(many))
     written = [save_png(a.out / "samples.png", image_grid(samples, n_columns=a.n_images))]

@@ -2,6 +2,7 @@
 
     python scripts/visualize_walker.py --run walker_runs/0_tiny-bigbigan_0_1_none
     python scripts/visualize_walker.py --walker w_COPGen_60032.pth --generator bigbigan --g_path BigBiGAN_x1.pth
+    python scripts/visualize_walker.py --walker "0_1=0.5 1_6=walker_runs/fine" --generator tiny-bigbigan
 
 Writes training.png (a row per saved walker, runs only), strength.png (a row per multiple of the perturbation) and
 curves.png into --out. Generator and noise are those that the run recorded; a flag that says something else is used, and
@@ -18,14 +19,14 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.navigator.records import Flags, RunRecord, circumstances
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.origins import warn_of_differences
-from mi_ml_gen.walkers.spec import load_walker
+from mi_ml_gen.walkers.spec import load_walker, walker_from
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, metavar="PATH", help="run folder of train_navigator.py")
-    add("--walker", type=Path, metavar="PATH", help="in place of a run: a walker, ours or published, or YAML of groups")
+    add("--walker", metavar="T_Z", help='in place of a run: a walker\'s file, "0_1=0.5 1_4=FILE" (docs/navigator.md)')
     add("--generator", metavar="NAME", help="generator of the walker (default: the run's)")
     add("--g_path", metavar="PATH", help="weights of the generator, where none are bundled")
     add("--g_use", nargs="+", metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 ... (default: the run's)")
@@ -47,12 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if a.run is None and a.generator is None:
         raise UsageError("--generator must be given with --walker")
     records = [RunRecord.read(a.run)] if a.run else []
-    out = a.out or (a.run / "images" if a.run else a.walker.parent if a.walker.exists() else Path())
+    beside = Path(a.walker or "")
+    out = a.out or (a.run / "images" if a.run else beside.parent if beside.is_file() else Path())
     device = runtime.resolve_device(a.device)
     flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation)
     found = circumstances(records, flags, device)
     generator = found.generator
-    walker = load_walker(a.walker or a.run / "walker.safetensors", device, generator)
+    walker = load_walker(a.run, device) if a.run else walker_from(a.walker, generator, device, "--walker")
+    walker.check(generator)
     if a.run is None:
         warn_of_differences(walker, generator, found.noise)
     z = found.noise.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))

@@ -1,4 +1,4 @@
-"""Chunks, layouts and the truncated normal: against SciPy, the golden draws and the law itself."""
+"""Chunks, layouts and the truncated normal: against SciPy, the golden draws and the distribution itself."""
 
 from __future__ import annotations
 
@@ -59,6 +59,39 @@ def test_layout_needs_chunks_of_some_length(sizes):
         LatentLayout(sizes)
 
 
+def test_chunks_may_have_shapes():
+    layout = LatentLayout((12, 5, 8), ((3, 2, 2), None, (2, 1, 4)))
+    assert layout.parts(Chunks(0, 3)) == [(3, 2, 2), (5,), (2, 1, 4)]
+    assert layout.parts(Chunks(1, 2)) == [(5,)]
+    assert LatentLayout((4, 4)).parts(Chunks(0, 2)) == [(4,), (4,)]
+    assert LatentLayout.of_shapes([(3, 2, 2), (1, 4, 4)]) == LatentLayout((12, 16), ((3, 2, 2), (1, 4, 4)))
+    assert LatentLayout((4, 4), (None, None)) == LatentLayout((4, 4))
+    with pytest.raises(UsageError, match="at most 3"):
+        layout.parts(Chunks(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (((3, 2, 2),), "1 shapes for 2 chunks"),
+        (((3, 2, 1), None), "of chunk 0: must be .* with a product of 12"),
+        ((None, (5,)), "of chunk 1: must be"),
+        ((None, (5, -1, -1)), "of chunk 1: must be"),
+        ((None, (5, 1, 1, 1)), "of chunk 1: must be"),
+    ],
+)
+def test_shapes_must_match_the_sizes(shapes, says):
+    with pytest.raises(UsageError, match=says):
+        LatentLayout((12, 5), shapes)
+
+
+@pytest.mark.parametrize("chunks", ["1-2", "", "1_2_3", 12, None, (1, 2), "-1_2"])
+def test_what_is_neither_chunks_nor_their_text_is_refused(chunks):
+    with pytest.raises(UsageError, match="chunks .*: give Chunks"):
+        Chunks.of(chunks)
+    assert Chunks.of("1_6") == Chunks.of(Chunks(1, 6)) == Chunks(1, 6)
+
+
 def golden_samples():
     with np.load(GOLDEN / "sampling.npz") as arrays:
         for case in json.loads(str(arrays["meta_json"]))["samples"]:
@@ -67,8 +100,8 @@ def golden_samples():
 
 @pytest.mark.parametrize(("case", "expected"), list(golden_samples()), ids=lambda value: str(value)[:12])
 def test_reference_draws_equal_the_published_ones(case, expected):
-    law = TruncatedNormal(case["mean"], case["std"], case["truncation"])
-    draw = law.sample_reference((case["batch_size"], case["dim_z"]), case["seed"])
+    distribution = TruncatedNormal(case["mean"], case["std"], case["truncation"])
+    draw = distribution.sample_reference((case["batch_size"], case["dim_z"]), case["seed"])
     assert draw.dtype == torch.float32
     np.testing.assert_allclose(draw.numpy(), expected, atol=1e-6)
 
@@ -83,18 +116,18 @@ def test_reference_draws_are_scipys(mean, std, truncation, seed):
 
 
 @pytest.mark.parametrize(("mean", "std", "truncation"), [(0, 1, 2), (0.5, 0.2, 0.7), (1, 2, math.inf)])
-def test_draws_follow_the_law(mean, std, truncation):
-    law = TruncatedNormal(mean, std, truncation)
-    draw = law.sample((200, 200), torch.Generator().manual_seed(0)).flatten().numpy()
+def test_draws_follow_the_distribution(mean, std, truncation):
+    distribution = TruncatedNormal(mean, std, truncation)
+    draw = distribution.sample((200, 200), torch.Generator().manual_seed(0)).flatten().numpy()
     exact = stats.truncnorm(-truncation, truncation, loc=mean, scale=std)
     assert stats.kstest(draw, exact.cdf).pvalue > 0.01
     assert np.abs(draw - mean).max() <= truncation * std * (1 + 1e-6)
 
 
 def test_draws_are_a_function_of_the_generator():
-    law = TruncatedNormal()
-    one, two = (law.sample((5, 3), torch.Generator().manual_seed(4)) for _ in range(2))
-    other = law.sample((5, 3), torch.Generator().manual_seed(5))
+    distribution = TruncatedNormal()
+    one, two = (distribution.sample((5, 3), torch.Generator().manual_seed(4)) for _ in range(2))
+    other = distribution.sample((5, 3), torch.Generator().manual_seed(5))
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
@@ -108,6 +141,6 @@ def test_no_spread_is_the_mean():
 
 
 @pytest.mark.parametrize("numbers", [(math.nan, 1, 2), (0, -1, 2), (0, math.inf, 2), (0, 1, 0), (0, 1, math.nan)])
-def test_impossible_laws_are_refused(numbers):
+def test_impossible_distributions_are_refused(numbers):
     with pytest.raises(UsageError):
         TruncatedNormal(*numbers)

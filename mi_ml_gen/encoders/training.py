@@ -191,7 +191,7 @@ def view_sampler(
             generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
-        walker = walker_from(settings.Tz, generator, device)
+        walker = walker_from(settings.Tz, generator, device, "--Tz")
         if runtime.is_main():
             warn_of_differences(walker, generator, settings.law)
         origin = GeneratedImages(generator, walker, settings.law, settings.decode_at_once)
@@ -326,7 +326,7 @@ def description(settings: EncoderConfig, augment: Augment, epoch: int, step: int
 def save_views(path: Path, augment: Augment, views: Views) -> Path:
     """The first pairs of a batch, one view above the other, without the normalisation."""
     first, second = ((half[:N_SHOWN] * augment.std + augment.mean).clamp(0, 1).cpu() for half in views)
-    return save_png(path, pair_grid(first, second, n_columns=N_SHOWN))
+    return save_png(path, pair_grid(first, second, n_columns=N_SHOWN, labels=("view 1", "view 2")))
 
 
 CURVES = {

@@ -165,7 +165,7 @@ def export_images(settings: ExportConfig) -> Export:
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    walker = walker_from(settings.Tz, generator, device)
+    walker = walker_from(settings.Tz, generator, device, "--Tz")
     warn_of_differences(walker, generator, TruncatedNormal(settings.mean, settings.std, settings.truncation))
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 

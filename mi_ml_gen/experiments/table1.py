@@ -209,20 +209,23 @@ def estimate_rows(
     generator: MultiLatentGenerator,
     found: Sequence[TrainedWalker],
     n_samples: int,
-    law: TruncatedNormal | None = None,
+    distribution: TruncatedNormal | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    *,
+    law: TruncatedNormal | None = None,
 ) -> list[Row]:
     """One row for each walker. Raises UsageError for a walker that does not fit the generator."""
+    distribution = distribution or law  # its former name
     rows = []
     for one in found:
         for chunks in one.walker.chunks:
             generator.chunks(str(chunks), flag=f"{one.folder}: walker on chunks")
         walker = one.walker.to(device)
-        estimate = delta.estimate_delta(generator, walker, n_samples, law, seed, device, progress)
+        estimate = delta.estimate_delta(generator, walker, n_samples, distribution, seed, device, progress)
         whole = one.walker.chunks[0]
-        independent = delta.independent_delta(generator, whole, law=law, seed=seed, device=device)
+        independent = delta.independent_delta(generator, whole, distribution=distribution, seed=seed, device=device)
         rows.append(Row(one, estimate, independent))
     return rows
 

@@ -35,12 +35,14 @@ from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.hub.assets import is_reference
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.probe.training import ProbeConfig, train_probe
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png, series_colors
 from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.walkers import spec
 
 READOUTS = ("sgd", "ridge", "knn")
 
@@ -88,7 +90,8 @@ class ComparisonConfig:
     g_use: list[str] = option([], help="its use, KEY=VALUE ...")
     data_path: str = option("fashion-mnist", help="the real, labelled images")
     walkers: Path | None = option(
-        None, help="folder of a walker per chunk (default: trained here, as by quickstart.py)"
+        None,
+        help='folder of a walker per chunk, or a T_z such as "1_2=runs/a 2_4=runs/b" (default: walkers trained here)',
     )
     fine_chunks: str | None = option(None, help="chunks that walkers per chunk perturb (default: all but the first)")
     random_std: float = option(1.0, above=0, help="of the random walkers' noise on the fine chunks (the paper's)")
@@ -185,7 +188,7 @@ def _cell(
     generator: MultiLatentGenerator,
     stored: HeldImages,
     fine: Chunks,
-    walkers: dict[str, str] | None,
+    walkers: dict[str, Any] | None,
     progress: bool,
 ) -> Cell:
     """Train the encoder of a row and seed, and probe it."""
@@ -236,9 +239,11 @@ def fine_chunks(settings: ComparisonConfig, generator: MultiLatentGenerator) -> 
 
 def learned_walkers(
     settings: ComparisonConfig, generator: MultiLatentGenerator, fine: Chunks, progress: bool = True
-) -> dict[str, str]:
-    """A learned walker's run folder for each fine chunk; they are trained here where no folder of them is given."""
+) -> dict[str, Any]:
+    """Learned walkers for the fine chunks, chunks -> file or run folder; they are trained here where none are given."""
     base = settings.walkers
+    if base is not None and (not base.is_dir() or (base / "walker.safetensors").exists()):
+        return _given_walkers(base, generator, fine)
     if base is None:
         base = settings.save_folder / "walkers"
         given = {"generator": settings.generator, "chunks": "0_1", "device": settings.device}
@@ -253,6 +258,24 @@ def learned_walkers(
     return {chunks: found[chunks] for chunks in wanted}
 
 
+def _given_walkers(written: Path, generator: MultiLatentGenerator, fine: Chunks) -> dict[str, Any]:
+    """The walkers of a T_z, which must perturb all fine chunks and no others."""
+    text = str(written)
+    if not spec.is_groups(text) and not written.exists() and not is_reference(text):
+        raise UsageError(f'--walkers {text}: no such folder or file; groups are written "1_2=runs/a 2_3=runs/b"')
+    if spec.is_groups(text) or written.suffix in (".yaml", ".yml"):
+        groups = spec.read_groups(text, "--walkers")
+        groups = {chunks: str(member) if isinstance(member, Path) else member for chunks, member in groups.items()}
+    else:
+        groups = {str(chunks): text for chunks in spec.load_walker(text).chunks}
+    walker = spec.walker_from(groups, generator, flag="--walkers")
+    perturbed = sorted(i for chunks in walker.chunks for i in range(chunks.start, chunks.stop))
+    if perturbed != list(range(fine.start, fine.stop)):
+        names = ", ".join(map(str, walker.chunks))
+        raise UsageError(f"--walkers {text}: must perturb all of chunks {fine}, and no others; these perturb {names}")
+    return groups
+
+
 def encoder_settings(
     settings: ComparisonConfig,
     method: Method,
@@ -260,7 +283,7 @@ def encoder_settings(
     generator: MultiLatentGenerator,
     stored: HeldImages,
     fine: Chunks,
-    walkers: dict[str, str] | None,
+    walkers: dict[str, Any] | None,
 ) -> EncoderConfig:
     """The settings of one encoder; those of all rows differ in what the row is about alone."""
     n_epochs = epochs(settings, stored)

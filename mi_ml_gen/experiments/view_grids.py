@@ -60,7 +60,7 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     """
     config.validate(settings)
     generator = load_generator(settings.generator, settings.generator_path, device, settings.g_use)
-    walker = walker_from(settings.Tz, generator, device)
+    walker = walker_from(settings.Tz, generator, device, "--Tz")
     warn_of_differences(walker, generator, TruncatedNormal(*settings.anchor_params))
     paths, rows = [], []
     for batch in draw_variants(settings, generator, walker, device):
@@ -73,7 +73,11 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
                 paths.append(folder / f"idx={batch.first + row}_var={i}.png")
                 atomic_write(paths[-1], encode(pixels, "png"))
     everything = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2)
-    paths.append(save_png(folder / "grid.png", image_grid(everything, n_columns=1 + settings.augmentations)))
+    columns = ["anchor", *(f"positive {i}" for i in range(1, 1 + settings.augmentations))]
+    grid = image_grid(
+        everything, n_columns=len(columns), row_labels=[f"idx={i}" for i in range(len(rows))], column_labels=columns
+    )
+    paths.append(save_png(folder / "grid.png", grid))
     return paths
 
 
@@ -82,13 +86,13 @@ def draw_variants(
     settings: ViewGenerationConfig, generator: MultiLatentGenerator, walker: Walker, device: torch.device | None = None
 ) -> Iterator[Variants]:
     """The latents of each batch. Whole batches are drawn, as in the reference, and cut where n_images ends."""
-    law = TruncatedNormal(*settings.anchor_params)
+    distribution = TruncatedNormal(*settings.anchor_params)
     for b, first in enumerate(range(0, settings.n_images, settings.batch_size)):
         shape = (settings.batch_size, generator.noise_dim)
         if settings.seeds == "published":
-            z = law.sample_reference(shape, settings.starting_seed + b).to(device)
+            z = distribution.sample_reference(shape, settings.starting_seed + b).to(device)
         else:
-            z = law.sample(shape, _stream(settings, "anchors", b)).to(device)
+            z = distribution.sample(shape, _stream(settings, "anchors", b)).to(device)
         latents = [generator.latents(z)]
         latents += [walker(generator, z, _rng(settings, b, i, device)).positive for i in range(settings.augmentations)]
         n = min(settings.batch_size, settings.n_images - first)

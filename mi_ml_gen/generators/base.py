@@ -19,6 +19,9 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks, LatentLayout
 
+_LATENTS_AT_ONCE = 2**25
+"""Values of latents that `distance` holds at a time: 128 MB in float32."""
+
 
 class ImagePair(NamedTuple):
     """Decoded anchors and positives, (n, 3, resolution, resolution) in [0, 1] each."""
@@ -126,7 +129,11 @@ class MultiLatentGenerator(Shared):
     def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """Euclidean length (n,) between the latents of two noises (n, noise_dim) on `chunks`."""
         at = self.layout.slice(chunks)
-        return torch.linalg.vector_norm(self.latents(moved)[:, at] - self.latents(z)[:, at], dim=1)
+        rows = max(1, _LATENTS_AT_ONCE // self.layout.dim)
+        parts = zip(z.split(rows), moved.split(rows), strict=True)
+        return torch.cat(
+            [torch.linalg.vector_norm(self.latents(b)[:, at] - self.latents(a)[:, at], dim=1) for a, b in parts]
+        )
 
     def synthesize(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (n, layout.dim) -> the network's own output, before any crop, resize or change of range."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from mi_ml_gen import delta
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.walkers.base import Walker
 
 SMOOTHING_STEPS = 16
 """Half-life of the smoothed loss and delta, in steps."""
@@ -104,3 +108,80 @@ def summary(
         "n_candidates": 2 * n_pairs - 1,
         "chance_infonce": bound.ceiling_nats * temperature / 0.07,
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The answer at the end of a run
+
+STILL_RISING = 0.1
+"""Share of the loss's rise that the last fifth of a run may add, if it is to count as converged."""
+
+
+def convergence(rows: Sequence[dict[str, Any]], stopped_by_rule: bool) -> tuple[bool, str]:
+    """Whether a run was long enough, from its rows of metrics, and the reason in words.
+
+    It was where a stopping rule ended it, or where the smoothed loss, in the mean over the last fifth of the saved
+    walkers, lies above that of the fifth before by at most STILL_RISING of its rise from the trough.
+    """
+    if stopped_by_rule:
+        return True, "a stopping rule ended the training"
+    losses = [row["smoothed_loss"] for row in rows if row["saved"]]
+    fifth = len(losses) // 5
+    if fifth == 0:
+        return False, f"{len(losses)} saved walkers are too few to tell"
+    last, before = fmean(losses[-fifth:]), fmean(losses[-2 * fifth : -fifth])
+    if losses.index(min(losses)) >= len(losses) - fifth:
+        return False, "the critic was still learning to recognise pairs: the loss was still falling"
+    if last - before > STILL_RISING * (last - min(losses)):
+        return False, "the walker was still removing information: the loss was still rising"
+    return True, "the loss had stopped rising"
+
+
+def answer(
+    rows: Sequence[dict[str, Any]],
+    walker: Walker,
+    measured: delta.DeltaEstimate,
+    independent: delta.DeltaEstimate,
+    stopped_by_rule: bool,
+    path: Path,
+) -> dict[str, Any]:
+    """What a run found, as plain values for summary.json: delta, its scale, convergence, and the next command.
+
+    walker, measured: the selected walker and its delta. independent: the length between independent draws.
+    path: the run folder.
+    """
+    converged, why = convergence(rows, stopped_by_rule)
+    return {
+        "delta": measured.mean,
+        "delta_std": measured.std,
+        "delta_of_independent": measured.mean / independent.mean,
+        "converged": converged,
+        "convergence": why,
+        "walker_kind": walker.config()["kind"],
+        "walker_parameters": sum(parameter.numel() for parameter in walker.parameters()),
+        "next_command": f"python scripts/visualize_walker.py --run {shlex.quote(str(path))}",
+    }
+
+
+def report(summary: Mapping[str, Any]) -> list[str]:
+    """The lines that a run ends with, from the content of summary.json."""
+    s = summary
+    bound = (
+        f"bound: the critic finds {s['bound_nats']:.2f} nats of information shared by anchor and positive; "
+        f"{s['n_candidates']} candidates can show at most {s['ceiling_nats']:.2f}"
+    )
+    delta_line = (
+        f"delta: {s['delta']:.3f} \N{PLUS-MINUS SIGN} {s['delta_std']:.3f} over anchors, "
+        f"{s['delta_of_independent']:.1%} of the distance between independent draws ({s['independent_delta']:.3f})"
+    )
+    if s["bound_is_saturated"]:
+        bound += ". The bound is saturated: a larger --batch_size could show more"
+    longer = f"; the same command with --num_samples {2 * s['trained_samples']} goes on from here"
+    return [
+        f"stopped: {s['stopped_because']}",
+        f"selected: the walker of {s['selected_samples']:,} samples, {s['selected_because']}",
+        delta_line,
+        bound,
+        f"converged: {s['convergence']}" if s["converged"] else f"not yet converged: {s['convergence']}{longer}",
+        f"next: {s['next_command']}",
+    ]

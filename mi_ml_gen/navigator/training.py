@@ -25,13 +25,13 @@ from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
-from mi_ml_gen.navigator.selection import SMOOTHING_STEPS, Selection, select_checkpoint, should_stop, summary
+from mi_ml_gen.navigator.selection import SMOOTHING_STEPS, Selection, answer, select_checkpoint, should_stop, summary
 from mi_ml_gen.navigator.settings import FREE, NavigatorConfig
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.views.records import view_record
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.files import save_walker
-from mi_ml_gen.walkers.learned import NonlinearWalker
+from mi_ml_gen.walkers.learned import learned_walker
 from mi_ml_gen.walkers.origins import origin
 from mi_ml_gen.walkers.spec import load_walker
 
@@ -48,6 +48,8 @@ class NavigatorResult(NamedTuple):
     samples: int
     reason: str
     """Why training stopped."""
+    summary: dict[str, Any]
+    """The content of summary.json; empty on all processes but the first."""
 
 
 def train_navigator(
@@ -71,7 +73,7 @@ def train_navigator(
     chunks = generator.chunks(settings.chunks)
     augment = _views(settings, generator).to(device)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
-    walker = NonlinearWalker.on(generator, chunks).to(device)
+    walker = learned_walker(generator, chunks).to(device)
     critic: nn.Module = Critic(augment.crop_size, width=settings.critic_width)
     if device.type == "cuda" and runtime.world_size() > 1:
         critic = nn.SyncBatchNorm.convert_sync_batchnorm(critic)
@@ -89,7 +91,9 @@ def train_navigator(
     pairs_per_step = settings.batch_size * runtime.world_size()
     n_steps = max(1, settings.num_samples // pairs_per_step)
     n_pairs = pairs_per_step if settings.negatives == "global" else settings.batch_size
-    independent = delta.independent_delta(generator, chunks, law=settings.law, seed=settings.seed, device=device)
+    independent = delta.independent_delta(
+        generator, chunks, distribution=settings.law, seed=settings.seed, device=device
+    )
     course = loop.Course(
         totals=torch.zeros(2, device=device),  # sums of loss and delta since the last row of metrics
         finished=None,  # why a stopping rule ended the run
@@ -165,15 +169,20 @@ def train_navigator(
         rows = session.rows
         reason = course.finished or f"all {settings.num_samples:,} samples are done"
         selection = select_checkpoint(rows, independent.mean)
+        outcome: dict[str, Any] = {}
         if runtime.is_main():
             chosen = load_walker(run.path / "walkers" / f"{walker_name(selection.samples)}.safetensors")
             about = dict(samples=selection.samples, rule=selection.reason, **trained_on)
             save_walker(run.path / "walker", chosen, **about)
             pictures.save_pairs(run.images / "selected.png", generator, chosen.to(device), shown)
             pictures.save_curves(run.images / "curves.png", rows)
-            run.write_json("summary.json", summary(rows, selection, independent, n_pairs, settings.temp, reason))
+            n_draws = delta.quick_draws(generator)
+            measured = delta.estimate_delta(generator, chosen, n_draws, settings.law, settings.seed, device)
+            outcome = summary(rows, selection, independent, n_pairs, settings.temp, reason)
+            outcome |= answer(rows, chosen, measured, independent, course.finished is not None, run.path)
+            run.write_json("summary.json", outcome)
         runtime.barrier()
-    return NavigatorResult(path, selection, rows[-1]["samples"], reason)
+    return NavigatorResult(path, selection, rows[-1]["samples"], reason, outcome)
 
 
 def walker_name(samples: int) -> str:

@@ -67,7 +67,8 @@ class GeneratedImages:
     """Continuous sampling: anchors and positives of a generator, new at every step.
 
     walker: T_z; without it (or with IdentityWalker) both images are the anchor, which is then decoded once.
-    law: of the anchors' noise. decode_at_once: pairs that are decoded together, to bound the memory.
+    distribution: of the anchors' noise (`law` is its former name). decode_at_once: pairs that are decoded together, to
+    bound the memory.
     """
 
     n_images: int | None = None
@@ -76,13 +77,15 @@ class GeneratedImages:
         self,
         generator: MultiLatentGenerator,
         walker: Walker | None = None,
-        law: TruncatedNormal | None = None,
+        distribution: TruncatedNormal | None = None,
         decode_at_once: int | None = None,
+        *,
+        law: TruncatedNormal | None = None,
     ) -> None:
         assert decode_at_once is None or decode_at_once >= 1
         self.generator = generator
         self.walker = IdentityWalker() if walker is None else walker
-        self.law = TruncatedNormal() if law is None else law
+        self.distribution = distribution or law or TruncatedNormal()
         self.decode_at_once = decode_at_once
         self.image_size = generator.resolution
         self.decode, self.decode_pair = generator.decode, generator.decode_pair
@@ -94,7 +97,7 @@ class GeneratedImages:
 
     @torch.no_grad()
     def pair(self, key: BatchKey) -> ImagePair:
-        z = self.law.sample((key.n, self.generator.noise_dim), key.rng("anchors"))
+        z = self.distribution.sample((key.n, self.generator.noise_dim), key.rng("anchors"))
         latents = self.walker(self.generator, z, key.rng("positives"))
         rng = key.rng("decode")
         size = self.decode_at_once or key.n

@@ -34,7 +34,10 @@ Rng = torch.Generator | PublishedSeed | None
 
 
 class Walker(Shared):
-    """What all walkers share: from moved noise to a pair."""
+    """What all walkers share: from moved noise to a pair.
+
+    A kind of walker defines `chunks`, `moves` and `config`, and `check` where it fits some generators only.
+    """
 
     about: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed, where a file is read
     """What the walker's file says it was trained on; see `walkers.origins`."""
@@ -58,6 +61,11 @@ class Walker(Shared):
     def from_config(cls, config: Mapping[str, Any]) -> Walker:
         """A walker of what `config()` gave, before its state dict is loaded."""
         raise NotImplementedError
+
+    def check(self, generator: MultiLatentGenerator) -> None:
+        """Raise UsageError where this walker does not fit the generator."""
+        for chunks in self.chunks:
+            generator.chunks(str(chunks), "a walker on chunks")
 
     def forward(self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng = None) -> Pair:
         """Anchors and positives of noise z (n, noise_dim); gradients flow to the walker's parameters and to z."""

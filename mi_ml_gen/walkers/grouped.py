@@ -13,7 +13,7 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker, _moved
-from mi_ml_gen.walkers.noise import RandomWalker, _published_noise, law_from
+from mi_ml_gen.walkers.noise import RandomWalker, _published_noise
 from mi_ml_gen.walkers.registry import build_walker, register_walker
 
 
@@ -35,8 +35,8 @@ class GroupedWalker(Walker):
                 raise UsageError(f"groups {', '.join(map(str, taken))}: {chunks} overlaps another group")
 
     @classmethod
-    def from_groups(cls, groups: Mapping[str, Walker | Sequence[float] | None], n_chunks: int) -> GroupedWalker:
-        """From "start_stop" -> a walker, [mean, std, truncation], [low, high] (see OccasionalNormal), or None."""
+    def from_groups(cls, groups: Mapping[str, Walker | Sequence[float] | float | None], n_chunks: int) -> GroupedWalker:
+        """From "start_stop" -> a walker, std, [mean, std, truncation], [low, high] (see OccasionalNormal), or None."""
         walkers: list[Walker] = []
         for text, group in groups.items():
             chunks = Chunks.parse(text, n_chunks, flag="group")
@@ -48,8 +48,12 @@ class GroupedWalker(Walker):
                     raise UsageError(f"group {text}: its walker was trained on chunks {found}")
                 walkers.append(group)
             else:
-                walkers.append(RandomWalker(chunks, law_from(group)))
+                walkers.append(RandomWalker(chunks, group))
         return cls(walkers)
+
+    def check(self, generator: MultiLatentGenerator) -> None:
+        for walker in self.members:
+            walker.check(generator)
 
     @property
     def chunks(self) -> tuple[Chunks, ...]:
@@ -62,7 +66,7 @@ class GroupedWalker(Walker):
         for walker in self.members:
             if isinstance(rng, PublishedSeed) and coins is not None and isinstance(walker, RandomWalker):
                 at = generator.walk_slice(walker.range)
-                noise = _published_noise(walker.law, z.shape, rng.seed, coins).to(z)[:, at]
+                noise = _published_noise(walker.distribution, z.shape, rng.seed, coins).to(z)[:, at]
                 yield walker.range, _moved(z, at, noise)
             else:
                 yield from walker.moves(generator, z, rng)

@@ -15,10 +15,12 @@ from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker, _moved, chunks_of
 from mi_ml_gen.walkers.registry import register_walker
 
 
-class Law(Protocol):
-    """A law that random perturbations are drawn from."""
+class Distribution(Protocol):
+    """What random perturbations are drawn from."""
 
-    def sample(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor: ...
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        """Draw values of a shape (n, width)."""
+        ...
 
 
 class OccasionalNormal(NamedTuple):
@@ -38,24 +40,49 @@ class OccasionalNormal(NamedTuple):
         return noise * torch.where(coin < 0.5, self.low + (self.high - self.low) * std, torch.zeros_like(std))
 
     def toss(self, coins: np.random.Generator) -> TruncatedNormal:
-        """The law that the published code draws for a whole batch, std 0 where the coin says so."""
+        """What the published code draws from for a whole batch, std 0 where the coin says so."""
         return TruncatedNormal(0.0, coins.uniform(self.low, self.high) if coins.binomial(1, 0.5) else 0.0, 2.0)
 
 
-def _published_noise(law: Law, shape: Sequence[int], seed: int, coins: np.random.Generator) -> torch.Tensor:
-    tossed = law.toss(coins) if isinstance(law, OccasionalNormal) else law
+def _published_noise(
+    distribution: Distribution, shape: Sequence[int], seed: int, coins: np.random.Generator
+) -> torch.Tensor:
+    tossed = distribution.toss(coins) if isinstance(distribution, OccasionalNormal) else distribution
     assert isinstance(tossed, TruncatedNormal)
     return tossed.sample_reference(shape, seed)
 
 
 @register_walker("random")
 class RandomWalker(Walker):
-    """Adds noise of a law, usually a `TruncatedNormal`, to the walk slice."""
+    """Adds fresh noise to the walk slice, independent for each sample.
 
-    def __init__(self, chunks: Chunks, law: Law):
+        RandomWalker("1_6", 0.5)                        # normal noise of standard deviation 0.5, truncated at 2 of them
+        RandomWalker("1_6", [0, 0.5, 2])                # the same: mean, standard deviation, truncation
+        RandomWalker(Chunks(1, 6), TruncatedNormal(0, 0.5, 2))
+
+    chunks: what it perturbs, Chunks or text. distribution: a TruncatedNormal, an OccasionalNormal, anything with their
+    `sample`, or what `distribution_from` takes.
+    Raises UsageError for anything else.
+    """
+
+    def __init__(
+        self,
+        chunks: Chunks | str,
+        distribution: Distribution | Sequence[float] | float | None = None,
+        *,
+        law: Distribution | None = None,
+    ):
         super().__init__()
-        self.range = chunks
-        self.law = law
+        self.range = Chunks.of(chunks)
+        given = law if distribution is None else distribution  # `law` is what the argument used to be called
+        if given is None:
+            raise UsageError(f"RandomWalker on chunks {self.range}: give its noise, TruncatedNormal(0, 0.5, 2) or 0.5")
+        self.distribution = distribution_from(given)
+
+    @property
+    def law(self) -> Distribution:
+        """`distribution`, by its former name."""
+        return self.distribution
 
     @property
     def chunks(self) -> tuple[Chunks, ...]:
@@ -67,25 +94,42 @@ class RandomWalker(Walker):
         at = generator.walk_slice(self.range)
         shape = (len(z), at.stop - at.start)
         if isinstance(rng, PublishedSeed):
-            noise = _published_noise(self.law, shape, rng.seed, np.random.default_rng(rng.seed)).to(z)
+            noise = _published_noise(self.distribution, shape, rng.seed, np.random.default_rng(rng.seed)).to(z)
         else:
-            noise = self.law.sample(shape, rng, z.device).to(z.dtype)
+            noise = self.distribution.sample(shape, rng, z.device).to(z.dtype)
         yield self.range, _moved(z, at, noise)
 
     def config(self) -> dict[str, Any]:
-        law = self.law
-        numbers = [law.low, law.high] if isinstance(law, OccasionalNormal) else [law.mean, law.std, law.truncation]  # type: ignore[attr-defined]
+        """As Walker's; "law" is the file format's word for the numbers of the distribution."""
+        drawn = self.distribution
+        if isinstance(drawn, OccasionalNormal):
+            numbers = [drawn.low, drawn.high]
+        elif isinstance(drawn, TruncatedNormal):
+            numbers = [drawn.mean, drawn.std, drawn.truncation]
+        else:
+            raise UsageError(f"RandomWalker of {type(drawn).__name__}: only truncated normal noise can be saved")
         return {"kind": "random", "chunks": str(self.range), "law": numbers}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RandomWalker:
-        return cls(chunks_of(config), law_from(config["law"]))
+        return cls(chunks_of(config), config["law"])
 
 
-def law_from(numbers: Sequence[float]) -> Law:
-    """[mean, std, truncation] or [low, high]. Raises UsageError for anything else."""
-    if len(numbers) == 2:
-        return OccasionalNormal(*map(float, numbers))
-    if len(numbers) == 3:
-        return TruncatedNormal(*map(float, numbers))
-    raise UsageError(f"perturbation {list(numbers)}: give [mean, std, truncation] or [low, high]")
+def distribution_from(noise: Distribution | Sequence[float] | float) -> Distribution:
+    """std, [mean, std, truncation] or [low, high] (see OccasionalNormal) as a distribution; one stays as it is.
+
+    A std alone means mean 0 and truncation 2. Raises UsageError for anything else.
+    """
+    if hasattr(noise, "sample"):
+        return noise
+    if isinstance(noise, int | float):
+        return TruncatedNormal(0.0, float(noise), 2.0)
+    try:
+        values = [float(number) for number in noise]  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) == 2:
+        return OccasionalNormal(*values)
+    if len(values) == 3:
+        return TruncatedNormal(*values)
+    raise UsageError(f"noise {noise!r}: give std, [mean, std, truncation] or [low, high]")

@@ -31,15 +31,16 @@ def save_pairs(path: Path, generator: MultiLatentGenerator, walker: Walker, z: t
     """Anchors of noise z above their positives."""
     pair = walker(generator, z)
     images = decode_shown(generator, pair.anchor), decode_shown(generator, pair.positive)
-    return save_png(path, pair_grid(*images, n_columns=len(z)))
+    return save_png(path, pair_grid(*images, n_columns=len(z), labels=("anchor", "positive")))
 
 
 @torch.no_grad()
 def save_chunks(path: Path, generator: MultiLatentGenerator, walkers: Sequence[Walker], z: torch.Tensor) -> Path:
     """The anchors of noise z, then a row per walker: the positives that it makes of them."""
-    rows = [decode_shown(generator, generator.latents(z))]
-    rows += [decode_shown(generator, walker(generator, z).positive) for walker in walkers]
-    return save_png(path, image_grid(torch.cat(rows), n_columns=len(z)))
+    rows = {"anchor": decode_shown(generator, generator.latents(z))}
+    for walker in walkers:
+        rows[_name(walker.chunks)] = decode_shown(generator, walker(generator, z).positive)
+    return save_png(path, _labelled(rows))
 
 
 @torch.no_grad()
@@ -52,12 +53,12 @@ def swaps(
     changes from the first row to its row, and what it shares with the last row.
     """
     anchor, donor = generator.latents(z), generator.latents(donors)
-    rows = [anchor]
+    rows = {"anchor": decode_shown(generator, anchor)}
     for group in groups:
         at = generator.layout.slice(group)
-        rows.append(torch.cat([anchor[:, : at.start], donor[:, at], anchor[:, at.stop :]], dim=1))
-    images = torch.cat([decode_shown(generator, latents) for latents in [*rows, donor]])
-    return image_grid(images, n_columns=len(z))
+        mixed = torch.cat([anchor[:, : at.start], donor[:, at], anchor[:, at.stop :]], dim=1)
+        rows[_name((group,))] = decode_shown(generator, mixed)
+    return _labelled(rows | {"donor": decode_shown(generator, donor)})
 
 
 @torch.no_grad()
@@ -66,9 +67,9 @@ def save_strengths(
 ) -> Path:
     """A row of images per multiple of the perturbation's displacement in latent space; 0 is the anchor."""
     pair: Pair = walker(generator, z)
-    steps = [pair.anchor + strength * (pair.positive - pair.anchor) for strength in strengths]
-    images = torch.cat([decode_shown(generator, latents) for latents in steps])
-    return save_png(path, image_grid(images, n_columns=len(z)))
+    rows = [decode_shown(generator, pair.anchor + x * (pair.positive - pair.anchor)) for x in strengths]
+    labels = [f"\N{MULTIPLICATION SIGN} {strength:g}" for strength in strengths]
+    return save_png(path, image_grid(torch.cat(rows), n_columns=len(z), row_labels=labels))
 
 
 @torch.no_grad()
@@ -78,11 +79,20 @@ def save_training(path: Path, generator: MultiLatentGenerator, run: Path, z: tor
     if not saved:
         raise UsageError(f"{run}: no walker has been saved yet")
     places = torch.linspace(0, len(saved) - 1, min(n_rows, len(saved))).round().long().tolist()
-    rows = [decode_shown(generator, generator.latents(z))]
+    rows = {"anchor": decode_shown(generator, generator.latents(z))}
     for place in places:
         walker = load_walker(saved[place], z.device)
-        rows.append(decode_shown(generator, walker(generator, z).positive))
-    return save_png(path, image_grid(torch.cat(rows), n_columns=len(z)))
+        rows[f"{int(saved[place].stem.removeprefix('w_')):,}"] = decode_shown(generator, walker(generator, z).positive)
+    return save_png(path, _labelled(rows))
+
+
+def _name(chunks: Sequence[Chunks]) -> str:
+    return f"chunks {', '.join(map(str, chunks))}" if chunks else "unperturbed"
+
+
+def _labelled(rows: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Rows of images (n, 3, H, W) with their names to the left."""
+    return image_grid(torch.cat(list(rows.values())), n_rows=len(rows), row_labels=list(rows))
 
 
 def save_curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

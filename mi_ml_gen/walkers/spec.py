@@ -1,8 +1,39 @@
-"""How a T_z is written: on the command line, in YAML, and in files of groups."""
+"""How a T_z is written: one grammar for flags, YAML, files of groups and Python.
+
+    T_z     nothing                          images without perturbation
+            FILE                             one walker, or a file of groups
+            CHUNKS=WALKER CHUNKS=WALKER ...  a walker for each group of chunks
+    WALKER  nothing | NOISE | FILE
+    NOISE   STD | MEAN,STD,TRUNCATION | LOW,HIGH
+    FILE    a path or a reference (docs/pretrained.md)
+    nothing none | null | ~ | no text at all
+    CHUNKS  START_STOP, the first chunk included, the last excluded: 1_6 is chunks 1 to 5
+
+    none                                     the anchor itself
+    walker_runs/coarse                       the selected walker of a run of train_navigator.py
+    w_COPGen_60032.pth                       a published walker
+    groups.yaml                              a file of groups, see `load_groups`
+    hf://me/my-walker                        a walker on the Hub; or hf://me/my-walker/FILE@REVISION
+    walker-bigbigan-1_6                      a file by the name that download_pretrained.py knows it by
+    0_1=0.5                                  normal noise of standard deviation 0.5 on chunk 0, truncated at 2 of them
+    0_6=0,0.2,2                              noise of mean 0, standard deviation 0.2, truncation 2 on all six chunks
+    0_6=0.1,0.5                              half of the samples: noise of a standard deviation between 0.1 and 0.5
+    0_1=walker_runs/coarse 1_4=0.5 4_6=none  a group of its own each
+
+Text that begins with CHUNKS= is groups, all other text is a FILE; so a file named "0_1=x" is written "./0_1=x". A group
+reaches to the next blank that CHUNKS= follows, so paths may hold blanks and equal signs; one that holds " 0_1=" stands
+in quotes: 0_1="a 0_1=b.safetensors". Noise may stand in brackets, as in YAML: 0_1=[0, 0.5, 2]. In YAML and Python the
+groups may be a mapping, and then noise a list and nothing None:
+
+    Tz: {0_1: walker_runs/coarse, 1_4: [0, 0.5, 2], 4_6: null}
+
+Relative paths count from the working directory, in a file of groups from that file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,105 +43,212 @@ import yaml
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.hub import assets
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub.assets import is_reference
+from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 from mi_ml_gen.walkers.files import load_walker_file
 from mi_ml_gen.walkers.grouped import GroupedWalker
-from mi_ml_gen.walkers.learned import NonlinearWalker
+from mi_ml_gen.walkers.noise import RandomWalker
+
+EXAMPLE = "0_1=0.5 1_4=0,0.8,2 4_6=walker_runs/fine"
+"""A T_z of groups, for messages."""
+
+_GROUP = re.compile(r"(?:^|(?<=\s))\s*(-?\d+_-?\d+)=", re.ASCII)
+_QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 
 
 def walker_from(
-    text: Mapping[str, Any] | str | Path | None,
+    written: Mapping[Any, Any] | Walker | str | Path | None,
     generator: MultiLatentGenerator,
     device: torch.device | str | None = None,
+    flag: str = "T_z",
 ) -> Walker:
-    """T_z of a configuration, frozen, for a generator.
+    """The walker that a T_z means (the grammar stands at the top of this module), frozen, for a generator.
 
-    None: generated images, unperturbed (the "synth" baseline). A path: a walker's file, ours or published, the run
-    folder of one, or a YAML of groups. A mapping, or text such as "0_1=runs/coarse 1_4=0,0.8,2": for each group of
-    chunks a path, noise [mean, std, truncation] (or [low, high]), or null. Paths count from here.
-    Raises as `load_groups` and `load_walker`.
+    written: text, a path, a mapping of groups, None for nothing, or a walker, which is only checked.
+    flag: what error messages call it.
+    Raises UsageError that names the wrong part, and as `load_walker`.
     """
-    if text is None or (isinstance(text, str) and text.strip() in config.NOTHING):
-        return IdentityWalker()
-    if isinstance(text, str) and "=" in text:
-        text = _groups_of(text)
-    if isinstance(text, Mapping):
-        walker: Walker = load_groups(text, generator, device)
+    if isinstance(written, Walker):
+        walker = written
+    elif written is None or _is_nothing(written):
+        walker = IdentityWalker()
+    elif isinstance(written, Mapping):
+        walker = load_groups(written, generator, device)
+    elif isinstance(written, str) and is_groups(written):
+        walker = _grouped(read_groups(written, flag), generator, device, f"{flag} {written}")
+    elif isinstance(written, str | Path):
+        walker = _of_file(written, generator, device, flag)
     else:
-        path = Path(text)
-        walker = load_walker(path / "walker.safetensors" if path.is_dir() else path, device, generator)
-        if isinstance(walker, NonlinearWalker):
-            generator.chunks(str(walker.range), f"{path}: chunks")
-            walker.check_width(generator)
+        raise UsageError(f"{flag} {written!r}: give text such as {EXAMPLE!r}, a path, or a mapping of groups")
+    walker.check(generator)
     return walker.eval().requires_grad_(False)
 
 
-def _groups_of(text: str) -> dict[str, Any]:
-    """ "0_1=runs/coarse 1_4=0,0.8,2" -> {"0_1": "runs/coarse", "1_4": ["0", "0.8", "2"]}"""
+def is_groups(text: str) -> bool:
+    """Whether the text of a T_z is groups (it begins with CHUNKS=), and not a file."""
+    return _GROUP.match(text) is not None
+
+
+def read_groups(written: str | Path | Mapping[Any, Any], flag: str = "T_z") -> dict[str, Any]:
+    """The groups of a T_z, CHUNKS -> WALKER, from text, a mapping or a YAML file of groups, whose paths then count from
+    the working directory; no walker is read.
+
+    Raises UsageError where a group is empty or stands there twice, and for a file that is not one of groups.
+    """
+    if isinstance(written, Mapping):
+        return {str(chunks): member for chunks, member in written.items()}
+    if isinstance(written, Path) or not is_groups(written):
+        path = hub.local_path(written)
+        return {chunks: _beside(path, member) for chunks, member in _read_groups_file(path).items()}
+    starts = list(_GROUP.finditer(_hide_quoted(written)))
+    ends = [match.start() for match in starts[1:]] + [len(written)]
     groups: dict[str, Any] = {}
-    for item in text.split():
-        chunks, equals, value = item.partition("=")
-        if not (equals and value):
-            raise UsageError(f"T_z {item!r}: write CHUNKS=WALKER or CHUNKS=MEAN,STD,TRUNCATION, with spaces between")
+    for match, end in zip(starts, ends, strict=True):
+        chunks, member = match[1], written[match.end() : end].strip()
+        if not member:
+            raise UsageError(f"{flag} {written}: nothing follows {chunks}=; write for example {EXAMPLE}")
         if chunks in groups:
-            raise UsageError(f"T_z: group {chunks} stands there twice")
-        groups[chunks] = value.split(",") if "," in value else value
+            raise UsageError(f"{flag} {written}: group {chunks} stands there twice")
+        groups[chunks] = member
     return groups
 
 
 def load_walker(
     path: str | Path, device: torch.device | str | None = None, generator: MultiLatentGenerator | None = None
 ) -> Walker:
-    """Read a walker that `save_walker` wrote (either of its two files), or a published pickle, which is never run.
+    """Read a walker that `save_walker` wrote (either of its two files), the run folder of one, or a published pickle,
+    which is never run.
 
-    With the generator that it is for, `path` may also be a YAML of groups, see `load_groups`, and, always, a reference
-    to a file (see hub/fetching.py). Raises UsageError for a missing file, UnsafeCheckpointError or
+    With the generator that it is for, `path` may also be a YAML of groups, see `load_groups`. In place of a path a
+    reference may stand (see hub/fetching.py). Raises UsageError for a missing file, UnsafeCheckpointError or
     CorruptCheckpointError for one that is refused.
     """
+    meant = assets.parse(path)
+    if isinstance(meant, assets.HubFile) and meant.is_folder:
+        path = str(meant._replace(path=meant.path + "walker.safetensors"))  # as share_model.py uploads it
     path = hub.local_path(path)
-    if path.suffix in (".yaml", ".yml") and generator is not None:
+    if path.suffix in (".yaml", ".yml"):
+        if generator is None:
+            raise UsageError(f"{path}: a file of groups, where a single walker's file must stand")
         return load_groups(path, generator, device)
+    if path.is_dir():
+        if not (path / "walker.safetensors").exists():
+            raise UsageError(f"{path}: this folder holds no walker.safetensors, which a finished run of a walker has")
+        path = path / "walker.safetensors"
     return load_walker_file(path, device)
 
 
 def load_groups(
-    groups: str | Path | Mapping[str, Any],
+    groups: str | Path | Mapping[Any, Any],
     generator: MultiLatentGenerator,
     device: torch.device | str | None = None,
 ) -> GroupedWalker:
     """A walker for each group of chunks, from a YAML file, or a mapping of what such a file holds:
 
-        0_4: runs/coarse/walker.safetensors    # what `load_walker` reads, or the run folder of one walker
-        4_8: [0, 1, 2]                         # noise: [mean, std, truncation], or [low, high]
+        0_4: runs/coarse                       # what `load_walker` reads
+        4_8: [0, 1, 2]                         # noise: [mean, std, truncation], [low, high], or std
         8_12: null                             # left alone
 
-    A file's relative paths count from the file, a mapping's from here; a mapping may also hold walkers. In place of a
-    path a reference may stand (see hub.py). Raises
-    UsageError for groups that overlap or do not fit the generator, else as `load_walker`.
+    Each value is a WALKER of the grammar at the top of this module. A file's relative paths count from the file, a
+    mapping's from the working directory; a mapping may also hold walkers.
+    Raises UsageError for groups that overlap or do not fit the generator, else as `load_walker`.
     """
-    where, content, base = "groups", groups, Path()
-    if not isinstance(groups, Mapping):
-        path = hub.local_path(groups)
-        where, content, base = str(groups), _read_groups(path), path.parent
-    assert isinstance(content, Mapping)
-    members: dict[str, Walker | Sequence[float] | None] = {}
-    for text, group in content.items():
-        generator.chunks(text, f"{where}: group")
-        if isinstance(group, str | Path) and str(group) not in config.NOTHING:
-            path = Path(group) if is_reference(group) else base / group
-            members[text] = load_walker(path / "walker.safetensors" if path.is_dir() else path, device)
-        else:
-            members[text] = group if isinstance(group, Walker) else _numbers(group, f"{where}: group {text}")
-    grouped = GroupedWalker.from_groups(members, generator.layout.n_chunks)
-    for walker in grouped.members:
-        if isinstance(walker, NonlinearWalker):
-            walker.check_width(generator)
-    return grouped
+    where = "groups" if isinstance(groups, Mapping) else str(groups)
+    return _grouped(read_groups(groups), generator, device, where)
 
 
-def _read_groups(path: Path) -> dict[str, Any]:
+def _grouped(
+    groups: Mapping[str, Any], generator: MultiLatentGenerator, device: torch.device | str | None, where: str
+) -> GroupedWalker:
+    members: dict[str, Walker | None] = {}
+    for key, written in groups.items():
+        chunks = generator.chunks(key, f"{where}: group")
+        members[str(chunks)] = _member(written, chunks, device, f"{where}: group {key}")
+    walker = GroupedWalker.from_groups(members, generator.layout.n_chunks)
+    walker.check(generator)
+    return walker
+
+
+def _member(written: Any, chunks: Chunks, device: torch.device | str | None, where: str) -> Walker | None:
+    """The WALKER of a group: None for nothing."""
+    if isinstance(written, Walker):
+        return written
+    if written is None or _is_nothing(written):
+        return None
+    numbers = _numbers(written)
+    if numbers is None and not isinstance(written, str | Path):
+        raise UsageError(f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high] or null")
+    try:
+        return RandomWalker(chunks, numbers) if numbers is not None else load_walker(_unquoted(written), device)
+    except UsageError as error:
+        text = str(written)
+        if numbers is None and ("," in text or len(text.split()) > 1) and not Path(_unquoted(text)).exists():
+            raise UsageError(
+                f"{where}: {text!r} is neither noise (mean,std,truncation) nor a file; "
+                f"write CHUNKS=WALKER with blanks between groups: {EXAMPLE}"
+            ) from None
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _of_file(
+    written: str | Path, generator: MultiLatentGenerator, device: torch.device | str | None, flag: str
+) -> Walker:
+    """The walker of a T_z that is a FILE."""
+    written = _unquoted(written)
+    text = str(written)
+    if not Path(text).exists() and not is_reference(text):
+        whole = generator.layout.all
+        if _numbers(text) is not None:
+            raise UsageError(
+                f"{flag} {text}: says no chunks; for noise on all of {generator.name} write {whole}={text}"
+            )
+        if "=" in text:
+            raise UsageError(
+                f"{flag} {text}: no such file; groups begin with CHUNKS=, START_STOP from 0_{whole.stop}: {EXAMPLE}"
+            )
+    return load_walker(written, device, generator)
+
+
+def _unquoted(written: str | Path) -> str | Path:
+    quoted = _QUOTED.fullmatch(written.strip()) if isinstance(written, str) else None
+    return written if quoted is None else quoted[2]
+
+
+def _beside(file: Path, member: Any) -> Any:
+    """A WALKER of a file of groups; its path counts from the file's folder."""
+    if not isinstance(member, str) or _is_nothing(member) or _numbers(member) is not None:
+        return member
+    path = _unquoted(member)
+    return path if is_reference(path) else file.parent / path
+
+
+def _is_nothing(written: Any) -> bool:
+    return isinstance(written, str) and written.strip() in config.NOTHING
+
+
+def _numbers(written: Any) -> list[float] | float | None:
+    """Noise as a number (std) or a list of them, given so or as text; None for what is neither."""
+    if isinstance(written, str):
+        text = written.strip()
+        in_brackets = text.startswith("[") and text.endswith("]")
+        parts = (text[1:-1] if in_brackets else text).split(",")
+        written = parts if in_brackets or len(parts) > 1 else text
+    items = list(written) if isinstance(written, list | tuple) else [written]
+    if not items or not all(_NUMBER.fullmatch(str(item).strip()) for item in items):
+        return None
+    return [float(item) for item in items] if isinstance(written, list | tuple) else float(written)
+
+
+def _hide_quoted(text: str) -> str:
+    """The text with every quoted member blanked out, so that nothing in it looks like a group."""
+    return re.sub(r"""(?<==)(["'])(.*?)\1(?=\s|$)""", lambda match: "x" * len(match[0]), text)
+
+
+def _read_groups_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, every scalar as text: YAML itself takes the chunks 0_4 for the number 4."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -125,15 +263,3 @@ def _read_groups(path: Path) -> dict[str, Any]:
     if len(content) < len(root.value):
         raise UsageError(f"{path}: a group stands there twice")
     return content
-
-
-def _numbers(group: Any, where: str) -> list[float] | None:
-    """The numbers of a law, None for nothing."""
-    if group is None or group in config.NOTHING:
-        return None
-    try:
-        return [float(number) for number in group]
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"{where}: {group}: must be a walker's path, [mean, std, truncation], [low, high] or null"
-        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import Chunks, LatentLayout
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.report import tables as report
+from mi_ml_gen.walkers.spec import walker_from
 from tests.conftest import StopAt, make_small_generator
 from tests.probe.test_features import make_source
 from tests.scripts.test_scripts import call
@@ -191,7 +193,8 @@ def test_a_stop_within_an_encoder_changes_nothing(monkeypatch, capsys, tmp_path,
         (["--seeds", "1", "1"], 2, "--seeds 1 1: give at least one, none twice"),
         (["--fine_chunks", "1_9"], 2, "--fine_chunks 1_9"),
         (["--samples", "0"], 2, "--samples 0: must be at least 2"),
-        (["--walkers", "absent"], 2, "absent: no such folder"),
+        (["--walkers", "absent"], 2, "--walkers absent: no such folder or file; groups are written"),
+        (["--walkers", "0_1=0.5"], 2, "must perturb all of chunks 1_2, and no others; these perturb 0_1"),
         (["--sample", "9"], 2, "nearest known flag: --samples"),
     ],
     ids=lambda value: str(value)[:30],
@@ -205,3 +208,14 @@ def test_a_chunk_without_a_walker(kit):
     settings = ComparisonConfig(walkers=kit / "walkers")
     with pytest.raises(UsageError, match="no walker of chunks 2_3; there: 0_1, 1_2"):
         view_comparison.learned_walkers(settings, make_small_generator(), Chunks(1, 3))
+
+
+def test_walkers_may_be_a_tz(kit, tmp_path):
+    """Groups as text, a file of groups, one walker's file or run folder: the encoder gets chunks -> walker."""
+    run = kit / "walkers" / "chunk1"
+    (tmp_path / "groups.yaml").write_text(f"1_2: {run}\n")
+    generator = make_small_generator()
+    for written in (f"1_2={run}", tmp_path / "groups.yaml", run, run / "walker.safetensors"):
+        settings = ComparisonConfig(walkers=Path(written))
+        found = view_comparison.learned_walkers(settings, generator, Chunks(1, 2))
+        assert list(found) == ["1_2"] and walker_from(found, generator).chunks == (Chunks(1, 2),)

@@ -108,7 +108,11 @@ def test_the_script(tmp_path: Path, monkeypatch, capsys) -> None:
     written = files(tmp_path / "a")
     assert set(written) == {"grid.png", *(f"idx={i}_var={v}.png" for i in range(3) for v in range(3))}
     with Image.open(tmp_path / "a" / "grid.png") as grid, Image.open(tmp_path / "a" / "idx=2_var=1.png") as image:
-        assert image.size == (32, 32) and grid.size == (3 * 34 - 2, 3 * 34 - 2)
+        assert image.size == (32, 32)
+        pixels = np.asarray(grid)
+        left, top = grid.size[0] - (3 * 34 - 2), grid.size[1] - (3 * 34 - 2)
+        assert (pixels[:top, left:] < 100).any() and (pixels[top:, :left] < 100).any()  # names of columns and rows
+        assert np.array_equal(pixels[top + 68 :, left + 34 : left + 66], np.asarray(image))
         np.testing.assert_array_equal(np.asarray(grid)[68:100, 34:66], np.asarray(image))
     assert len(set(written.values())) == 10  # all different
 

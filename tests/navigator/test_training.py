@@ -18,10 +18,15 @@ import torch
 from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import NonFiniteError, UsageError
 from mi_ml_gen.core.files import load_tensors
+from mi_ml_gen.delta import estimate_delta, independent_delta
+from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import save_generator
-from mi_ml_gen.navigator.selection import near, select_checkpoint, should_stop
+from mi_ml_gen.latents import LatentLayout
+from mi_ml_gen.navigator.selection import convergence, near, report, select_checkpoint, should_stop
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import next_row, train_navigator, walker_name
+from mi_ml_gen.walkers.learned import ConvolutionalWalker
+from mi_ml_gen.walkers.spec import load_walker
 from tests.conftest import make_small_generator
 
 SETTINGS = NavigatorConfig(
@@ -46,6 +51,73 @@ def whole_run(tmp_path_factory):
     """An uninterrupted run of 24 steps."""
     path = tmp_path_factory.mktemp("navigator") / "whole"
     return train(path)
+
+
+def test_a_run_ends_with_its_answer(whole_run):
+    """delta of the selected walker, measured; its scale; the bound; what comes next. summary.json and the lines."""
+    summary = json.loads((whole_run.path / "summary.json").read_text())
+    assert whole_run.summary == summary
+    generator = make_small_generator()
+    walker = load_walker(whole_run.path / "walker.safetensors")
+    measured = estimate_delta(generator, walker, 20_000, seed=SETTINGS.seed)
+    apart = independent_delta(generator, "0_1", 20_000, seed=SETTINGS.seed)
+    assert (summary["delta"], summary["delta_std"]) == (measured.mean, measured.std)
+    assert summary["delta_of_independent"] == pytest.approx(measured.mean / apart.mean)
+    assert summary["walker_kind"] == "nonlinear" and summary["walker_parameters"] == 40
+    lines = report(summary)
+    assert (
+        lines[2].startswith(f"delta: {measured.mean:.3f} ") and f"{measured.mean / apart.mean:.1%} of the" in lines[2]
+    )
+    assert f"finds {summary['bound_nats']:.2f} nats" in lines[3]
+    assert lines[-1] == f"next: python scripts/visualize_walker.py --run {whole_run.path}"
+
+
+def course(*losses):
+    return [{"saved": True, "smoothed_loss": loss} for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("rows", "by_rule", "converged", "why"),
+    [
+        (course(5, 1, 2, 3, 3.9, 4, 4, 4, 4, 4), False, True, "had stopped rising"),
+        (course(5, 1, 1, 1, 1, 1.5, 2, 2.5, 3, 3.5), False, False, "the loss was still rising"),
+        (course(5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5), False, False, "the loss was still falling"),
+        (course(5, 1, 2, 3), False, False, "4 saved walkers are too few"),
+        (course(5, 1, 2, 3), True, True, "a stopping rule ended"),
+    ],
+)
+def test_a_run_says_whether_it_was_long_enough(rows, by_rule, converged, why):
+    found, said = convergence(rows, by_rule)
+    assert found == converged and why in said
+
+
+def test_what_the_answer_advises(whole_run):
+    lines = "\n".join(report(whole_run.summary | {"converged": False, "bound_is_saturated": True}))
+    assert "not yet converged" in lines and "--num_samples 384 goes on from here" in lines
+    assert "saturated: a larger --batch_size could show more" in lines
+    lines = "\n".join(report(whole_run.summary | {"converged": True, "bound_is_saturated": False}))
+    assert "\nconverged: " in lines and "saturated" not in lines and "--num_samples" not in lines
+
+
+def test_long_chunks_are_learned_by_a_convolutional_walker(tmp_path):
+    """Beyond the published form's limit; the run, its picture, its file and its summary are the same otherwise."""
+
+    class Maps(MultiLatentGenerator):
+        name, resolution, noise_dim = "maps", 16, 20 * 256
+        layout = LatentLayout.of_shapes([(4, 16, 16), (16, 16, 16)])
+
+        def decode(self, latents, rng=None):
+            return latents.unflatten(1, (20, 16, 16))[:, 3:6].sigmoid()
+
+    result = train(tmp_path / "run", Maps(), chunks="1_2", num_samples=16, save_freq=16, batch_size=4)
+    walker = load_walker(result.path)
+    assert isinstance(walker, ConvolutionalWalker) and walker.parts == [(16, 16, 16)]
+    assert result.summary["walker_kind"] == "convolutional"
+    fresh = ConvolutionalWalker("1_2", [(16, 16, 16)])
+    assert result.summary["walker_parameters"] == sum(parameter.numel() for parameter in fresh.parameters())
+    z = torch.randn(2, Maps.noise_dim)
+    pair = walker(Maps(), z)
+    assert torch.equal(pair.positive[:, :1024], z[:, :1024]) and not torch.equal(pair.positive, z)
 
 
 def test_a_run_folder_holds_what_a_run_is(whole_run):
@@ -271,7 +343,7 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path):
             [*command, "--save_folder", str(folder)], env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        assert "selected: the walker of" in done.stdout
+        assert "selected: the walker of" in done.stdout and "\ndelta: " in done.stdout and "\nnext: " in done.stdout
         return folder / "0_bigbigan_0_1_none"
 
     path = tmp_path / "killed" / "0_bigbigan_0_1_none"

@@ -68,6 +68,54 @@ def test_values_become_bytes() -> None:
     assert image_grid(np.zeros((2, 3, 3), np.float32), padding=0).shape == (3, 6, 3)
 
 
+@pytest.mark.parametrize("side", [28, 32, 64, 128])
+def test_labels_stand_beside_their_rows_and_above_their_columns(side):
+    """The images lie where they did, next to margins; each row and column has its own ink there."""
+    images = plain([0.2, 0.4, 0.6, 0.8, 0.2, 0.4]).repeat_interleave(side // 8, 2).repeat_interleave(side // 8, 3)
+    side = images.shape[2]
+    bare = image_grid(images, n_columns=2)
+    grid = image_grid(
+        images, n_columns=2, row_labels=["anchor", "chunks 0_4", "x 1.5"], column_labels=["a", "positive"]
+    )
+    top, left = grid.shape[0] - bare.shape[0], grid.shape[1] - bare.shape[1]
+    np.testing.assert_array_equal(grid[top:, left:], bare)
+    for i in range(3):
+        assert (grid[top + i * (side + 2) : top + i * (side + 2) + side, :left] < 128).any()
+    for i in range(2):
+        assert (grid[:top, left + i * (side + 2) : left + i * (side + 2) + side] < 128).any()
+    assert (grid[:top, :left] == 255).all() and (grid[:, left - 2 : left] == 255).all()
+    rows = [grid[top + i * (side + 2) : top + i * (side + 2) + side, :left] for i in range(3)]
+    assert not np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[1], rows[2])
+
+
+def test_small_images_are_enlarged_beside_labels():
+    grid = image_grid(plain([0.0, 1.0]), n_rows=2, row_labels=["a", "b"])
+    assert grid.shape[0] == 2 * 24 + 2
+    assert (grid[:24, -24:] == 0).all() and (grid[26:, -24:] == 255).all()
+
+
+def test_labels_are_light_on_dark():
+    grid = image_grid(plain([0.5]), row_labels=["a"], background=0)
+    assert grid[:, :-24].max() > 200 and grid[0, 0].tolist() == [0, 0, 0]
+
+
+def test_as_many_labels_as_rows():
+    with pytest.raises(UsageError, match="1 row labels for 2 rows"):
+        image_grid(plain([0.0, 1.0]), n_rows=2, row_labels=["a"])
+    with pytest.raises(UsageError, match="3 column labels for 1 columns"):
+        image_grid(plain([0.0, 1.0]), n_rows=2, column_labels=["a", "b", "c"])
+
+
+def test_pairs_may_have_labels():
+    anchors, positives = plain([0.0, 0.2, 0.4]), plain([0.6, 0.8, 1.0])
+    anchors, positives = (x.repeat_interleave(4, 2).repeat_interleave(4, 3) for x in (anchors, positives))
+    bare = pair_grid(anchors, positives, n_columns=2)
+    grid = pair_grid(anchors, positives, n_columns=2, labels=("anchor", "positive"))
+    left = grid.shape[1] - bare.shape[1]
+    np.testing.assert_array_equal(grid[:, left:], bare)
+    assert (grid[:32, :left] < 128).any() and (grid[34:66, :left] < 128).any()
+
+
 def test_pairs_stand_above_each_other() -> None:
     grid = pair_grid(plain([0.0, 0.2, 0.4]), plain([0.6, 0.8, 1.0]), n_columns=2, padding=1, gap=3)
     column = grid[:, 0, 0].tolist()

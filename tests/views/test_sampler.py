@@ -162,7 +162,7 @@ def test_learned_random_and_null_groups_together(walkers):
         ("0_1=0,1,2 0_1=0,1,2", "twice"),
         ("0_1=0,1,2 nonsense", "CHUNKS=WALKER"),
         ("0_1=0,1,2,3", "mean, std, truncation"),
-        ("0_1=0,x,2", "START_STOP|mean, std, truncation"),
+        ("0_1=0,x,2", "mean,std,truncation"),
         ("missing.safetensors", "no such file"),
     ],
 )
@@ -231,8 +231,8 @@ def test_a_batch_larger_than_the_set_is_refused():
 # --- the published pipeline
 
 
-class Law:
-    """A law that gives what it was given."""
+class Given:
+    """A distribution that gives what it was given."""
 
     def __init__(self, values):
         self.values = values
@@ -250,8 +250,8 @@ def test_views_of_published_latents(published_bigbigan):
     generator = from_published(published_bigbigan("bigbigan_x1", prefix)).freeze()
     anchor, positive = latents[1:2], latents[3:4]
     walker = walker_from("1_6=0,1,2", generator)
-    walker.members[0].law = Law((positive - anchor)[:, generator.walk_slice(Chunks(1, 6))])
-    views = ViewSampler(GeneratedImages(generator, walker, Law(anchor)), "none", 1)(0)
+    walker.members[0].distribution = Given((positive - anchor)[:, generator.walk_slice(Chunks(1, 6))])
+    views = ViewSampler(GeneratedImages(generator, walker, Given(anchor)), "none", 1)(0)
     for view, grid in zip(views, wanted, strict=True):
         assert view.shape == (1, 3, 112, 112)
         torch.testing.assert_close(view[:, :, ::8, ::8], grid, atol=1e-4, rtol=0)

@@ -16,7 +16,7 @@ from mi_ml_gen.walkers.base import IdentityWalker, PublishedSeed
 from mi_ml_gen.walkers.files import read_about, save_walker
 from mi_ml_gen.walkers.grouped import GroupedWalker
 from mi_ml_gen.walkers.learned import NonlinearWalker
-from mi_ml_gen.walkers.noise import OccasionalNormal, RandomWalker, law_from
+from mi_ml_gen.walkers.noise import OccasionalNormal, RandomWalker, distribution_from
 from mi_ml_gen.walkers.spec import load_groups, load_walker
 from tests.conftest import GOLDEN
 
@@ -68,7 +68,7 @@ def built(case: dict, fill) -> tuple:
         width = case["weights"]["walker.0.bias"][0]
         return nonlinear(fill, case["chunks"], width, case["weights_prefix"]), None
     if kind == "RandomWalker":
-        return RandomWalker(Chunks.parse(case["chunks"], n_chunks), law_from(case["gauss_params"])), case["seed"]
+        return RandomWalker(case["chunks"], distribution_from(case["gauss_params"])), case["seed"]
     if kind == "MultipleRandomWalker":
         return GroupedWalker.from_groups(case["groups"], n_chunks), case["seed"]
     if kind == "SynthWalker":
@@ -136,8 +136,8 @@ def test_gradients_reach_the_walker_and_only_the_chunks_move(small_generator):
 def test_groups_move_independently_and_from_the_anchor(generators):
     """Two random groups: independent noise, each as if alone."""
     z = torch.randn(2000, 120, generator=torch.Generator().manual_seed(0))
-    law = TruncatedNormal(0, 1, 2)
-    walker = GroupedWalker([RandomWalker(Chunks(0, 1), law), RandomWalker(Chunks(3, 4), law)])
+    noise_of = TruncatedNormal(0, 1, 2)
+    walker = GroupedWalker([RandomWalker(Chunks(0, 1), noise_of), RandomWalker(Chunks(3, 4), noise_of)])
     noise = walker(generators["bigbigan"], z, torch.Generator().manual_seed(1)).positive - z
     first, second = noise[:, :20], noise[:, 60:80]
     assert torch.equal(noise[:, 20:60], torch.zeros(2000, 40))
@@ -245,7 +245,7 @@ def test_a_group_may_be_left_alone(tmp_path, four_chunks, nothing):
     (tmp_path / "groups.yaml").write_text(f"0_1: {nothing}\n1_4: [0.5, 1]\n")
     walker = load_groups(tmp_path / "groups.yaml", four_chunks)
     assert walker.chunks == (Chunks(1, 4),)
-    assert isinstance(walker.members[0].law, OccasionalNormal)
+    assert isinstance(walker.members[0].distribution, OccasionalNormal)
 
 
 def test_groups_may_be_a_mapping(tmp_path, four_chunks, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_published_walker_may_be_a_group(generators):
         ("0_1: [0, 1, 2]\n0_1: [0, 2, 2]\n", "groups.yaml: a group stands there twice"),
         ("0_9: [0, 1, 2]\n", "groups.yaml: group 0_9: stop must be at most 4; four has chunks 0_4"),
         ("first: [0, 1, 2]\n", "groups.yaml: group first: write START_STOP"),
-        ("0_1: [0]\n", "give [mean, std, truncation] or [low, high]"),
+        ("0_1: [0]\n", "group 0_1: noise [0.0]: give std, [mean, std, truncation] or [low, high]"),
         ("0_1: [0, a lot, 2]\n", "groups.yaml: group 0_1: ['0', 'a lot', '2']: must be a walker's path"),
         ("0_1: {std: 1}\n", "groups.yaml: group 0_1: {'std': '1'}: must be a walker's path"),
         ("0_1: [0, -1, 2]\n", "std -1.0: must be a finite number of at least 0"),
