@@ -184,9 +184,14 @@ def export_images(settings: ExportConfig) -> Export:
     return Export(settings.save_folder, settings.n_images, n_new, time.monotonic() - began)
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Images (n, 3, H, W) in [0, 1] -> uint8 (n, H, W, 3), rounded, on the same device."""
-    return (images.float() * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+def to_bytes(images: Tensor, truncated: bool = False) -> Tensor:
+    """Images (n, 3, H, W) in [0, 1] -> uint8 (n, H, W, 3), rounded, on the same device.
+
+    truncated: rounded down, as in the published images, which are darker by half a level on average.
+    """
+    levels = images.float() * 255
+    levels = levels.floor_() if truncated else levels.round_()
+    return levels.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def encode(pixels: np.ndarray, ending: str, quality: int = 90) -> bytes:
@@ -295,7 +300,7 @@ def _write_missing(
             rng = runtime.stream(settings.starting_seed, "export: decode", start, 0, device)
             with runtime.autocast(device, settings.precision):
                 images = [generator.decode(kind, rng) for kind in latents.of(start, stop)]
-            arrays = [to_bytes(kind).cpu().numpy() for kind in images]
+            arrays = [to_bytes(kind, settings.published_seeds).cpu().numpy() for kind in images]
             new = [i for i in range(start, stop) if i in wanted]
             for i in new:
                 for path, array in zip(names.of(i), arrays, strict=True):

@@ -40,7 +40,7 @@ BETAS = (0.5, 0.999)
 
 @dataclass
 class BenchmarkConfig:
-    """What `scripts/benchmark_sampling.py` takes; the defaults are the paper's."""
+    """What `scripts/benchmark_sampling.py` takes; the defaults are the paper's, but for num_epochs (there 20)."""
 
     source: list[str] = option(list(SOURCES), choices=SOURCES, help="where images come from: generator torch ffcv")
     batch_sizes: list[int] = option([32, 64, 128, 256], at_least=2, help="images a step, one after the other")

@@ -42,7 +42,9 @@ class ViewGenerationConfig:
     batch_size: int = option(1, help="anchors that are drawn and decoded together", at_least=1)
     augmentations: int = option(3, help="positives of each anchor", at_least=0)
     starting_seed: int = option(42, help="of all that is drawn", at_least=0)
-    seeds: Literal["own", "published"] = option("own", help="published: the reference's draws, shared noise included")
+    seeds: Literal["own", "published"] = option(
+        "own", help="published: the reference's draws, shared noise included, and its bytes, rounded down"
+    )
 
 
 class Variants(NamedTuple):
@@ -66,7 +68,8 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     for batch in draw_variants(settings, generator, walker, device):
         with torch.no_grad():
             rng = runtime.stream(settings.starting_seed, "view generation: decode", batch.first, 0, device or "cpu")
-            images = [to_bytes(generator.decode(latents, rng)).cpu().numpy() for latents in batch.latents]
+            decoded = (generator.decode(latents, rng) for latents in batch.latents)
+            images = [to_bytes(one, truncated=settings.seeds == "published").cpu().numpy() for one in decoded]
         for row, variants in enumerate(zip(*images, strict=True)):
             rows.append(np.stack(variants))
             for i, pixels in enumerate(variants):
