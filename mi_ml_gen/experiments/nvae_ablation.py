@@ -190,9 +190,9 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     single = [part for part in parts if part.name.startswith("group")]
     page = Page(
         f"What each latent variable of {generator.name} is used for",
-        "A walker was trained on each group and on each scale of an NVAE. It changes that part alone, so that image and "
-        "perturbed image share as little information as a critic can find. The KL divergence of a group is the model's "
-        "own account of how much the group tells about an image.",
+        "A walker was trained on each group and on each scale of an NVAE. It changes that part alone, so that image "
+        "and perturbed image share as little information as a critic can find. The KL divergence of a group is the "
+        "model's own account of how much the group tells about an image.",
     )
     page.section("Table 1 of NVAE, and the KL divergence").table(to_table(parts))
     page.text(
