@@ -12,6 +12,7 @@ BENCHES = (
     ["bench.navigator", "--batch", "4", "--chunks", "1_6"],
     ["bench.navigator", "--batch", "4", "--chunks", "5_6"],
     ["bench.stylegan2", "--batch", "8"],
+    ["bench.nvae"],
     ["bench.augment"],
     ["bench.ksg"],
     ["bench.mim"],

@@ -151,6 +151,30 @@ def bars(
     return figure
 
 
+def scatter(
+    x: Sequence[float],
+    y: Sequence[float],
+    labels: Sequence[str],
+    x_label: str = "",
+    title: str = "",
+    size: tuple[float, float] = (3.8, 2.8),
+) -> Figure:
+    """A point for each pair of numbers, with its label beside it. size: inches.
+
+    Raises UsageError where the lists are empty or of different lengths.
+    """
+    if not len(x) == len(y) == len(labels) > 0:
+        raise UsageError(f"scatter: {len(x)} and {len(y)} numbers, {len(labels)} labels")
+    figure = _new_figure(*size, "")
+    axes = figure.add_subplot()
+    _dress(axes, title, x_label)
+    axes.scatter(x, y, color=PALETTE[0], s=28, zorder=3)
+    for place in zip(x, y, labels, strict=True):
+        axes.annotate(place[2], place[:2], xytext=(5, 4), textcoords="offset points", fontsize=8, color=_SOFT)
+    axes.margins(0.15)
+    return figure
+
+
 def smooth(values: Sequence[float] | np.ndarray, span: int) -> np.ndarray:
     """Exponential moving average with weight 2 / (span + 1) on the newest value.
 

@@ -1,0 +1,85 @@
+"""The ablation of NVAE: its parts, correlations, and the page of a small network from one command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.experiments.nvae_ablation import groups, rank_correlation, scales
+from mi_ml_gen.generators.nvae.generator import NVAE
+from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.generators.registry import save_generator
+from mi_ml_gen.latents import Chunks
+from mi_ml_gen.report.figures import figure_png, scatter
+
+CONFIG = NVAEConfig(
+    (1, 8, 8), num_scales=2, num_groups_per_scale=2, num_cells_per_group=1, num_latent_per_group=2,
+    initial_channels=4, num_pre_post_process_cells=1, num_logistic_mixtures=2,
+)  # fmt: skip
+
+
+def small() -> NVAE:
+    torch.manual_seed(0)
+    return NVAE(CONFIG, "small").eval()
+
+
+def test_parts_are_the_groups_and_the_scales():
+    generator = small()
+    assert scales(generator) == {"scale 0": Chunks(0, 2), "scale 1": Chunks(2, 4)}
+    assert groups(generator)["group 1:0"] == Chunks(2, 3) and len(groups(generator)) == 4
+    adaptive = NVAE(NVAEConfig((1, 8, 8), 2, 2, is_adaptive=True, initial_channels=2))
+    assert list(scales(adaptive).values()) == [Chunks(0, 1), Chunks(1, 3)]
+
+
+def test_rank_correlation_is_scipys_and_its_interval_covers():
+    """Of 400 samples of 40 pairs, the interval holds the true value in about 95%."""
+    rng = np.random.default_rng(0)
+    truth = 6 / np.pi * np.arcsin(0.6 / 2)  # of a normal pair with correlation 0.6 (Pearson, 1907)
+    hits = []
+    for _ in range(400):
+        x = rng.standard_normal(40)
+        y = 0.6 * x + 0.8 * rng.standard_normal(40)
+        found = rank_correlation(x.tolist(), y.tolist())
+        assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
+        hits.append(found.low <= truth <= found.high)
+    assert 0.92 <= np.mean(hits) <= 0.98
+    assert str(rank_correlation([1, 2, 3, 4], [1, 2, 3, 4])).startswith("+1.00")
+    with pytest.raises(UsageError, match="3 groups"):
+        rank_correlation([1, 2, 3], [1, 2, 3])
+
+
+def test_a_scatter_has_a_point_for_each_pair():
+    assert figure_png(scatter([1, 2], [3, 4], ["a", "b"])).startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="2 and 1 numbers"):
+        scatter([1, 2], [3], ["a", "b"])
+
+
+def test_the_page_of_a_small_network(tmp_path, capsys):
+    from scripts.nvae_ablation import main
+
+    save_generator(tmp_path / "g.safetensors", small(), "nvae")
+    command = [
+        "--generator", "nvae", "--g_path", str(tmp_path / "g.safetensors"), "--data", "digits", "--n-images", "20",
+        "--out", str(tmp_path / "out"), "--n_samples", "50", "--num_samples", "48", "--save_freq", "24",
+        "--batch_size", "8", "--critic_width", "4", "--lr_walk", "0.01", "--lr_MI", "0.001", "--device", "cpu",
+    ]  # fmt: skip
+    main(command)
+    shown = capsys.readouterr().out
+    assert "rank correlation of the KL divergence with delta of independent" in shown
+    rows = json.loads((tmp_path / "out" / "table1.json").read_text())
+    rows = rows if isinstance(rows, list) else rows["rows"]
+    assert [row["part"] for row in rows] == ["group 0:0", "group 0:1", "group 1:0", "group 1:1", "scale 0", "scale 1"]
+    assert rows[4]["KL (nats)"] == pytest.approx(rows[0]["KL (nats)"] + rows[1]["KL (nats)"], rel=1e-6)
+    for row in rows:
+        assert row["delta"] > 0 and row["change at t = 1"] > 0 and row["random directions"] > 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "group 1:1: delta" in page and "Do walkers and KL divergence agree?" in page
+    main(command)  # nothing is trained again
+    assert json.loads((tmp_path / "out" / "table1.json").read_text()) is not None
+    with pytest.raises(UsageError, match="is not an NVAE"):
+        main(["--generator", "tiny-bigbigan", "--device", "cpu"])
