@@ -1,4 +1,5 @@
-# make quickstart   an environment in .venv, then Table 1 of a bundled generator, as a page to look at
+# make quickstart   an environment in .venv, then Table 1 of the bundled generators, as a page to look at
+#                   (TORCH=cpu takes torch's CPU build, 5 GB smaller, where the package index offers it)
 # make test         the test suite
 # make lint         ruff and mypy
 # make doctor       what works on this machine, and which command mends what does not
@@ -6,6 +7,7 @@
 # make house        how the code is laid out, in numbers
 
 PYTHON ?= python3
+TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,13 +31,16 @@ doctor: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
 
-# uv installs the same packages as pip, in a fraction of the time; where it cannot be had, pip does it.
+# uv installs the same packages as pip, in a fraction of the time. Where uv cannot be had, pip installs them.
+# Only uv can choose a build of torch; where the index has no such build, the ordinary one is installed.
+UV := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+
 $(STAMP): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
-	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
-	then $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
-	else $(BIN)/python -m pip install --quiet -e '.[dev]'; fi
+	if ! $(BIN)/python -m uv --version >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet -e '.[dev]'; \
+	elif [ -n "$(TORCH)" ] && $(UV) --torch-backend $(TORCH); then echo "torch: the $(TORCH) build"; \
+	else [ -z "$(TORCH)" ] || echo "no $(TORCH) build of torch could be installed; installing the ordinary one"; $(UV); fi
 	touch $@
 
 house:
