@@ -176,7 +176,7 @@ def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path}: must hold lines of the form key: value")
     values: dict[str, Any] = {}
-    for key, value in _entries(content):
+    for key, value in _entries(content, {name for spec in _specs(config_class) for name in (spec.name, spec.flag)}):
         spec = _known(config_class, str(key), f" in {path}")
         if spec.name in values:
             raise UsageError(f"{path}: {key} is given twice")
@@ -184,11 +184,12 @@ def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     return values
 
 
-def _entries(content: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """The settings of a file; a section (a key whose value is a mapping) only groups those that are in it."""
+def _entries(content: dict[Any, Any], settings: Collection[str]) -> Iterator[tuple[Any, Any]]:
+    """The settings of a file; a section (a key that is no setting, and whose value is a mapping) only groups those that
+    are in it."""
     for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _entries(value)
+        if isinstance(value, dict) and key not in settings:
+            yield from _entries(value, settings)
         else:
             yield key, value
 

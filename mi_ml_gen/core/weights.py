@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from mi_ml_gen.core import files
-from mi_ml_gen.core.errors import CorruptCheckpointError, NonFiniteError, UsageError, nearest
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, NonFiniteError, UsageError, nearest
 from mi_ml_gen.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def build(path: Path, content: Content, make: Callable[[Any, Any], Any] | None =
     try:
         with no_more_than(path):
             return (make or KINDS[content.kind].build)(content.config, content.tensors)
-    except CorruptCheckpointError as error:
+    except CheckpointError as error:
         said = str(error)
         raise CorruptCheckpointError(said if str(path) in said else f"{path}: {said}") from None
     except (UsageError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -197,3 +197,13 @@ def test_a_folder_of_the_name_of_a_bundled_file_does_not_hide_it(tmp_path, monke
     (tmp_path / "quick").mkdir()
     monkeypatch.chdir(tmp_path)
     assert config._find("quick") == tmp_path / "bundled" / "quick.yaml"
+
+
+def test_a_setting_that_is_a_mapping_is_no_section(tmp_path):
+    @dataclass
+    class Grouped:
+        Tz: Any = option(None)
+        seed: int = option(0)
+
+    (tmp_path / "c.yaml").write_text("data:\n  Tz:\n    0_1: none\n    1_4: [0, 1, 2]\nmodel:\n  seed: 3\n")
+    assert config.load(Grouped, tmp_path / "c.yaml") == Grouped(Tz={"0_1": "none", "1_4": ["0", "1", "2"]}, seed=3)
