@@ -213,7 +213,7 @@ def next_row(rows: Sequence[dict[str, Any]], step: int, loss: float, length: flo
     if rows:  # an exponential mean over the steps seen so far, without pull to the first row
         keep = (1 - 0.5 ** ((step - n) / SMOOTHING_STEPS)) / (1 - 0.5 ** (step / SMOOTHING_STEPS))
         keep *= 0.5 ** (n / SMOOTHING_STEPS)
-    row = {}
+    row: dict[str, float] = {}
     for name, total in (("loss", loss), ("delta", length)):
         mean = total / n
         before = rows[-1][f"smoothed_{name}"] if rows else mean

@@ -511,7 +511,7 @@ def _in_a_group(folder: str) -> dict[str, Any]:
 
 
 def test_two_processes_stop_together_and_resume_to_the_same(tmp_path):
-    one, two = run_processes(_in_a_group, 2, str(tmp_path), limit_s=480)
+    one, two = run_processes(_in_a_group, 2, str(tmp_path), limit_s=900)
     for name, trainer in TRAINERS.items():
         if trainer.is_distributed:
             assert one[name]["errors"] == two[name]["errors"] and len(one[name]["errors"]) == 2, name
