@@ -51,6 +51,7 @@ class BenchmarkConfig:
     g_path: str | None = option(None, help="its weights, where none are bundled")
     g_use: list[str] = option([], help="its use, KEY=VALUE ...")
     data_path: str | None = option(None, help="stored images: a folder, a set's name, or .beton files")
+    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     image_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
     framing: str = option("bigbigan", help="how stored images are cut: whole, bigbigan, stylegan, classification")
     workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
@@ -65,7 +66,7 @@ class BenchmarkConfig:
     save_folder: Path = option(Path("sampling_benchmark"), help="the run folder")
 
 
-FREE = ("source", "batch_sizes", "g_path", "data_path", "energy", "save_folder")
+FREE = ("source", "batch_sizes", "g_path", "data_path", "skip_bad", "energy", "save_folder")
 """Settings that may differ from one call to the next in a folder: it collects measurements of the same work."""
 
 
@@ -177,7 +178,7 @@ def make_origin(settings: BenchmarkConfig, source: str, device: torch.device) ->
     return StoredImages(
         load_source(
             settings.data_path, "train", settings.image_size, framing=settings.framing, loader=source,
-            n_workers=settings.workers,
+            skip_bad=settings.skip_bad, n_workers=settings.workers,
         )
     )  # fmt: skip
 

@@ -89,6 +89,7 @@ class ComparisonConfig:
     g_path: str | None = option(None, help="its weights, where none are bundled")
     g_use: list[str] = option([], help="its use, KEY=VALUE ...")
     data_path: str = option("fashion-mnist", help="the real, labelled images")
+    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     walkers: Path | None = option(
         None,
         help='folder of a walker per chunk, or a T_z such as "1_2=runs/a 2_4=runs/b" (default: walkers trained here)',
@@ -119,7 +120,7 @@ class ComparisonConfig:
                 raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one, none twice")
 
 
-FREE = ("rows", "seeds", "g_path", "device", "compile", "save_folder")
+FREE = ("rows", "seeds", "g_path", "skip_bad", "device", "compile", "save_folder")
 """Settings that may differ when a comparison is resumed: rows and seeds may be added."""
 
 
@@ -158,7 +159,7 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
     folder = settings.save_folder
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     fine = fine_chunks(settings, generator)
-    stored = held(load_source(settings.data_path, "train", generator.resolution))
+    stored = held(load_source(settings.data_path, "train", generator.resolution, skip_bad=settings.skip_bad))
     described = config.to_dict(settings) | fingerprint_record(folder, generator)
     with runs.RunFolder.open(folder, described, free=FREE) as run:
         walkers = None
@@ -338,7 +339,7 @@ def real_images(settings: ComparisonConfig, stored: ImageSource, seed: int) -> I
 
 def probe_splits(settings: ComparisonConfig, image_size: int, seed: int) -> Splits:
     """The real images that probes are trained on, at most `probe_images` with those for validation, and judged by."""
-    splits = load_splits(settings.data_path, image_size, seed)
+    splits = load_splits(settings.data_path, image_size, seed, skip_bad=settings.skip_bad)
     if splits.test is None:
         raise UsageError(f"--data_path {settings.data_path}: has no test images to judge by")
     n = splits.train.n_images + splits.validation.n_images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -261,3 +262,13 @@ def test_a_split_that_was_not_asked_for_is_not_taken(tmp_path: Path, place: str,
 
 def test_the_rule_is_written_down() -> None:
     assert all(word in (layout.__doc__ or "") for word in ("Splits", "Classes", "ambiguous", "SPLITS"))
+
+
+@pytest.mark.parametrize(
+    "script",
+    "train_encoder train_classifier eval_classifier compare_views benchmark_sampling create_image_beton_file".split(),
+)
+def test_every_script_that_reads_folders_has_the_flag_that_errors_advise(script: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"scripts.{script}").main(["--help"])
+    assert "--skip_bad" in capsys.readouterr().out

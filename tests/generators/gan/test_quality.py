@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.gan.quality import frechet_distance, measure_quality, precision_recall, train_classifier
 from mi_ml_gen.latents import LatentLayout
@@ -167,3 +168,18 @@ def test_faults_of_a_generator_show_where_they_should(setting):
 
 def test_measuring_is_a_function_of_the_seed(setting):
     assert quality_of(setting[0], setting) == quality_of(setting[0], setting)
+
+
+def test_a_small_set_is_measured_by_what_there_is(setting):
+    train, held_out, labels, classifier = setting
+    found = measure_quality(Replay(train), classifier, train, held_out[:20], labels[:20], 0, n=240, n_neighbours=120)
+    assert found.n == found.n_neighbours == 20 and 0 <= found.precision <= 1
+    with pytest.raises(UsageError, match="3 images are too few"):
+        measure_quality(Replay(train), classifier, train, held_out[:3], labels[:3], 0)
+
+
+def test_fewer_images_than_a_batch_train_the_classifier():
+    images = torch.rand(30, 1, 32, 32)
+    model = train_classifier(images, torch.arange(30) % 2, 0, torch.device("cpu"), epochs=1, progress=False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert int(model.body[1].num_batches_tracked) == 1  # it was trained

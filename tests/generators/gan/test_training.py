@@ -137,6 +137,12 @@ def test_another_family_or_rate_in_the_same_folder_is_refused(tmp_path, images):
         train_generator(tiny(tmp_path, "bigbigan", run_name="run", steps=1), images, progress=False)
 
 
+def test_fewer_images_than_a_batch_are_refused(tmp_path, images):
+    with pytest.raises(UsageError, match="--batch_size 41: there are only 40 images"):
+        train_generator(tiny(tmp_path, "bigbigan", batch_size=41, steps=1), images, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_before_anything_is_saved(tmp_path, monkeypatch, images):
     monkeypatch.setattr(StyleGANRecipe, "generator_loss", lambda self, fake: fake.mean() * float("nan"))
     with pytest.raises(NonFiniteError, match="generator loss"):
