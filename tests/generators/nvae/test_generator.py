@@ -144,6 +144,6 @@ def test_half_precision_is_for_the_file_alone(generator, tmp_path):
 )
 def test_a_file_whose_configuration_does_not_fit_is_refused(generator, tmp_path, change):
     config = {"family": "nvae", "name": "small", "settings": generator.config() | change}
-    weights.write(tmp_path / "g.safetensors", "generator", generator.state_dict(), config)
+    weights.write(tmp_path / "g.safetensors", "generator", generator.state_dict(), config, {})
     with pytest.raises(CorruptCheckpointError):
         load_generator("nvae", tmp_path / "g.safetensors")
