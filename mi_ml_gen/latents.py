@@ -12,12 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-import numpy as np
-import torch
-from scipy import special
+from typing import TYPE_CHECKING
 
 from mi_ml_gen.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch  # imported where noise is drawn: command lines are checked without it
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ class TruncatedNormal:
         With V uniform on (-erf(t / sqrt 2), erf(t / sqrt 2)), sqrt(2) * erfinv(V) is a standard normal truncated
         at +-t. In float32 the tails of an untruncated normal end near +-5.4 std.
         """
+        import torch
+
         if device is None and generator is not None:
             device = generator.device
         edge = min(math.erf(self.truncation / math.sqrt(2)), 1 - 2.0**-24)  # erfinv(1) is infinite
@@ -181,6 +183,10 @@ class TruncatedNormal:
 
         Published images come back from their seeds through it; everything else uses `sample`.
         """
+        import numpy as np
+        import torch
+        from scipy import special
+
         uniform = np.random.RandomState(seed).uniform(size=tuple(shape))
         low, high = special.ndtr(-self.truncation), special.ndtr(self.truncation)
         draw = self.mean + self.std * special.ndtri(low + uniform * (high - low))

@@ -1,10 +1,11 @@
+#!/usr/bin/env python3
 """Continuous sampling against stored images: seconds and energy of an epoch, for the same small encoder.
 
     python scripts/benchmark_sampling.py --source generator --generator tiny-bigbigan --samples_per_epoch 4096
     python scripts/benchmark_sampling.py --g_path BigBiGAN_x1.pth --data_path datasets/generated --device cuda \\
         --source generator torch ffcv --batch_sizes 32 64 128 256 --num_epochs 20               (the paper's Figure 5)
 
-Sources measured by several calls with the same --save_folder share one table and figure: sampling.md and
+Sources measured by several calls with the same --out share one table and figure: sampling.md and
 images/sampling.png. What is there is not measured again, so the same command goes on after a stop.
 """
 
@@ -13,13 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
-from mi_ml_gen.experiments.sampling_benchmark import BenchmarkConfig, benchmark, to_table
+from mi_ml_gen.experiments.settings import BenchmarkConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, BenchmarkConfig)
-    settings = config.from_arguments(BenchmarkConfig, parser.parse_args(argv))
+    cli.add_dry_run(parser)
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(BenchmarkConfig, arguments)
+    settings.check()
+    if cli.is_dry_run(arguments, settings):
+        return
+    cli.loading()
+    from mi_ml_gen.experiments.sampling_benchmark import benchmark, to_table
+
     measurements = benchmark(settings)
     print(to_table(measurements, settings).to_terminal())
     print(f"run folder: {settings.save_folder}")

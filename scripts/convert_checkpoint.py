@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Turn a published file into this package's own: safetensors with its configuration. Nothing in the file is run.
 
     python scripts/convert_checkpoint.py stylegan2-car-config-f.pkl cars.safetensors
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mi_ml_gen.core import cli
-from mi_ml_gen.hub.convert import convert
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.hub.assets import check_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="the published file, or a reference to it")
     parser.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
     arguments = parser.parse_args(argv)
+    check_path("IN", arguments.source)
+    if arguments.target.suffix != ".safetensors":
+        raise UsageError(f"OUT {arguments.target}: must end in .safetensors")
+    cli.loading()
+    from mi_ml_gen.hub.convert import convert
+
     conversion = convert(arguments.source, arguments.target)
     print(conversion.what)
     print("written: " + ", ".join(map(str, conversion.written)))

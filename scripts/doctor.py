@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Look at this machine: Python, torch, GPUs, FFCV, caches, disk, weights; and how to mend what is not right.
 
     python scripts/doctor.py

@@ -1,17 +1,19 @@
+#!/usr/bin/env python3
 """Fetch published weights: by name, by kind, or by glob; checked, resumed, and, if asked for, converted.
 
     python scripts/download_pretrained.py --list
     python scripts/download_pretrained.py bigbigan-x1 walker-bigbigan-1_6
     python scripts/download_pretrained.py --walkers bigbigan --convert
-    python scripts/download_pretrained.py 'runs/walkers/*chunk0*' hf://owner/repo/file.pth@v1 --local-dir weights
+    python scripts/download_pretrained.py 'runs/walkers/*chunk0*' hf://owner/repo/file.pth@v1 --out weights
 
-Files go into the Hugging Face cache (HF_HOME), or into --local-dir. --list asks the repositories what they hold, unless
-HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --local-dir, or here. Each file has a licence of its own,
+Files go into the Hugging Face cache (HF_HOME), or into --out. --list asks the repositories what they hold, unless
+HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --out, or here. Each file has a licence of its own,
 which is shown before it comes. The names stand for paths in the flags of all scripts: --g_path bigbigan-x1.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,19 +28,24 @@ from mi_ml_gen.hub.assets import KINDS, is_reference
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="name of the table, hf://owner/repo/file, address, or glob")
+    add("names", nargs="*", metavar="NAME", help="a name from --list, hf://owner/repo/file, a web address, or a glob")
     for kind in KINDS:
         add(f"--{kind}s", nargs="?", const="*", metavar="FAMILY", help=f"all {kind}s, or those of a family")
-    add("--list", action="store_true", help="show what there is, then stop")
+    add("--list", action="store_true", help="show what can be fetched, then stop")
     add("--dry-run", action="store_true", help="show what would be fetched, then stop")
     add("--revision", metavar="NAME", help="branch, tag or commit of the repositories (default: main)")
-    add("--local-dir", type=Path, metavar="PATH", help="put the files there, in place of the cache")
+    add("--out", type=Path, metavar="PATH", help="folder for the files (default: the Hugging Face cache)")
+    add("--local-dir", type=Path, dest="out", help=argparse.SUPPRESS)
     add(
         "--convert",
         action="store_true",
-        help="also write generators and walkers as safetensors, into --local-dir or here",
+        help="also write generators and walkers as safetensors",
     )
-    add("--accept-change", action="store_true", help="take files whose hash is not the one recorded at first sight")
+    add(
+        "--accept-change",
+        action="store_true",
+        help="accept files whose hash differs from the one recorded at the first download",
+    )
     a = parser.parse_args(argv)
 
     kinds = {kind: getattr(a, f"{kind}s") for kind in KINDS if getattr(a, f"{kind}s") is not None}
@@ -52,15 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if a.list or a.dry_run:
         print(catalogue.to_text(chosen))
         if a.dry_run:
-            print(catalogue.plan(chosen, a.local_dir))
+            print(catalogue.plan(chosen, a.out))
         return
     for entry in chosen:
-        path = hub.fetch(entry.name, a.revision, a.local_dir, a.accept_change)
+        path = hub.fetch(entry.name, a.revision, a.out, a.accept_change)
         print(f"{entry.name}: {path}", flush=True)
         if a.convert and entry.kind in ("generator", "walker"):
             from mi_ml_gen.hub.convert import convert_beside
 
-            print(convert_beside(path, entry.name, a.local_dir or Path()))
+            print(convert_beside(path, entry.name, a.out or Path()))
 
 
 if __name__ == "__main__":

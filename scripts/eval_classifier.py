@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Hold a linear classifier against the test images of a labelled set.
 
     python scripts/eval_classifier.py --lin_cls_path classifier_runs/LinCls-fashion-mnist-0 --data_path fashion-mnist
@@ -13,13 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
-from mi_ml_gen.probe.evaluation import EvaluationConfig, run_evaluation
+from mi_ml_gen.probe.settings import EvaluationConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, EvaluationConfig)
-    found = run_evaluation(config.from_arguments(EvaluationConfig, parser.parse_args(argv)))
+    settings = config.from_arguments(EvaluationConfig, parser.parse_args(argv))
+    settings.check()
+    cli.loading()
+    from mi_ml_gen.probe.evaluation import run_evaluation
+
+    found = run_evaluation(settings)
     print(f"top-1: {found.top1}")
     print(f"top-5: {found.top5}")
 

@@ -1,7 +1,8 @@
+#!/usr/bin/env python3
 """Hold the critic's bound against a known mutual information: the table and figure of docs/information.md.
 
     python scripts/measure_information.py
-    python scripts/measure_information.py --nats 2 1 --n_steps 300 --n_steps_more 200 --save_folder quick
+    python scripts/measure_information.py --nats 2 1 --steps 300 --steps_more 200 --out quick
 
 Trains the critic on pairs of the linear Gaussian generator from much information to little, measures each
 level on fresh draws, and writes calibration.md, .csv, .json and images/calibration.png.  The same command
@@ -13,18 +14,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
-from mi_ml_gen.experiments import critic_calibration
+from mi_ml_gen.experiments.settings import CalibrationConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, critic_calibration.CalibrationConfig)
-    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    config.add_arguments(parser, CalibrationConfig)
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
-    settings = config.from_arguments(critic_calibration.CalibrationConfig, arguments)
-    if arguments.dry_run:
-        print(config.to_yaml(settings), end="")
+    settings = config.from_arguments(CalibrationConfig, arguments)
+    if cli.is_dry_run(arguments, settings):
         return
+    cli.loading()
+    from mi_ml_gen.experiments import critic_calibration
+
     measurements = critic_calibration.calibrate(settings)
     print(critic_calibration.to_table(measurements).to_terminal())
     print(f"run folder: {settings.save_folder}")

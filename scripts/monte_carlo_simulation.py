@@ -1,12 +1,13 @@
+#!/usr/bin/env python3
 """Table 1: how far each walker of a folder moves its latent variable (delta), and what the pair still shares.
 
-    python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path table1 --all-chunks
+    python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path table1 --all_chunks
     python scripts/monte_carlo_simulation.py --walkers_base_path walkers --walkers_iter 60032 120000 ...
-    python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all-chunks
+    python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all_chunks
 
 The folder has one subfolder per chunk or group: run folders of train_navigator.py, or the published layout
 (chunk0/w_COPGen_N.pth, F_loss_values.npy). Generator, weights, their use and the noise are those that the runs
-recorded; a flag that says something else is used, and named in a warning and in the table's caption. --all-chunks first
+recorded; a flag that says something else is used, and named in a warning and in the table's caption. --all_chunks first
 trains what is missing. Prints the table and writes table1.md, .csv, .json, .tex and .png.
 """
 
@@ -15,62 +16,46 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.core import cli, config
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.experiments import table1
-from mi_ml_gen.generators.registry import load_generator, load_latent_space
-from mi_ml_gen.navigator.records import Flags, circumstances
+from mi_ml_gen.experiments.settings import Table1Config
 from mi_ml_gen.navigator.settings import NavigatorConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
-    add = parser.add_argument
-    add("--walkers_base_path", type=Path, required=True, metavar="PATH", help="folder with a subfolder per walker")
-    add("--walkers_iter", type=int, nargs="+", metavar="N", help="checkpoint of each subfolder, by trained samples")
-    add("--walkers_batch_size", type=int, default=64, metavar="N", help="batch size of published runs (default 64)")
-    add("--n_samples", type=int, default=500_000, metavar="N", help="draws of each walker (default 500000)")
-    add("--mean", type=float, metavar="X", help="mean of the anchors' noise (default: the runs', else 0)")
-    add("--std", type=float, metavar="X", help="standard deviation of the anchors' noise (default: the runs', else 1)")
-    add("--trunc", type=float, metavar="X", help="bound of the noise in stds (default: the runs', else 2)")
-    add("--generator", metavar="NAME", help="generator of the walkers (default: the runs', else bigbigan)")
-    add("--g_path", metavar="PATH", help="its weights, where they are needed and none are bundled (default: the runs')")
-    add("--g_use", nargs="+", metavar="KEY=VALUE", help="its use: psi=0.7 crop=256 label=3 ... (default: the runs')")
-    add("--dim_z", type=int, metavar="N", help="length of z, checked against the generator's")
-    add("--all-chunks", action="store_true", help="first train a walker for every chunk that has none")
-    add("--groups", type=int, default=1, metavar="N", help="with --all-chunks: chunks per walker (default 1)")
-    add("--train", nargs="*", default=[], metavar="KEY=VALUE", help="with --all-chunks: settings of train_navigator.py")
-    add("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 ...")
-    add("--out", type=Path, metavar="PATH", help="folder of the table's files (default: --walkers_base_path)")
-    add("--page", action="store_true", help="also write table1.html with images of every walker")
-    a = parser.parse_args(argv)
+    config.add_arguments(parser, Table1Config)
+    about = "settings of train_navigator.py, with --all_chunks"
+    parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help=about)
+    arguments = parser.parse_args(argv)
+    a = config.from_arguments(Table1Config, arguments)
+    a.check()
+    given = config.given(NavigatorConfig, arguments.train, "--train")
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.experiments import table1
+    from mi_ml_gen.generators.registry import load_generator, load_latent_space
+    from mi_ml_gen.navigator.records import Flags, circumstances
 
-    if a.n_samples < 1:
-        raise UsageError(f"--n_samples {a.n_samples}: must be at least 1")
-    if a.walkers_batch_size < 1:
-        raise UsageError(f"--walkers_batch_size {a.walkers_batch_size}: must be at least 1")
     device = runtime.resolve_device(a.device)
     load = load_generator if a.all_chunks or a.page else load_latent_space
-    flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.trunc)
+    flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation)
     found = circumstances(table1.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
     generator, noise = found.generator, found.noise
     if a.dim_z not in (None, generator.noise_dim):
         raise UsageError(f"--dim_z {a.dim_z}: {generator.name} has noise of length {generator.noise_dim}")
     if a.all_chunks:
-        given = [f"generator={found.name}", "chunks=0_1"]
-        given += [f"mean={noise.mean}", f"std={noise.std}", f"truncation={noise.truncation}"]
-        given += [f"seed={a.seed}", f"device={a.device}", *([f"g_path={found.g_path}"] if found.g_path else [])]
-        given += [*([f"g_use={','.join(found.g_use)}"] if found.g_use else []), *a.train]
-        settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), given)
+        shared = {"generator": found.name, "g_path": found.g_path, "g_use": list(found.g_use), "chunks": "0_1"}
+        shared |= {"mean": noise.mean, "std": noise.std, "truncation": noise.truncation}
+        shared |= {"seed": a.seed, "device": a.device}
+        settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), shared | given)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 
     walkers = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
     rows = table1.estimate_rows(generator, walkers, a.n_samples, noise, a.seed, device, progress=True)
     print(table1.to_table(rows, found.notes).to_terminal())
-    out = a.out or a.walkers_base_path
+    out = a.save_folder or a.walkers_base_path
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out, found.notes)
     if a.page:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What each latent variable of an NVAE is used for: learned walkers beside the model's own KL divergence.
 
     python scripts/nvae_ablation.py --generator tiny-nvae --data fashion-mnist
@@ -13,12 +14,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.core import cli, config
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.experiments import nvae_ablation
-from mi_ml_gen.generators.nvae.generator import NVAE
-from mi_ml_gen.generators.nvae.training import stored_images
-from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.navigator.settings import NavigatorConfig
 
 
@@ -34,12 +31,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.config = arguments.config or NavigatorConfig.preset(arguments.generator)
     arguments.chunks = arguments.chunks or "0_1"  # each group has its turn
     settings = config.from_arguments(NavigatorConfig, arguments)
+    settings.check()
+    if arguments.n_images < 1 or arguments.n_samples < 1:
+        raise UsageError("--n-images and --n_samples: must be at least 1")
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.experiments import nvae_ablation
+    from mi_ml_gen.generators.nvae.generator import NVAE
+    from mi_ml_gen.generators.nvae.training import stored_images
+    from mi_ml_gen.generators.registry import load_generator
+
     device = runtime.resolve_device(settings.device)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     if not isinstance(generator, NVAE):
         raise UsageError(f"--generator {settings.generator}: is not an NVAE")
-    if arguments.n_images < 1 or arguments.n_samples < 1:
-        raise UsageError("--n-images and --n_samples: must be at least 1")
 
     images = stored_images(arguments.data, generator.settings, "test")[: arguments.n_images]
     parts = nvae_ablation.run_ablation(generator, settings, images, arguments.out, arguments.n_samples, device)

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """From bundled generators to Table 1 in a few minutes: train walkers, measure delta, write a page.
 
     python scripts/quickstart.py                             (what `make quickstart` runs)
@@ -15,15 +16,12 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from mi_ml_gen.core import cli, config, runtime
+from mi_ml_gen.core import cli, config
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.registry import short_name
-from mi_ml_gen.experiments import table1
-from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.experiments.settings import QuickstartConfig
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.walkers import pictures
 
 STUDIES = {"tiny-bigbigan": 1, "tiny-stylegan": 4}
 """The generators of a plain `make quickstart`, and how many chunks each of their walkers perturbs."""
@@ -33,30 +31,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, NavigatorConfig)
-    parser.add_argument("--groups", type=int, metavar="N", help="with --generator: chunks per walker (default 1)")
-    parser.add_argument("--n_samples", type=int, default=500_000, metavar="N", help="draws for each delta")
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="PATH", help="folder of all results")
+    config.add_arguments(parser, QuickstartConfig, file=False)
     arguments = parser.parse_args(argv)
+    whole = config.from_arguments(QuickstartConfig, arguments, file=False)
     plain = arguments.generator is None and arguments.config is None
-    if plain and arguments.groups is not None:
-        raise UsageError(f"--groups {arguments.groups}: give --generator, too")
+    if plain and whole.groups is not None:
+        raise UsageError(f"--groups {whole.groups}: give --generator, too")
     arguments.generator = arguments.generator or (next(iter(STUDIES)) if plain else None)
     arguments.config = arguments.config or "navigator/small"
     arguments.chunks = arguments.chunks or "0_1"  # each group of chunks has its turn
     settings = config.from_arguments(NavigatorConfig, arguments)
-    chosen = STUDIES if plain else {settings.generator: arguments.groups or 1}
+    chosen = STUDIES if plain else {settings.generator: whole.groups or 1}
+    settings.check()
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.experiments import table1
+    from mi_ml_gen.generators.registry import load_generator
+    from mi_ml_gen.walkers import pictures
+
     device = runtime.resolve_device(settings.device)
 
     studies = []
     for i, (name, group) in enumerate(chosen.items(), start=1):
         own = dataclasses.replace(settings, generator=name)
         generator = load_generator(name, own.g_path, device, own.g_use)
-        folder = arguments.out / short_name(name)
+        folder = whole.out / short_name(name)
         groups = generator.groups(group)
         print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)
         found = table1.find_walkers(folder)
-        rows = table1.estimate_rows(generator, found, arguments.n_samples, own.law, own.seed, device, True)
+        rows = table1.estimate_rows(generator, found, whole.n_samples, own.law, own.seed, device, True)
         table1.write_table(rows, folder)
         print("\n" + table1.to_table(rows).to_terminal() + "\n")
         z = own.law.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
     title = f"What each latent variable of {' and '.join(chosen)} does"
-    page = table1.write_page(arguments.out / "index.html", studies, title, command)
+    page = table1.write_page(whole.out / "index.html", studies, title, command)
     print(f"done in {time.monotonic() - started:.0f} s; open {page}")
 
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Publish what was trained: weights, configuration and a model card from the run's own record, on the Hugging Face Hub.
 
     python scripts/share_model.py walker_runs/0_tiny-bigbigan_0_1_none --repo me/my-walker
@@ -13,19 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mi_ml_gen.core import cli
-from mi_ml_gen.hub import sharing
+from mi_ml_gen.core.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="run folder, or a folder that this script wrote")
-    add("--repo", required=True, metavar="OWNER/NAME", help="where it goes on the Hub; made if it is not there")
-    add("--license", metavar="ID", help="of the weights: mit, apache-2.0, cc-by-4.0 ...; needed to push")
-    add("--private", action="store_true", help="make the repository a private one")
-    add("--out", type=Path, metavar="PATH", help="where the files are written (default: FOLDER/shared)")
-    add("--push", action="store_true", help="send it; without this it is only shown")
+    add("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub; it is made if it does not exist")
+    add("--license", metavar="ID", help="licence of the weights: mit, apache-2.0, cc-by-4.0 ...; needed to push")
+    add("--private", action="store_true", help="make the repository private")
+    add("--out", type=Path, metavar="PATH", help="folder in which the files are written (default: FOLDER/shared)")
+    add("--push", action="store_true", help="send the files; without this they are only shown")
     a = parser.parse_args(argv)
+
+    if not a.folder.is_dir():
+        raise UsageError(f"{a.folder}: no such folder; give a run folder")
+    cli.loading()
+    from mi_ml_gen.hub import sharing
 
     folder = sharing.prepare(a.folder, a.repo, a.license, a.out)
     upload = sharing.push(folder, a.repo, dry_run=not a.push, private=a.private)

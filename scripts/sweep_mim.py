@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Compare MIM with VAE over a range of widths and seeds, as published: one command a section.
 
     python scripts/sweep_mim.py expressiveness              # toy4, hidden units 5 to 500
@@ -16,17 +17,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
-from mi_ml_gen.mim import sweep
+from mi_ml_gen.mim.sweep_settings import SECTIONS, SweepConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("name", metavar="SECTION", nargs="?", help=f"one of {', '.join(sweep.SECTIONS)}")
-    config.add_arguments(parser, sweep.SweepConfig)
-    parser.add_argument("--report-only", action="store_true", help="train nothing; figure and tables of what is there")
+    parser.add_argument("name", metavar="SECTION", nargs="?", help=f"comparison to run: {', '.join(SECTIONS)}")
+    config.add_arguments(parser, SweepConfig)
+    about = "train nothing; draw figures and tables of what is there"
+    parser.add_argument("--report-only", action="store_true", help=about)
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
     arguments.section = arguments.section or arguments.name
-    settings = config.from_arguments(sweep.SweepConfig, arguments)
+    settings = config.from_arguments(SweepConfig, arguments)
+    if cli.is_dry_run(arguments, settings):
+        return
+    cli.loading()
+    from mi_ml_gen.mim import sweep
+
     if not arguments.report_only:
         for result in sweep.run_sweep(settings):
             print(result.line, flush=True)

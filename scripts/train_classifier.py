@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Probe a frozen encoder: a linear classifier by SGD, nearest neighbours, and ridge regression on its features.
 
     python scripts/train_classifier.py --encoder_path encoder_runs/mine --data_path fashion-mnist
@@ -15,42 +16,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen.core import cli, config, runtime, tracking
-from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.data.splits import load_splits
-from mi_ml_gen.encoders.loading import load_encoder
-from mi_ml_gen.probe.accuracy import accuracy_table
-from mi_ml_gen.probe.training import ProbeConfig, train_probe
+from mi_ml_gen.core import cli, config, tracking
+from mi_ml_gen.probe.settings import ProbeConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, ProbeConfig)
     parser.add_argument("--conf", metavar="NAME", help="a bundled configuration of classifiers, or a YAML file")
-    parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="go on with the run in this folder")
-    parser.add_argument(
-        "--logging", nargs="?", const="wandb", choices=tracking.TRACKERS, help="follow the run in a tracker, too"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="resume the run in this folder")
+    tracking.add_flags(parser)
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
-    if arguments.conf is not None:
-        bundled = config.BUNDLED / "classifiers" / f"{arguments.conf}.yaml"
-        arguments.config = bundled if bundled.is_file() else arguments.conf
+    arguments.config = config.named("classifiers", arguments.conf, arguments.config)
     settings = config.from_arguments(ProbeConfig, arguments)
-    if settings.encoder_path is None or settings.data_path is None:
-        raise UsageError(f"--{'encoder' if settings.encoder_path is None else 'data'}_path must be given")
-    runtime.resolve_device(settings.device)
+    settings.check()
+    path = arguments.resume_from or settings.folder
+    if cli.is_dry_run(arguments, settings):
+        return
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.data.splits import load_splits
+    from mi_ml_gen.encoders.loading import load_encoder
+    from mi_ml_gen.probe.accuracy import accuracy_table
+    from mi_ml_gen.probe.training import train_probe
 
+    runtime.resolve_device(settings.device)
     encoder = load_encoder(settings.encoder_path)
     size = settings.image_size or encoder.about.get("image_size")
     how = {"framing": settings.framing, "loader": settings.loader, "skip_bad": settings.skip_bad}
     splits = load_splits(settings.data_path, size, settings.seed, settings.hold_out, **how)
-    if arguments.dry_run:
-        print(config.to_yaml(settings), end="")
-        return
     try:
-        path = arguments.resume_from or settings.folder
-        with tracking.tracker(arguments.logging, path, config.to_dict(settings)) as on_row:
+        with tracking.tracker(arguments.logging, path, config.to_dict(settings), arguments.wandb_id) as on_row:
             result = train_probe(settings, encoder.backbone, splits, path, on_row=on_row)
         if runtime.is_main():
             print(f"encoder: {encoder}")

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train an encoder (SimCLR, SimSiam, BYOL) on views of generated or of stored images.
 
     python scripts/train_encoder.py --conf small/chunks_random --seed 0
@@ -12,40 +13,36 @@ interrupted run, as does --resume_from with its folder.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_ml_gen.core import cli, config, runtime, tracking
+from mi_ml_gen.core import cli, config, tracking
 from mi_ml_gen.encoders.settings import EncoderConfig, named_configuration, resumed_settings
-from mi_ml_gen.encoders.training import check_inputs, train_encoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, EncoderConfig)
     parser.add_argument("--conf", metavar="NAME", help="a bundled configuration of encoders, or a YAML file")
-    parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="go on with the run in this folder")
-    parser.add_argument("--resume-from", type=Path, dest="resume_from", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--logging", nargs="?", const="wandb", choices=tracking.TRACKERS, help="follow the run in a tracker, too"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="resume the run in this folder")
+    tracking.add_flags(parser)
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
-    if arguments.conf is not None:
-        arguments.config = named_configuration(arguments.conf, arguments.config)
+    arguments.config = named_configuration(arguments.conf, arguments.config)
     if arguments.resume_from is not None:
         settings = resumed_settings(arguments.resume_from, vars(arguments))
     else:
         settings = config.from_arguments(EncoderConfig, arguments)
+    settings.check()
     path = arguments.resume_from or settings.folder
-    if arguments.dry_run:
-        for line in check_inputs(settings):
-            print(f"# {line}")
-        print(config.to_yaml(settings), end="")
+    if cli.is_dry_run(arguments, settings):
         return
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.encoders.training import train_encoder
+
     try:
-        with tracking.tracker(arguments.logging, path, config.to_dict(settings)) as on_row:
+        with tracking.tracker(arguments.logging, path, config.to_dict(settings), arguments.wandb_id) as on_row:
             result = train_encoder(settings, path=path, on_row=on_row)
         if runtime.is_main():
             knn = "" if result.knn_accuracy is None else f", kNN accuracy {result.knn_accuracy:.1%}"

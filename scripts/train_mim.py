@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train a Mutual Information Machine, a VAE or an auto-encoder on toy and low-dimensional data.
 
     python scripts/train_mim.py --dataset toy4 --z-dim 2 --mid-dim 50 --min-logvar 6 --seed 1 --batch-size 128 \\
@@ -16,18 +17,19 @@ from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
 from mi_ml_gen.mim.settings import MimConfig
-from mi_ml_gen.mim.training import train_seeds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, MimConfig)
-    parser.add_argument("--dry-run", action="store_true", help="print the settings, then stop")
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
     settings = config.from_arguments(MimConfig, arguments)
-    if arguments.dry_run:
-        print(config.to_yaml(settings), end="")
+    if cli.is_dry_run(arguments, settings):
         return
+    cli.loading()
+    from mi_ml_gen.mim.training import train_seeds
+
     for record in train_seeds(settings, show=True):
         assert record.statistics is not None
         print(f"seed {record.seed}: {record.reason}; the model of epoch {record.best_epoch}, in {record.path}")

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Learn a walker: perturb some chunks of a generator so that anchor and positive share as little as possible.
 
     python scripts/train_navigator.py --generator tiny-bigbigan --chunks 0_1
@@ -16,25 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config, runtime
-from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.navigator.selection import report
+from mi_ml_gen.core import cli, config
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.navigator.training import train_navigator
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, NavigatorConfig)
-    parser.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
     arguments.config = arguments.config or NavigatorConfig.preset(arguments.generator)
     settings = config.from_arguments(NavigatorConfig, arguments)
-    if arguments.dry_run:
-        generator = load_generator(settings.generator, settings.g_path, use=settings.g_use)
-        generator.chunks(settings.chunks)
-        print(config.to_yaml(settings), end="")
+    settings.check()
+    if cli.is_dry_run(arguments, settings):
         return
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.navigator.selection import report
+    from mi_ml_gen.navigator.training import train_navigator
+
     try:
         result = train_navigator(settings)
         if runtime.is_main():

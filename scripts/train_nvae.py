@@ -1,7 +1,8 @@
+#!/usr/bin/env python3
 """Train an NVAE (Vahdat and Kautz, 2020), a generator with one latent variable per group.
 
     python scripts/train_nvae.py --config nvae/tiny                             # Fashion-MNIST on a CPU
-    python scripts/train_nvae.py --config nvae/cifar10 --data torchvision:CIFAR10:data
+    python scripts/train_nvae.py --config nvae/cifar10 --data_path torchvision:CIFAR10:data
 
 The same command resumes an interrupted run. The run folder holds generator.safetensors (load it with --generator nvae
 --g_path), the course of training with the bits per dimension and the KL divergence of each group, and grids of samples
@@ -12,20 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config, runtime
-from mi_ml_gen.generators.nvae.training import NVAETrainConfig, stored_images, train_nvae
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.generators.nvae.train_settings import NVAETrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, NVAETrainConfig)
-    parser.add_argument("--dry-run", action="store_true", help="print the settings, then stop")
+    cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
     settings = config.from_arguments(NVAETrainConfig, arguments)
-    settings.architecture()
-    if arguments.dry_run:
-        print(config.to_yaml(settings), end="")
+    settings.check()
+    if cli.is_dry_run(arguments, settings):
         return
+    cli.loading()
+    from mi_ml_gen.core import runtime
+    from mi_ml_gen.generators.nvae.training import stored_images, train_nvae
+
     runtime.setup_distributed(runtime.resolve_device(settings.device))
     try:
         path = train_nvae(settings, stored_images(settings.data, settings.architecture()))

@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
+from mi_ml_gen.core import config, threads
+from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
@@ -39,14 +40,27 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_args(self, args=None, namespace=None):
-        namespace, unknown = self.parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        namespace, unknown = self.parse_known_args(self._as_declared(words), namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
             if not flag.startswith("--"):
                 self.error(f"unexpected argument {flag!r}")
-            known = [name for name in self._option_string_actions if name.startswith("--")]
+            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+            known = [name for action in shown for name in action.option_strings if name.startswith("--")]
             self.error(f"unknown flag {flag}{nearest(flag, known, 'flag')}")
         return namespace
+
+    def _as_declared(self, words: Sequence[str]) -> list[str]:
+        """The words with flags spelled as they were declared: a dash may stand for an underscore, and the reverse."""
+        declared = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}
+        found = []
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                flag = declared.get(flag.replace("-", "_"), flag)
+            found.append(flag + equals + value)
+        return found
 
 
 def run(main: Main) -> NoReturn:
@@ -60,6 +74,7 @@ def run(main: Main) -> NoReturn:
         signal.signal(signal.SIGTERM, _raise_terminated)
     code: Any = 0
     try:
+        threads.prepare()
         code = main(argv)
         sys.stdout.flush()
     except SystemExit as request:  # argparse's --help, or a main that exits itself
@@ -69,6 +84,28 @@ def run(main: Main) -> NoReturn:
             traceback.print_exc()
         code = _report(error)
     sys.exit(code)
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Declare --dry-run, which `is_dry_run` answers."""
+    parser.add_argument("--dry-run", action="store_true", help="check the settings, print them, and stop")
+
+
+def is_dry_run(arguments: argparse.Namespace, settings: Any) -> bool:
+    """Whether --dry-run was given; if so, the settings are printed as YAML, in the form that --config reads."""
+    if arguments.dry_run:
+        print(config.to_yaml(settings), end="")
+    return arguments.dry_run
+
+
+def loading(what: str = "torch") -> None:
+    """Say "loading torch ..." on a terminal, before an import that takes seconds.
+
+    Nothing is said where the module is loaded already, where stderr is a file or a pipe, whose only line is an error's,
+    and by processes of torchrun but the first.
+    """
+    if what not in sys.modules and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print(f"loading {what} ...", file=sys.stderr, flush=True)
 
 
 class _Terminated(BaseException):
@@ -116,6 +153,8 @@ def as_known(error: BaseException) -> MiMlGenError | None:
         where = f"{error.filename}: " if error.filename is not None else ""
         wrong_path = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
         return (UsageError if wrong_path else EnvironmentFault)(f"{where}{error.strerror or error}")
+    if isinstance(error, RecursionError) and _in_reader(error):
+        return CorruptCheckpointError("a file's values are nested too deeply to be read")
     # By name: a script that never needed torch should not import it in order to fail.
     classes = {base.__name__ for base in type(error).__mro__}
     if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
@@ -123,6 +162,12 @@ def as_known(error: BaseException) -> MiMlGenError | None:
     if "DistError" in classes or ("RuntimeError" in classes and "gloo" in str(error)):
         return EnvironmentFault(f"lost touch with the other processes: {error}")
     return None
+
+
+def _in_reader(error: BaseException) -> bool:
+    """Whether an error arose in a parser of JSON or YAML."""
+    modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return any(module.partition(".")[0] in ("json", "yaml") for module in modules)
 
 
 def _say(line: str, code: int) -> int:

@@ -12,6 +12,10 @@
 Types of fields: int, float, str, bool, Path, Literal, any of these `| None`, and list or tuple of them.
 Whatever is wrong with a value is a UsageError that says where the value came from: `--num_samples -5: must be
 at least 1`.
+
+Options that several commands share are declared once, in the groups of `mi_ml_gen.core.settings`. A class inherits the
+groups that it needs, and `redefined` changes a default. `free(NavigatorConfig)` names the options that may change when
+a run is resumed.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -31,12 +36,15 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.core.texts import TextError, parse_yaml
 
 C = TypeVar("C")
 
 REQUIRED: Any = dataclasses.MISSING
 NOTHING = ("none", "null", "~", "")  # the ways to write None where a field allows it
 BUNDLED = Path(__file__).parents[1] / "configs"
+LARGEST_FLOAT32 = 3.4028234663852886e38
+LARGEST_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class Rule:
     help: str = ""
     choices: tuple[Any, ...] | None = None
     flag: str | None = None  # where it is not the field's name
+    aliases: tuple[str, ...] = ()  # further spellings, which work and are not shown
+    free: bool = False  # may differ when a run is resumed
+    inside: bool = False  # part of a path that must stay inside the folder it is joined to
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
@@ -58,6 +69,9 @@ def option(
     help: str = "",
     choices: Collection[Any] | None = None,
     flag: str | None = None,
+    aliases: Collection[str] = (),
+    free: bool = False,
+    inside: bool = False,
     positive: bool = False,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -66,55 +80,102 @@ def option(
 ) -> Any:
     """A dataclass field that is also a flag and a YAML key; without a default it must be given.
 
-    `positive` is short for above=0. `flag` names the flag where it differs from the field ("--lr_MI" or
-    "lr_MI").
+    flag: its name on the command line, where it differs from the field's ("--lr_MI" or "lr_MI"). The field's own name
+    then still works, and so do the `aliases`; the help shows none of them. free: the value may change when a run is
+    resumed. inside: the text becomes part of a path and must not lead out of its folder. positive: short for above=0.
     """
     rule = Rule(
         help=help,
         choices=None if choices is None else tuple(choices),
         flag=None if flag is None else flag.lstrip("-"),
+        aliases=tuple(alias.lstrip("-") for alias in aliases),
+        free=free,
+        inside=inside,
         at_least=at_least,
         at_most=at_most,
         above=0 if positive else above,
         below=below,
     )
+    return _field(default, rule)
+
+
+def redefined(group: type, name: str, default: Any = REQUIRED, **changes: Any) -> Any:
+    """The option `name` of a shared group of settings with another default, and other parts of its rule:
+
+    save_folder: str = redefined(InFolder, "save_folder", "./walker_runs")
+    """
+    rule = next(field for field in dataclasses.fields(group) if field.name == name).metadata["rule"]
+    return _field(default, dataclasses.replace(rule, **changes))
+
+
+def free(config_class: type) -> tuple[str, ...]:
+    """Names of the settings that may change when a run is resumed."""
+    return tuple(field.name for field in dataclasses.fields(config_class) if _rule(field).free)
+
+
+def leads_out(text: str) -> bool:
+    """Whether a part of a path is absolute or climbs out of the folder that it is joined to."""
+    return text.startswith("/") or ".." in text.replace("\\", "/").split("/") or not text.isprintable()
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """folder/name. Raises UsageError where the name leads out of the folder, as "../x" and "/x" do."""
+    if leads_out(name):
+        raise UsageError(f"the folder's name {name!r} leads out of {folder}; give a plain name")
+    return Path(folder) / name
+
+
+def _field(default: Any, rule: Rule) -> Any:
     metadata = {"rule": rule}
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata, kw_only=True)
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
+def _rule(field: dataclasses.Field) -> Rule:
+    return field.metadata.get("rule", Rule())
+
+
 # --- from the command line, a file, and overrides -----------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """Declare one flag per field, named as the field, and --config FILE.yaml. A dash may stand for each
-    underscore.
+def add_arguments(parser: argparse.ArgumentParser, config_class: type, file: bool = True) -> None:
+    """Declare one flag per field, named as the field, and with `file` --config FILE.yaml; the flags of a shared group
+    stand under its title.
 
     A bool is a bare flag, and --no_NAME turns off what a file has turned on. A list takes several values.
     """
-    group = parser.add_argument_group("settings (defaults, then --config, then flags)")
-    group.add_argument("--config", metavar="FILE.yaml", help="settings from a file, or a bundled one by name")
+    groups: dict[str, Any] = {}
+
+    def group(title: str) -> Any:
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        return groups[title]
+
+    main = "settings (defaults, then --config, then flags)" if file else "further settings"
+    if file:
+        about = "YAML file of settings, or the name of a bundled one"
+        group(main).add_argument("--config", metavar="FILE.yaml", help=about)
     for spec in _specs(config_class):
-        description = _description(spec)
+        where, description = group(_section(config_class, spec.name) or main), _description(spec)
         if spec.kind is bool:
-            for value, name in ((True, spec.flag), (False, f"no_{spec.flag}")):
+            for value, prefix in ((True, ""), (False, "no_")):
                 shown = value is not (spec.default is True)  # the one that changes something
-                _add_flag(group, spec, name, shown and description, action="store_const", const=value)
+                _add_flags(where, spec, prefix, shown and description, const=value)
         else:
             several = {"nargs": "+"} if spec.many else {}
-            _add_flag(group, spec, spec.flag, description, metavar=_metavar(spec), **several)
+            _add_flags(where, spec, "", description, metavar=_metavar(spec), **several)
 
 
-def from_arguments(config_class: type[C], namespace: argparse.Namespace) -> C:
-    """The configuration that a parsed command line means: defaults < the file of --config < flags actually
-    given."""
-    values = _read_file(config_class, getattr(namespace, "config", None))
+def from_arguments(config_class: type[C], namespace: argparse.Namespace, file: bool = True) -> C:
+    """The configuration that a parsed command line means: defaults < the file of --config < flags actually given."""
+    values = _read_file(config_class, getattr(namespace, "config", None) if file else None)
+    spelled = getattr(namespace, _Set.SPELLED, {})
     for spec in _specs(config_class):
         given = getattr(namespace, spec.name, None)
         if given is not None:
             text = " ".join(map(str, given)) if isinstance(given, list) else given
-            values[spec.name] = _convert(spec, given, f"--{spec.flag} {text}")
+            values[spec.name] = _convert(spec, given, f"{spelled.get(spec.name, f'--{spec.flag}')} {text}")
     return _build(config_class, values)
 
 
@@ -161,44 +222,68 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
+def named(folder: str, name: str | None, other: str | None = None) -> str | None:
+    """What --config takes for what --conf names: a configuration in a bundled folder ("encoders"), or a file.
+
+    Without a name that is `other`, what --config was given. Raises UsageError where both are given, and where there is
+    no such configuration.
+    """
+    if name is None:
+        return other
+    if other is not None:
+        raise UsageError(f"--conf {name} and --config {other}: give one of them")
+    bundled = BUNDLED / folder
+    for path in (bundled / f"{name}.yaml", Path(name), Path(f"{name}.yaml")):
+        if path.is_file():
+            return str(path)
+    known = sorted(path.relative_to(bundled).with_suffix("").as_posix() for path in bundled.rglob("*.yaml"))
+    near = nearest(name, known, "configuration")
+    raise UsageError(f"--conf {name}: no bundled configuration of that name, and no file{near}")
+
+
 def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     path = _find(path)
     try:
         # Every scalar as text: YAML's own guesses take the chunks 1_6 for the number 16, and 8e-5 for text.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        content = parse_yaml(path.read_bytes(), as_text=True)
+    except TextError as error:
+        raise UsageError(f"{path}: {error}") from error
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"{path}: must hold lines of the form key: value")
+    flat: dict[str, Any] = {}
+    for key, value in _entries(config_class, content):
+        if key in flat:
+            raise UsageError(f"{path}: {key} is given twice")
+        flat[key] = value
     values: dict[str, Any] = {}
-    for key, value in _entries(content, {name for spec in _specs(config_class) for name in (spec.name, spec.flag)}):
-        spec = _known(config_class, str(key), f" in {path}")
+    for key, value in getattr(config_class, "from_published", dict)(flat).items():
+        spec = _known(config_class, key, f" in {path}")
         if spec.name in values:
             raise UsageError(f"{path}: {key} is given twice")
         values[spec.name] = _convert(spec, value, f"{key}: {value} in {path}")
     return values
 
 
-def _entries(content: dict[Any, Any], settings: Collection[str]) -> Iterator[tuple[Any, Any]]:
-    """The settings of a file; a section (a key that is no setting, and whose value is a mapping) only groups those that
-    are in it."""
+def _entries(config_class: type, content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of a file. A section (a key that is no setting, with a mapping) only groups those that are in it."""
+    names = {name for spec in _specs(config_class) for name in (spec.name, *spec.spellings)}
     for key, value in content.items():
-        if isinstance(value, dict) and key not in settings:
-            yield from _entries(value, settings)
+        if isinstance(value, dict) and str(key).replace("-", "_") not in names:
+            yield from _entries(config_class, value)
         else:
-            yield key, value
+            yield str(key), value
 
 
 def _known(config_class: type, key: str, where: str) -> _Spec:
-    """The field that `key` means, by its own name or its flag's."""
+    """The field that `key` means, by its own name or a flag's, with underscores or dashes."""
     specs = _specs(config_class)
     for spec in specs:
-        if key in (spec.name, spec.flag):
+        if key.replace("-", "_") in (spec.name, *spec.spellings):
             return spec
     raise UsageError(f"unknown key {key}{where}{nearest(key, [spec.flag for spec in specs], 'key')}")
 
@@ -212,7 +297,8 @@ def _find(path: str | Path) -> Path:
 def _build(config_class: type[C], values: dict[str, Any]) -> C:
     for spec in _specs(config_class):
         if spec.default is REQUIRED and spec.name not in values:
-            raise UsageError(f"--{spec.flag} must be given{': ' + spec.rule.help if spec.rule.help else ''}")
+            about = f": {spec.rule.help.strip()}" if spec.rule.help else ""
+            raise UsageError(f"--{spec.flag} must be given{about}")
     return config_class(**values)
 
 
@@ -250,14 +336,26 @@ class _Spec:
     optional: bool
     choices: tuple[Any, ...] | None
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The flag that is shown, then those that work, too."""
+        return tuple(dict.fromkeys((self.flag, self.name, *self.rule.aliases)))
 
+
+@functools.cache
 def _specs(config_class: type) -> list[_Spec]:
     hints = typing.get_type_hints(config_class)
     return [_spec(field, hints[field.name]) for field in dataclasses.fields(config_class)]
 
 
+def _section(config_class: type, name: str) -> str | None:
+    """The title of the shared group that declares a field, or None for a field of the class itself."""
+    declaring = next(c for c in reversed(config_class.__mro__) if name in getattr(c, "__dataclass_fields__", {}))
+    return declaring.__dict__.get("SECTION")
+
+
 def _spec(field: dataclasses.Field, hint: Any) -> _Spec:
-    rule = field.metadata.get("rule", Rule())
+    rule = _rule(field)
     optional, many, length, choices = False, None, None, rule.choices
     if typing.get_origin(hint) in (Union, types.UnionType):
         members = [member for member in typing.get_args(hint) if member is not type(None)]
@@ -325,8 +423,13 @@ def _truth(value: Any) -> bool:
 
 def _whole(value: Any) -> int:
     if isinstance(value, (str, int)) and not isinstance(value, bool):
+        number = None
         with contextlib.suppress(ValueError):
-            return int(value)
+            number = int(value)
+        if number is not None and abs(number) > LARGEST_INT64:
+            raise ValueError(f"must lie within {LARGEST_INT64} of 0 (64 bits)")
+        if number is not None:
+            return number
     raise ValueError("must be a whole number")
 
 
@@ -337,6 +440,8 @@ def _real(value: Any) -> float:
             number = float(value)
     if not math.isfinite(number):
         raise ValueError("must be a finite number")
+    if abs(number) > LARGEST_FLOAT32:
+        raise ValueError(f"must be at most {LARGEST_FLOAT32:.2g} in size, the largest 32-bit number")
     return number
 
 
@@ -354,15 +459,29 @@ def _checked(spec: _Spec, value: Any) -> Any:
         raise ValueError(f"must be at most {rule.at_most}")
     if rule.below is not None and value >= rule.below:
         raise ValueError(f"must be below {rule.below}")
+    if rule.inside and leads_out(value):
+        raise ValueError("must not lead out of the folder: give a plain name, without .. and not an absolute path")
     return value
 
 
-def _add_flag(group: Any, spec: _Spec, name: str, description: str | bool, **settings: Any) -> None:
-    """Declare --name, shown with `description` or hidden without one, and its hidden twin with dashes."""
-    settings |= {"dest": spec.name, "default": None}
-    group.add_argument(f"--{name}", help=description or argparse.SUPPRESS, **settings)
-    if "_" in name:
-        group.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **settings)
+class _Set(argparse.Action):
+    """Store a value, and how its flag was spelled, for messages."""
+
+    SPELLED = "_spelled"
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: Any = None, **options: Any) -> None:
+        super().__init__(option_strings, dest, const=const, **({"nargs": 0} if const is not None else {}) | options)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values if self.const is None else self.const)
+        vars(namespace).setdefault(self.SPELLED, {})[self.dest] = option_string
+
+
+def _add_flags(group: Any, spec: _Spec, prefix: str, description: str | bool, **settings: Any) -> None:
+    """Declare --flag, shown with `description` or hidden without one, and its other spellings, hidden."""
+    for i, name in enumerate(spec.spellings):
+        shown = description if i == 0 and description else argparse.SUPPRESS
+        group.add_argument(f"--{prefix}{name}", help=shown, dest=spec.name, action=_Set, **settings)
 
 
 def _metavar(spec: _Spec) -> str:

@@ -1,15 +1,68 @@
-"""The ResNets that critic, encoders and probe share: torchvision's blocks under a stem to suit the image
-size."""
+"""The ResNets that critic, encoders and probe share: the blocks of He et al. (2016) under a stem to suit the image
+size.
+
+Names, initial weights and outputs are those of torchvision's `resnet18` and `resnet50`. They are not imported from
+there, since that takes longer than torch itself.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mi_ml_gen.core.errors import UsageError
 
 SMALL_IMAGE_PX = 64
 """Below this the stem keeps the resolution: 3x3, stride 1, no max pool."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: (n, inputs, h, w) -> (n, planes, h / stride, w / stride)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.bn2(self.conv2(branch))
+        branch += x if self.downsample is None else self.downsample(x)
+        return self.relu(branch)
+
+
+class Bottleneck(nn.Module):
+    """Convolutions 1x1, 3x3 and 1x1 beside a shortcut: (n, inputs, h, w) -> (n, 4 * planes, h / stride, w / stride).
+
+    The 3x3 convolution strides, not the first (version 1.5, as torchvision's).
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        outputs = planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.relu(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(branch))
+        branch += x if self.downsample is None else self.downsample(x)
+        return self.relu(branch)
+
 
 _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),

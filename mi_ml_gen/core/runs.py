@@ -46,6 +46,7 @@ from mi_ml_gen.core.files import (
     save_tensors,
     write_with_hash,
 )
+from mi_ml_gen.core.texts import TextError, parse_yaml
 
 __all__ = [
     "RunFolder",
@@ -316,11 +317,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     CorruptCheckpointError where it is damaged."""
     path = Path(path) / "config.yaml"
     try:
-        found = yaml.safe_load(path.read_bytes())
+        found = parse_yaml(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{path.parent}: not a run folder, there is no config.yaml in it") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorruptCheckpointError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+    except TextError as error:
+        raise CorruptCheckpointError(f"{path}: damaged: {error}") from error
     if not isinstance(found, dict):
         raise CorruptCheckpointError(f"{path}: damaged, no settings in it")
     return found

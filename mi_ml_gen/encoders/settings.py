@@ -3,84 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mi_ml_gen.core import config, runs
-from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.core import config
+from mi_ml_gen.core.config import inside, option, redefined
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.registry import short_name
+from mi_ml_gen.core.settings import Compiled, InFolder, InNamedFolder, Resumed, Seeded, StoredImages
+from mi_ml_gen.data.known import check_data_path
 from mi_ml_gen.encoders.registry import METHODS
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.generators.families import canonical
+from mi_ml_gen.generators.known import check_generator_settings
+from mi_ml_gen.generators.settings import AnchorNoise, FromGenerator
+
+PUBLISHED_SETS = {"bigbigan": (1_281_167, "bigbigan"), "stylegan": (893_000, "stylegan")}
+"""Of each data_type of the published configurations: images of an epoch (of ImageNet-1K, of LSUN Cars), and framing."""
+PUBLISHED_SIZE_PX = 128
 
 
 @dataclass
-class EncoderConfig:
+class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, AnchorNoise, FromGenerator):
     """What `scripts/train_encoder.py` takes; the defaults are the paper's for SimSiam and BYOL."""
 
     encoder: str = option(help="method of representation learning: simclr, simsiam, byol, or FILE.py:CLASS")
-    generator: str | None = option(None, help="generated images: bigbigan, stylegan2, tiny-bigbigan ... (none: stored)")
-    g_path: str | None = option(None, help="weights of the generator, where none are bundled")
-    g_use: list[str] = option([], help="its use, KEY=VALUE ...: psi=0.7 crop=256 size=128 label=3 noise_mode=random")
-    mean: float = option(0.0, help="mean of the anchors' noise")
-    std: float = option(1.0, above=0, help="standard deviation of the anchors' noise")
-    truncation: float = option(2.0, above=0, help="bound of the anchors' noise, in standard deviations")
-    Tz: Any = option(None, help='walker: none, a path, or groups: "0_1=runs/w.safetensors 1_6=0,0.2,2 3_4=null"')
-    samples_per_epoch: int | None = option(None, at_least=1, help="generated images an epoch (must be given for them)")
-    data_path: str | None = option(
-        None, help="stored images: fashion-mnist, digits, torchvision:CIFAR10:data, a folder of images or .beton files"
+    generator: str | None = redefined(  # type: ignore[assignment]
+        FromGenerator, "generator", None,
+        help="name of the generator to train on: bigbigan, stylegan2, tiny-bigbigan ... (default: stored images)",
+    )  # fmt: skip
+    Tz: Any = option(
+        None, help='walker that makes positives: none, a file, or groups like "0_1=runs/w.safetensors 1_6=0,0.2,2"'
     )
-    framing: str = option("whole", help="how stored images are cut: whole, bigbigan, stylegan, classification")
-    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
-    skip_bad: bool = option(False, help="leave out stored images that cannot be read (otherwise they are an error)")
-    workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
-    img_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
+    samples_per_epoch: int | None = option(
+        None, at_least=1, help="generated images of an epoch; must be given with --generator"
+    )
+    data_path: str | None = option(
+        None,
+        help="stored images to train on: fashion-mnist, digits, torchvision:CIFAR10:data, a folder of images, or "
+        ".beton files",
+    )
+    skip_bad: bool = option(
+        False, free=True, help="leave out stored images that cannot be read (otherwise they are an error)"
+    )
+    workers: int | None = option(
+        None, at_least=1, free=True, aliases=("n_workers",), help="threads that decode images (default: at most 8)"
+    )
+    img_size: int | None = option(
+        None, at_least=8, flag="image_size", help="side of stored images, in pixels (default: their own, else 128)"
+    )
     Tx: str | None = option(
         "simclr",
         help="augmentation of the images: simclr, no_crop and no_color as published; torchvision, torchvision_no_crop "
         "and torchvision_no_color by torchvision's conventions; none is the centre crop",
     )
-    crop_size: int | None = option(None, at_least=8, help="side of the views (default: 7/8 of the images')")
+    crop_size: int | None = option(
+        None, at_least=8, help="side of the views, in pixels (default: 7/8 of the images' side)"
+    )
 
     depth: Literal[18, 50] = option(50, help="layers of the ResNet")
-    width: int = option(64, at_least=1, help="channels of its first stage; 64 is the published network")
+    width: int = option(64, at_least=1, help="channels of the ResNet's first stage; 64 is the published network")
     dim: int = option(2048, at_least=2, help="dimensions of the projections")
     pred: int = option(512, at_least=1, help="hidden units of the predictor")
-    temperature: float = option(0.1, above=0, help="of SimCLR's loss")
-    base_temperature: float | None = option(None, above=0, help="SimCLR's loss is multiplied by temperature over it")
-    target_momentum: float = option(0.996, at_least=0, at_most=1, help="what BYOL's target keeps at each step")
+    temperature: float = option(0.1, above=0, aliases=("temp",), help="temperature of SimCLR's loss")
+    base_temperature: float | None = option(
+        None, above=0, help="SimCLR's loss is multiplied by temperature / base_temperature"
+    )
+    target_momentum: float = option(
+        0.996, at_least=0, at_most=1, help="share of BYOL's target network that is kept at each step"
+    )
 
     max_epochs: int = option(100, at_least=1, help="epochs to train")
-    cumulative_bs: int = option(512, at_least=2, help="samples a step, of all processes together")
-    micro_batches: int = option(1, at_least=1, help="parts that a process's batch is worked on in, to save memory")
-    base_lr: float = option(0.05, above=0, help="learning rate for 256 samples a step; the peak is in proportion")
-    decay: bool = option(True, help="let the rate fall to a tenth, along a cosine")
-    warmup: bool = option(False, help="let it rise from 0 over the first tenth (with --decay only)")
-    momentum: float = option(0.9, at_least=0, below=1, help="of SGD")
-    weight_decay: float = option(1e-4, at_least=0, help="of SGD")
+    cumulative_bs: int = option(512, at_least=2, help="samples of each step, over all processes")
+    micro_batches: int = option(
+        1, at_least=1, help="parts into which each process splits its batch, to use less memory"
+    )
+    base_lr: float = option(0.05, above=0, help="learning rate for 256 samples a step; scaled in proportion")
+    decay: bool = option(True, help="let the learning rate fall to a tenth along a cosine")
+    warmup: bool = option(False, help="let the learning rate rise from 0 over the first tenth (with --decay only)")
+    momentum: float = option(0.9, at_least=0, below=1, help="momentum of SGD")
+    weight_decay: float = option(1e-4, at_least=0, help="weight decay of SGD")
 
-    knn_data: str | None = option(None, help="labelled set for the kNN accuracy (default: stored images' own labels)")
-    knn_freq: int = option(5, at_least=1, help="epochs between kNN accuracies")
-    abort_on_collapse: bool = option(False, help="stop, with exit code 5, when the features collapse")
-    save_freq: int = option(5, at_least=1, help="epochs between saved encoders and grids of views")
-    state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
-    save_folder: str = option("./encoder_runs", help="folder of run folders")
-    run_name: str | None = option(None, help="name of the run folder (default: from the settings)")
-
-    seed: int = option(0, at_least=0, help="of weights and all draws")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of generator and encoder")
-    compile: bool = option(False, help="compile generator and encoder with torch.compile")
-    decode_at_once: int | None = option(None, at_least=1, help="pairs decoded together (default: all of a batch)")
+    knn_data: str | None = option(
+        None, help="labelled images for the kNN accuracy (default: the stored images, where they have labels)"
+    )
+    knn_freq: int = option(5, at_least=1, free=True, help="epochs between two kNN accuracies")
+    abort_on_collapse: bool = option(False, free=True, help="stop with exit code 5 when the features collapse")
+    save_freq: int = option(
+        5, at_least=1, free=True, aliases=("save_every",), help="epochs between saved encoders and grids of views"
+    )
+    save_folder: str = redefined(InFolder, "save_folder", "./encoder_runs")
+    run_name: str | None = redefined(  # type: ignore[assignment]
+        InNamedFolder, "run_name", None, help="name of the run folder (default: from the settings)"
+    )
+    decode_at_once: int | None = option(
+        None, at_least=1, free=True, help="pairs that are decoded together (default: all of a batch)"
+    )
 
     def __post_init__(self) -> None:
         METHODS.check(self.encoder)
-
-    @property
-    def law(self) -> TruncatedNormal:
-        return TruncatedNormal(self.mean, self.std, self.truncation)
 
     @property
     def policy(self) -> str:
@@ -89,33 +112,46 @@ class EncoderConfig:
     @property
     def folder(self) -> Path:
         method, images = short_name(self.encoder), short_name(self.generator or "stored")
-        name = f"{method}_{images}_{self.policy}_seed{self.seed}"
-        return Path(self.save_folder) / (self.run_name or name)
+        return inside(self.save_folder, self.run_name or f"{method}_{images}_{self.policy}_seed{self.seed}")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        if self.generator is not None and self.data_path is not None:
+            raise UsageError("--generator and --data_path: the views come from one of them; leave the other out")
+        if self.generator is not None:
+            check_generator_settings(self.generator, self.g_path, self.g_use)
+        for flag, reference in (("--data_path", self.data_path), ("--knn_data", self.knn_data)):
+            if reference is not None:
+                check_data_path(flag, reference)
+
+    @classmethod
+    def from_published(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys of a published configuration as ours; other files as they are.
+
+        A null generator_path means stored images. The published files leave the number of generated images to a data
+        file; here it is that of the set which data_type names.
+        """
+        flat = dict(content)
+        if "data_type" not in flat:
+            return flat
+        kind = flat.pop("data_type")
+        if flat.get("Tz") in config.NOTHING:
+            flat["Tz"] = None
+        if kind not in PUBLISHED_SETS:
+            raise UsageError(f"data_type {kind}: must be one of {', '.join(PUBLISHED_SETS)}")
+        n_images, framing = PUBLISHED_SETS[kind]
+        path, noise = flat.pop("generator_path", None), flat.pop("anchor_params", None)
+        if path in config.NOTHING or path is None:
+            return {"framing": framing, "img_size": str(PUBLISHED_SIZE_PX)} | flat
+        if isinstance(noise, list):
+            if len(noise) != 3:
+                raise UsageError(f"anchor_params {noise}: must be mean, standard deviation and truncation")
+            flat |= dict(zip(("mean", "std", "truncation"), noise, strict=True))
+        return {"generator": canonical(kind), "g_path": path, "samples_per_epoch": str(n_images)} | flat
 
 
-FREE = ("g_path", "device", "compile", "state_interval_s", "save_freq", "save_folder", "run_name", "workers", "loader",
-        "skip_bad", "decode_at_once", "knn_freq", "abort_on_collapse")  # fmt: skip
-"""Settings that may differ when a run is resumed."""
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# From settings to parts
-
-
-def named_configuration(name: str, other: str | None = None) -> str:
-    """What --config takes for the configuration that --conf names: a bundled one of encoders, or a file.
-
-    Raises UsageError where there is none of that name, and where --config (`other`) names one as well.
-    """
-    if other is not None:
-        raise UsageError(f"--conf {name} and --config {other}: give one of them")
-    folder = config.BUNDLED / "encoders"
-    for path in (folder / f"{name}.yaml", Path(name), Path(f"{name}.yaml")):
-        if path.is_file():
-            return str(path)
-    known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    near = nearest(name, known, "configuration")
-    raise UsageError(f"--conf {name}: no bundled configuration of that name, and no file{near}")
+named_configuration = functools.partial(config.named, "encoders")
+"""What --config takes for the configuration of encoders that --conf names; see `config.named`."""
 
 
 def resumed_settings(folder: Path, flags: Mapping[str, Any]) -> EncoderConfig:
@@ -123,6 +159,8 @@ def resumed_settings(folder: Path, flags: Mapping[str, Any]) -> EncoderConfig:
 
     Raises UsageError where the folder is no run, and for a --config, for the run has its own.
     """
+    from mi_ml_gen.core import runs  # imports torch
+
     if flags.get("config") is not None:
         raise UsageError("--resume_from: the run's own settings are used; leave --conf and --config out")
     if folder.is_file():

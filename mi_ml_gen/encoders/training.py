@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mi_ml_gen.core import config, loop, runs, runtime
+from mi_ml_gen.core import config, loop, optimizers, runs, runtime
 from mi_ml_gen.core.errors import CollapseError, UsageError
 from mi_ml_gen.core.resnet import SMALL_IMAGE_PX
 from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
@@ -22,7 +22,7 @@ from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
 from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
-from mi_ml_gen.encoders.settings import FREE, EncoderConfig
+from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -98,7 +98,7 @@ def train_encoder(
     peak = peak_rate(settings.base_lr, settings.cumulative_bs)
     warm_up = warmup_steps(settings.max_epochs, steps_per_epoch) if settings.warmup else 0
     rate = LearningRate(peak, n_steps, warm_up, settings.decay)
-    optimizer = torch.optim.SGD(
+    optimizer = optimizers.SGD(
         encoder.parameter_groups(), lr=peak, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
 
@@ -109,7 +109,7 @@ def train_encoder(
     if isinstance(sampler.origin, GeneratedImages):
         described |= fingerprint_record(path, sampler.origin.generator)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
-    with loop.Session.open(path, described, free=FREE) as session:
+    with loop.Session.open(path, described, free=config.free(EncoderConfig)) as session:
         run = session.run
         session.resume(course, encoder=encoder, optimizer=optimizer)
         for step in session.steps(n_steps, "image", settings.cumulative_bs, settings.encoder, progress):

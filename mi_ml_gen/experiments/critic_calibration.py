@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.config import option
+from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.experiments.settings import CalibrationConfig
 from mi_ml_gen.generators.base import ImagePair
 from mi_ml_gen.generators.linear_gaussian import HALF_RANGE_STD, GaussianPerturbation, LinearGaussian
 from mi_ml_gen.information.critic import Critic
@@ -30,32 +29,6 @@ from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import curves
 
 LOG_INTERVAL = 10
-FREE = ("device", "save_folder", "save_freq", "state_interval_s")
-
-
-@dataclass
-class CalibrationConfig:
-    """Settings of a calibration; the defaults give the table of docs/information.md."""
-
-    nats: list[float] = option([4.0, 3.0, 2.0, 1.0, 0.5], help="mutual informations, in nats", positive=True)
-    eval_pairs: list[int] = option([64, 256], help="pairs per batch that bounds are measured at", at_least=2)
-    n_eval_batches: int = option(200, help="batches that each bound is measured on", at_least=2)
-    n_chunks: int = option(4, help="chunks of the generator", positive=True)
-    chunk_size: int = option(3, help="numbers in each chunk", positive=True)
-    noise: float = option(0.1, help="observation noise of the generator", positive=True)
-    resolution: int = option(4, help="height and width of its images, in pixels", positive=True)
-    batch_size: int = option(256, help="pairs in a training batch", at_least=2)
-    n_steps: int = option(1200, help="training steps of the first level", positive=True)
-    n_steps_more: int = option(900, help="training steps of each further level", positive=True)
-    lr: float = option(2e-3, help="learning rate of the first level; each falls to 0 along a cosine", positive=True)
-    lr_more: float = option(1e-3, help="learning rate of each further level", positive=True)
-    critic_width: int = option(24, help="channels of the critic's first stage", positive=True)
-    temp: float = option(0.05, help="temperature of InfoNCE; at 0.1 scores span too few nats for 4", positive=True)
-    seed: int = option(0, help="of weights and draws", at_least=0)
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
-    save_freq: int = option(200, help="steps between saved states, where state_interval_s allows one", positive=True)
-    state_interval_s: float = option(60.0, help="least seconds between saved states", at_least=0)
-    save_folder: Path = option(Path("calibration"), help="the run folder")
 
 
 @dataclass(frozen=True)
@@ -137,9 +110,10 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
     problems = [Problem.of(generator, level.nats) for level in plan]
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     critic = Critic(settings.resolution, width=settings.critic_width, zero_init_residual=True).to(device)
-    optimizer = torch.optim.Adam(critic.parameters())
+    optimizer = optimizers.Adam(critic.parameters())
 
-    with loop.Session.open(settings.save_folder, config.to_dict(settings), free=FREE) as session:
+    free = config.free(CalibrationConfig)
+    with loop.Session.open(settings.save_folder, config.to_dict(settings), free=free) as session:
         session.resume(critic=critic, optimizer=optimizer)
         for step in session.steps(plan[-1].stop, title="calibration", progress=progress):
             # --- The level that is trained at

@@ -16,9 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.files import UNFINISHED, atomic_write, disk_faults
 from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.data.beton.format import Encoded, write_beton
+from mi_ml_gen.experiments.settings import ExportConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -49,7 +48,6 @@ RECORD = ".export"
 """Folder of the settings and the progress, inside the set's own; hidden, so that readers of images pass it by."""
 
 _SYNC_EVERY_S = 20.0
-_FREE = ("device", "n_workers")
 
 
 class Format:
@@ -111,37 +109,6 @@ class Beton(Jpeg):
         write_beton(path, images, n)
 
 
-@dataclass
-class ExportConfig:
-    """What `export_images` writes."""
-
-    generator: str = option(help="name of a generator")
-    g_path: str | None = option(None, help="its weights, where none are bundled")
-    g_use: list[str] = option([], help="its use: psi=0.7 crop=256 ...")
-    n_images: int = option(help="images, or pairs of images, exactly", at_least=1)
-    save_folder: Path = option(help="folder of the set")
-    Tz: str | None = option(
-        None, help="write pairs: a walker's file or run folder, a YAML of groups, or '0_1=0,0.2,1 1_4=w.safetensors'"
-    )
-    layout: Literal["plain", "cop-gen"] = option(
-        "plain", help="of files: 000.png (pairs: in anchor/ and positive/), or as COP-Gen's data sets"
-    )
-    format: str = option("png", help="format of the images: png, jpg, or beton (one file, for FFCV)")
-    quality: int = option(90, help="of JPEG, also inside .beton", at_least=1, at_most=100)
-    mean: float = option(0.0, help="mean of the anchors' noise")
-    std: float = option(1.0, help="standard deviation of the anchors' noise", at_least=0)
-    truncation: float = option(2.0, help="bound of the noise in stds", positive=True)
-    starting_seed: int = option(0, help="of all that is drawn", at_least=0)
-    published_seeds: bool = option(False, help="the reference's draws, SciPy's for starting_seed + number of the batch")
-    batch_size: int = option(64, help="images decoded together", at_least=1)
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="of the generator")
-    device: str = option("auto", help="auto, cpu, cuda ...")
-    n_workers: int = option(min(8, os.cpu_count() or 1), help="threads that encode and write", at_least=1)
-
-    def __post_init__(self) -> None:
-        FORMATS.check(self.format)
-
-
 class Export(NamedTuple):
     """A finished set of n_images images or pairs, n_new of which this call wrote, in so many seconds."""
 
@@ -158,10 +125,10 @@ def export_images(settings: ExportConfig) -> Export:
     folder, Preempted after SIGTERM or Ctrl-C, EnvironmentFault on a full disk; the same call goes on afterwards.
     """
     config.validate(settings)
+    FORMATS.check(settings.format)
+    settings.check()
     if settings.layout == "cop-gen" and FORMATS[settings.format].container:
         raise UsageError(f"--layout cop-gen: is a layout of image files, not of --format {settings.format}")
-    if settings.published_seeds and settings.Tz is not None:
-        raise UsageError("--published_seeds: the reference's script makes no pairs; leave out --Tz or the seeds")
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
@@ -172,9 +139,8 @@ def export_images(settings: ExportConfig) -> Export:
     record = settings.save_folder / RECORD
     about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
     about |= fingerprint_record(record, generator)
-    free = _FREE if settings.published_seeds else (*_FREE, "batch_size")
     began = time.monotonic()
-    with RunFolder.open(record, about, free), loop.Preemption() as preemption:
+    with RunFolder.open(record, about, settings.free), loop.Preemption() as preemption:
         names = _Names(settings, record, kinds)
         n_new = 0
         if not names.containers or not all(path.exists() for path in names.containers):

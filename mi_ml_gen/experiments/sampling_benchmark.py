@@ -14,17 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from mi_ml_gen.core import config, loop, runs, runtime
-from mi_ml_gen.core.config import option
+from mi_ml_gen.core import config, loop, optimizers, runs, runtime
 from mi_ml_gen.core.errors import EnvironmentFault, Preempted, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.experiments.settings import SOURCES, BenchmarkConfig
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_loss
@@ -32,42 +31,9 @@ from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import curves, figure_png
 from mi_ml_gen.views.sampler import GeneratedImages, StoredImages, ViewSampler
 
-SOURCES = ("generator", "torch", "ffcv")
 TEMPERATURE = 0.1
 LEARNING_RATE = 1e-4
 BETAS = (0.5, 0.999)
-
-
-@dataclass
-class BenchmarkConfig:
-    """What `scripts/benchmark_sampling.py` takes; the defaults are the paper's, but for num_epochs (there 20)."""
-
-    source: list[str] = option(list(SOURCES), choices=SOURCES, help="where images come from: generator torch ffcv")
-    batch_sizes: list[int] = option([32, 64, 128, 256], at_least=2, help="images a step, one after the other")
-    samples_per_epoch: int = option(126_789, at_least=2, help="images an epoch, the same for all sources")
-    num_epochs: int = option(1, at_least=1, help="epochs of each measurement; the median is told (the paper's: 20)")
-
-    generator: str = option("bigbigan", help="bigbigan, tiny-bigbigan, stylegan2 ...")
-    g_path: str | None = option(None, help="its weights, where none are bundled")
-    g_use: list[str] = option([], help="its use, KEY=VALUE ...")
-    data_path: str | None = option(None, help="stored images: a folder, a set's name, or .beton files")
-    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
-    image_size: int | None = option(None, at_least=8, help="side of stored images (default: their own, else 128)")
-    framing: str = option("bigbigan", help="how stored images are cut: whole, bigbigan, stylegan, classification")
-    workers: int | None = option(None, at_least=1, help="decoding threads (default: one a core, at most 8)")
-
-    width: int = option(64, at_least=4, help="channels of the encoder's first stage; 64 is ResNet-18")
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of generator and encoder")
-    compile: bool = option(False, help="compile generator and encoder with torch.compile")
-    warm_up_steps: int = option(5, at_least=0, help="steps before the first epoch that are not measured")
-    energy: bool = option(True, help="measure energy where codecarbon is installed")
-    seed: int = option(0, at_least=0, help="of weights and draws")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1")
-    save_folder: Path = option(Path("sampling_benchmark"), help="the run folder")
-
-
-FREE = ("source", "batch_sizes", "g_path", "data_path", "skip_bad", "energy", "save_folder")
-"""Settings that may differ from one call to the next in a folder: it collects measurements of the same work."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +106,12 @@ def benchmark(settings: BenchmarkConfig, progress: bool = True) -> list[Measurem
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     measure_energy = energy_meter(settings.energy)
+    free = config.free(BenchmarkConfig)
     described = config.to_dict(settings) | {"device_name": device_name(device)}
-    with runs.RunFolder.open(settings.save_folder, described, free=FREE) as run, loop.Preemption() as preemption:
+    with (
+        runs.RunFolder.open(settings.save_folder, described, free=free) as run,
+        loop.Preemption() as preemption,
+    ):
         kept = [_measurement(row) for row in run.metrics()]
         for source in settings.source:
             wanted = [size for size in settings.batch_sizes if not _holds(kept, source, size)]
@@ -199,7 +169,7 @@ def measure(
     encoder = Critic(sampler.augment.crop_size, width=settings.width).to(device)
     encoder = encoder.to(memory_format=torch.channels_last).train()
     fused = device.type == "cuda"
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=fused)
+    optimizer = optimizers.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=fused)
     score: Callable[..., torch.Tensor] = torch.compile(encoder) if settings.compile else encoder
     clock = Clock(device)
     steps_per_epoch = settings.samples_per_epoch // batch_size

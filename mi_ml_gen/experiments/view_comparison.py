@@ -13,15 +13,13 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mi_ml_gen.core import config, runs, runtime
-from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.core.resnet import resnet
@@ -32,6 +30,7 @@ from mi_ml_gen.encoders.loading import load_encoder
 from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.experiments import table1
+from mi_ml_gen.experiments.settings import FLOORS, METHODS, ComparisonConfig, Method
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -45,83 +44,6 @@ from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.walkers import spec
 
 READOUTS = ("sgd", "ridge", "knn")
-
-
-class Method(NamedTuple):
-    """A row of the table: what an encoder was trained on."""
-
-    title: str
-    images: Literal["real", "generated", "none"]
-    """none: nothing was trained."""
-    Tz: Literal["", "random, all chunks", "random, fine chunks", "learned, fine chunks"]
-    Tx: Literal["torchvision", "torchvision_no_color"] | None
-
-
-METHODS = {
-    "pixels": Method("pixels", "none", "", None),
-    "untrained": Method("untrained backbone", "none", "", None),
-    "real": Method("real images", "real", "", "torchvision"),
-    "real_no_color": Method("real images, without colour", "real", "", "torchvision_no_color"),
-    "synth": Method("generated, unperturbed", "generated", "", "torchvision"),
-    "synth_no_color": Method("generated, unperturbed, without colour", "generated", "", "torchvision_no_color"),
-    "random_all": Method("random walker, all chunks", "generated", "random, all chunks", "torchvision"),
-    "random": Method("random walkers", "generated", "random, fine chunks", "torchvision_no_color"),
-    "learned": Method("learned walkers, one per chunk", "generated", "learned, fine chunks", "torchvision_no_color"),
-}
-"""The paper's pairs of T_z and T_x for BigBiGAN (by torchvision's conventions, with which the table in docs/probes.md
-was measured), floors, and controls: real and unperturbed images under the T_x of the
-last two rows, so that what T_z brings can be told from what T_x does."""
-FLOORS = ("pixels", "untrained")
-
-
-@dataclass
-class ComparisonConfig:
-    """What `scripts/compare_views.py` takes; the defaults are a table for a laptop."""
-
-    rows: list[str] = option(
-        ["pixels", "untrained", "real", "synth", "synth_no_color", "random_all", "random", "learned"],
-        choices=tuple(METHODS), help="of the table; also: real_no_color",
-    )  # fmt: skip
-    seeds: list[int] = option([0, 1, 2], at_least=0, help="of encoders and probes; each row is done once for each")
-    samples: int = option(120_000, at_least=2, help="images that each encoder is trained on")
-
-    generator: str = option("tiny-bigbigan", help="of the generated images")
-    g_path: str | None = option(None, help="its weights, where none are bundled")
-    g_use: list[str] = option([], help="its use, KEY=VALUE ...")
-    data_path: str = option("fashion-mnist", help="the real, labelled images")
-    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
-    walkers: Path | None = option(
-        None,
-        help='folder of a walker per chunk, or a T_z such as "1_2=runs/a 2_4=runs/b" (default: walkers trained here)',
-    )
-    fine_chunks: str | None = option(None, help="chunks that walkers per chunk perturb (default: all but the first)")
-    random_std: float = option(1.0, above=0, help="of the random walkers' noise on the fine chunks (the paper's)")
-    random_all_std: float = option(0.2, above=0, help="of the random walker's noise on all chunks (the paper's)")
-
-    width: int = option(16, at_least=4, help="channels of the ResNet-18's first stage; 64 is the whole network")
-    dim: int = option(64, at_least=2, help="dimensions of SimCLR's projections")
-    batch_size: int = option(128, at_least=2, help="samples a step")
-    base_lr: float = option(0.3, above=0, help="learning rate at 256 samples a step, in proportion for others")
-    temperature: float = option(0.2, above=0, help="of SimCLR")
-    weight_decay: float = option(1e-4, at_least=0, help="of SGD")
-
-    probe_images: int = option(20_000, at_least=10, help="labelled training images that the probes get, at most")
-    probe_epochs: int = option(60, at_least=1, help="of the probe by SGD")
-
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1")
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of generator and encoders")
-    compile: bool = option(False, help="compile generator and encoders with torch.compile")
-    save_folder: Path = option(Path("comparison"), help="folder of everything")
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one, none twice")
-
-
-FREE = ("rows", "seeds", "g_path", "skip_bad", "device", "compile", "save_folder")
-"""Settings that may differ when a comparison is resumed: rows and seeds may be added."""
 
 
 class Cell(NamedTuple):
@@ -161,7 +83,7 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
     fine = fine_chunks(settings, generator)
     stored = held(load_source(settings.data_path, "train", generator.resolution, skip_bad=settings.skip_bad))
     described = config.to_dict(settings) | fingerprint_record(folder, generator)
-    with runs.RunFolder.open(folder, described, free=FREE) as run:
+    with runs.RunFolder.open(folder, described, free=config.free(ComparisonConfig)) as run:
         walkers = None
         if any(METHODS[row].Tz.startswith("learned") for row in settings.rows):
             walkers = learned_walkers(settings, generator, fine, progress)

@@ -8,18 +8,17 @@ with the anchors and positives of the batches that follow; by default every draw
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mi_ml_gen.core import config, runtime
-from mi_ml_gen.core.config import option
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.experiments.generated_dataset import encode, to_bytes
+from mi_ml_gen.experiments.settings import ViewGenerationConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
@@ -27,24 +26,6 @@ from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
-
-
-@dataclass
-class ViewGenerationConfig:
-    """What `generate_views` draws; the keys are those of the reference's YAML files, and two more."""
-
-    generator: str = option(help="name of a generator")
-    generator_path: str | None = option(None, flag="g_path", help="its weights, where none are bundled")
-    g_use: list[str] = option([], help="its use: psi=0.7 crop=256 ...")
-    anchor_params: tuple[float, float, float] = option((0.0, 1.0, 2.0), help="mean, std and truncation of the anchors")
-    Tz: Any = option(help="of the positives: '1_4=0,0.8,2 4_6=w.safetensors'; in YAML a mapping; or a walker's file")
-    n_images: int = option(4, help="anchors", at_least=1)
-    batch_size: int = option(1, help="anchors that are drawn and decoded together", at_least=1)
-    augmentations: int = option(3, help="positives of each anchor", at_least=0)
-    starting_seed: int = option(42, help="of all that is drawn", at_least=0)
-    seeds: Literal["own", "published"] = option(
-        "own", help="published: the reference's draws, shared noise included, and its bytes, rounded down"
-    )
 
 
 class Variants(NamedTuple):
@@ -61,7 +42,7 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     Raises UsageError for settings that do not fit the generator, and as `load_generator` and `walker_from`.
     """
     config.validate(settings)
-    generator = load_generator(settings.generator, settings.generator_path, device, settings.g_use)
+    generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     walker = walker_from(settings.Tz, generator, device, "--Tz")
     warn_of_differences(walker, generator, TruncatedNormal(*settings.anchor_params))
     paths, rows = [], []

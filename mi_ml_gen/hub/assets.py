@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.errors import UsageError, nearest
 
 DEFAULT_REVISION = "main"
 KINDS = ("generator", "walker", "encoder", "classifier", "dataset")
@@ -136,6 +136,17 @@ def parse(reference: str | os.PathLike) -> Path | Artifact | HubFile | WebFile:
     if SCHEME.match(text):
         return source_of(text)
     return assets().artifacts.get(text) or Path(reference)
+
+
+def check_path(flag: str, path: str | os.PathLike) -> None:
+    """Refuse, by UsageError, what a path flag was given that is neither there nor a reference. Fetches nothing."""
+    text = os.fspath(path)
+    if os.path.exists(os.path.expanduser(text)) or is_reference(text):
+        return
+    if os.sep in text:
+        raise UsageError(f"{flag} {text}: no such file or folder")
+    near = nearest(text, assets().artifacts, "artifact")
+    raise UsageError(f"{flag} {text}: no such file, and no known artifact{near}")
 
 
 def source_of(text: str) -> Source:

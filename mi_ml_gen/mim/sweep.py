@@ -33,13 +33,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mi_ml_gen.core import config, runs, runtime
-from mi_ml_gen.core.config import option
-from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError, nearest
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.mim import datasets, pictures
 from mi_ml_gen.mim.evaluate import over_seeds
 from mi_ml_gen.mim.model import load_mim
 from mi_ml_gen.mim.settings import MimConfig
+from mi_ml_gen.mim.sweep_settings import PLANE_DATA, Method, SweepConfig
 from mi_ml_gen.mim.training import member_folder, train_seeds
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png
@@ -52,100 +52,6 @@ QUANTITIES = {
     "clf_acc_KNN5": "KNN-5 accuracy",
 }
 """The four figures of a section."""
-
-
-class Method(NamedTuple):
-    """One line of a figure: its name in folders, in figures, and the flags that make it."""
-
-    name: str
-    label: str
-    flags: dict[str, bool]
-
-
-MIM = Method("mim-samp", "MIM", {"mim_loss": True, "mim_samp": True})
-VAE = Method("vae", "VAE", {})
-MIM_MINUS_H = Method("mim-samp-inv_H", "MIM − H", {"mim_loss": True, "mim_samp": True, "inv_H_loss": True})
-VAE_PLUS_H = Method("vae-inv_H", "VAE + H", {"inv_H_loss": True})
-
-
-@dataclass(frozen=True)
-class Section:
-    """One published comparison: methods over the values of one setting, on one data set."""
-
-    text: str
-    dataset: str
-    varied: str
-    values: tuple[int, ...]
-    quick_values: tuple[int, ...]
-    methods: tuple[Method, ...] = (MIM, VAE)
-    mid_dim: int = 50
-
-    @property
-    def x_label(self) -> str:
-        return {"mid_dim": "hidden units", "z_dim": "latent dimensions"}[self.varied]
-
-
-_WIDTHS, _QUICK_WIDTHS = (5, 20, 50, 100, 200, 300, 400, 500), (5, 50, 500)
-_LATENTS, _QUICK_LATENTS = (2, 4, 6, 8, 10, 12, 14, 16, 18, 20), (2, 10, 20)
-SECTIONS = {
-    "expressiveness": Section("MIM and VAE by hidden units", "toy4", "mid_dim", _WIDTHS, _QUICK_WIDTHS),
-    "entropy": Section(
-        "joint entropy added to VAE, taken from MIM", "toy4", "mid_dim", _WIDTHS, _QUICK_WIDTHS,
-        (MIM_MINUS_H, VAE_PLUS_H),
-    ),
-    "bottleneck": Section("MIM and VAE by latent dimensions", "toy4_20", "z_dim", _LATENTS, _QUICK_LATENTS),
-    "bottleneck-pca": Section(
-        "MIM and VAE by latent dimensions", "pca-fashion-mnist20", "z_dim", _LATENTS, _QUICK_LATENTS
-    ),
-}  # fmt: skip
-EPOCHS, QUICK_EPOCHS = 200, 20
-PLANE_DATA = ("toy4",)
-
-
-@dataclass
-class SweepConfig:
-    """What `scripts/sweep_mim.py` takes; the defaults are the published loops."""
-
-    section: str = option(help=f"which comparison: {', '.join(SECTIONS)}")
-    seeds: int = option(10, at_least=1, help="seeds 1 to N")
-    quick: bool = option(False, help=f"three values and at most {QUICK_EPOCHS} epochs: a look, for a laptop")
-    values: list[int] | None = option(None, at_least=1, help="hidden units or latent dimensions instead of all")
-    epochs: int | None = option(None, at_least=1, help=f"at most (default {EPOCHS}, quick {QUICK_EPOCHS})")
-    at_once: int = option(10, at_least=1, flag="at-once", help="seeds trained at once as one stacked model")
-    as_published: bool = option(False, flag="as-published", help="as the published code, where it left the paper")
-    save_folder: str = option("./mim_sweeps", flag="save-folder", help="folder of the sweeps' folders")
-    data_root: str | None = option(None, flag="data-root", help="folder of the idx files of Fashion-MNIST")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
-
-    def __post_init__(self) -> None:
-        if self.section not in SECTIONS:
-            raise UsageError(f"section {self.section!r} is unknown{nearest(self.section, SECTIONS, 'section')}")
-
-    @property
-    def about(self) -> Section:
-        return SECTIONS[self.section]
-
-    @property
-    def wanted_values(self) -> tuple[int, ...]:
-        return tuple(self.values or (self.about.quick_values if self.quick else self.about.values))
-
-    @property
-    def wanted_seeds(self) -> range:
-        return range(1, self.seeds + 1)
-
-    @property
-    def path(self) -> Path:
-        return Path(self.save_folder) / (self.section + ("-quick" if self.quick else ""))
-
-    def run_settings(self, method: Method, value: int) -> MimConfig:
-        """Those of one point's run: batch 128, M = 6, warm-up and patience of 3 epochs, as published."""
-        about = self.about
-        given = {
-            "dataset": about.dataset, "epochs": _epochs(self), "batch_size": 128, "warmup_steps": 3, "min_logvar": 6,
-            "mid_dim": about.mid_dim, "z_dim": 2, "mi_interval": 0, "as_published": self.as_published,
-            "device": self.device, "data_root": self.data_root, **method.flags, about.varied: value,
-        }  # fmt: skip
-        return config.load(MimConfig, None, given)
 
 
 class Row(NamedTuple):
@@ -334,7 +240,7 @@ def to_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
             shown = [summary.get(name) for name in (*QUANTITIES, "epoch")]
             cells.append([int(value), label, n, *shown])
     cells.sort(key=lambda line: (line[0], [m.label for m in about.methods].index(str(line[1]))))
-    caption = f"{about.dataset}: mean and standard error over seeds; at most {_epochs(settings)} epochs."
+    caption = f"{about.dataset}: mean and standard error over seeds; at most {settings.wanted_epochs} epochs."
     formats = {"best epoch": ".1f"}
     for name, title in QUANTITIES.items():
         is_wild = any(abs(row.statistics.get(name, 0.0)) > pictures.WILD for row in rows)
@@ -381,7 +287,3 @@ def _finished(settings: SweepConfig, method: Method, value: int) -> list[Group]:
 
 def _point(settings: SweepConfig, method: Method, value: int) -> Path:
     return settings.path / f"{method.name}_{value}"
-
-
-def _epochs(settings: SweepConfig) -> int:
-    return settings.epochs or (QUICK_EPOCHS if settings.quick else EPOCHS)

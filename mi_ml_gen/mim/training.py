@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import config, loop, runs, runtime
+from mi_ml_gen.core import config, loop, optimizers, runs, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.mim import datasets, losses
 from mi_ml_gen.mim.datasets import Dataset, Items
@@ -29,7 +29,7 @@ from mi_ml_gen.mim.distributions import Noise, Rng
 from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate, published_ksg
 from mi_ml_gen.mim.losses import Loss
 from mi_ml_gen.mim.model import MIM, check_modes
-from mi_ml_gen.mim.settings import FREE, MimConfig
+from mi_ml_gen.mim.settings import MimConfig
 
 Parameters = dict[str, Tensor]
 
@@ -154,7 +154,7 @@ def train_seeds(
     if n_steps == 0:
         raise UsageError(f"--batch-size {settings.batch_size}: more than the {dataset.n_train} items of an epoch")
     model = MIM.stack([build(settings, dataset, seed) for seed in seeds]).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=device.type in ("cpu", "cuda"))
+    optimizer = optimizers.Adam(model.parameters(), lr=settings.lr, fused=device.type in ("cpu", "cuda"))
     course = loop.Course(
         active=list(seeds),  # still in training, in the order of the stack
         own=[start_of_seed() for _ in seeds],
@@ -167,7 +167,7 @@ def train_seeds(
     path = Path(path) if path is not None else settings.folder(seeds)
     settings = dataclasses.replace(settings, seed=seeds[0], seeds=len(seeds))
     described = config.to_dict(settings) | {"trained_seeds": seeds}
-    with loop.Session.open(path, described, free=FREE) as session:
+    with loop.Session.open(path, described, free=config.free(MimConfig)) as session:
         run = session.run
         session.resume(course, model=Stack(model, optimizer), optimizer=optimizer)
         own_of = dict(zip(seeds, course.own, strict=True))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mi_ml_gen import delta
-from mi_ml_gen.core import config, loop, runtime
+from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
@@ -26,7 +26,7 @@ from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
 from mi_ml_gen.navigator.selection import SMOOTHING_STEPS, Selection, answer, select_checkpoint, should_stop, summary
-from mi_ml_gen.navigator.settings import FREE, NavigatorConfig
+from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.views.records import view_record
 from mi_ml_gen.walkers import pictures
@@ -80,8 +80,8 @@ def train_navigator(
     critic = critic.to(device).to(memory_format=torch.channels_last).train()
     adam: dict[str, Any] = dict(betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay)
     adam["fused"] = device.type == "cuda"
-    optimizer_walk = torch.optim.Adam(walker.parameters(), lr=settings.lr_walk, **adam)
-    optimizer_mi = torch.optim.Adam(critic.parameters(), lr=settings.lr_MI, **adam)
+    optimizer_walk = optimizers.Adam(walker.parameters(), lr=settings.lr_walk, **adam)
+    optimizer_mi = optimizers.Adam(critic.parameters(), lr=settings.lr_MI, **adam)
     decode_pair: Callable[..., ImagePair] = generator.decode_pair
     score: Callable[..., torch.Tensor] = critic
     if settings.compile:
@@ -104,7 +104,7 @@ def train_navigator(
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
     trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, settings.law))
-    with loop.Session.open(path, described, free=FREE) as session:
+    with loop.Session.open(path, described, free=config.free(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
         shown = settings.law.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from mi_ml_gen.core import files, runs, runtime
-from mi_ml_gen.core.config import option
 from mi_ml_gen.data.classes import aligned, class_key
 from mi_ml_gen.data.framing import published_framing
 from mi_ml_gen.data.loading import load_source
@@ -20,6 +17,7 @@ from mi_ml_gen.probe.accuracy import Evaluation, accuracy_table, evaluate_scores
 from mi_ml_gen.probe.classifier import LinearClassifier, check_classes, load_classifier
 from mi_ml_gen.probe.features import Extraction, extract_features, labels_of
 from mi_ml_gen.probe.readouts import Linear
+from mi_ml_gen.probe.settings import EvaluationConfig
 from mi_ml_gen.report.text import encoded
 
 logger = logging.getLogger(__name__)
@@ -63,25 +61,6 @@ def _of_its_classes(source: ImageSource, classifier: LinearClassifier) -> ImageS
         source.name, in_text_order[0], len(in_text_order) - 1, in_text_order[-1],
     )  # fmt: skip
     return aligned(source, in_text_order, "the classifier")
-
-
-@dataclass
-class EvaluationConfig:
-    """What `scripts/eval_classifier.py` takes."""
-
-    lin_cls_path: str = option(help="the classifier: a run folder, classifier.safetensors, or a published file")
-    data_path: str = option(help="labelled images, as train_classifier.py takes them")
-    dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
-    split: Literal["train", "validation", "test"] = option("test", help="which of its images")
-    image_size: int | None = option(None, at_least=8, help="side of the images (default: as the classifier's were)")
-    framing: str = option("auto", help="how stored images are cut: whole, bigbigan, stylegan, classification; auto: as "
-                          "the classifier's run recorded, else as published, by --dataset")  # fmt: skip
-    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
-    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
-    batch_size: int = option(256, at_least=1, help="images at a time")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the network")
-    out_log_file: Path | None = option(None, help="where results go: this name with .csv, and a folder of this name")
 
 
 def run_evaluation(settings: EvaluationConfig, progress: bool = True) -> Evaluation:

@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.config import option
+from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.resnet import ResNet
-from mi_ml_gen.data.framing import published_framing
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.data.splits import Splits, class_names, matched
 from mi_ml_gen.probe.accuracy import Evaluation, evaluate_scores, write_evaluations
 from mi_ml_gen.probe.classifier import LinearClassifier, _layer, check_classes, save_classifier
 from mi_ml_gen.probe.features import Extraction, Features, extract_features, frozen, labels_of
 from mi_ml_gen.probe.readouts import Affine, Linear, fit_ridge, knn_scores, unit_scale
+from mi_ml_gen.probe.settings import ProbeConfig
 from mi_ml_gen.views.augment import Augment, unit_range
 
 logger = logging.getLogger(__name__)
@@ -42,70 +39,8 @@ FINAL_SHARE = 0.1
 """Share of the learning rate that its cosine ends at."""
 WEIGHT_STD = 0.01
 """Standard deviation of the linear layer's first weights; its biases start at 0."""
-READOUTS = ("sgd", "knn", "ridge")
 KEPT = {"last": "the last one", "best": "the one of least validation loss"}
 """Which layer of SGD is judged, in words."""
-
-
-@dataclass
-class ProbeConfig:
-    """What `scripts/train_classifier.py` takes."""
-
-    encoder_path: str | None = option(None, help="the encoder: a run folder, encoder.safetensors, or a published file")
-    data_path: str | None = option(None, help="labelled images: fashion-mnist, digits, torchvision:CIFAR10:data, a "
-                                   "folder of images or .beton files")  # fmt: skip
-    save_folder: str = option("./classifier_runs", help="folder of run folders")
-    run_name: str = option("0", help="last part of the run folder's name; the same command resumes it")
-    dataset: str | None = option(None, help="name of the set; one of the paper's is checked for its number of classes")
-    image_size: int | None = option(None, at_least=8, help="side of the images, of which 7/8 is seen (default: as the "
-                                    "encoder was trained on, else the set's own)")  # fmt: skip
-    framing: str = option("auto", help="how stored images are cut: whole, bigbigan, stylegan, classification; auto: as "
-                          "published, bigbigan for --dataset imagenet and classification for all others")  # fmt: skip
-    loader: Literal["auto", "torch", "ffcv"] = option("auto", help="how stored images are read")
-    hold_out: float = option(0.1, above=0, below=1, help="share of the training images for validation, where the set "
-                             "has no validation images of its own")  # fmt: skip
-    skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
-    readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd knn ridge")
-
-    views: Literal["none", "no_color", "torchvision_no_color"] = option(
-        "none",
-        help="none: features of the centre crops, computed once; no_color: new crops and mirrored images in each "
-        "epoch, as published; torchvision_no_color: the same with antialiased crops",
-    )
-    scale: Literal["unit", "none"] = option(
-        "unit", help="features for SGD: unit: standardised, mean squared length 1; none: as they are (the paper's)"
-    )  # fmt: skip
-    max_epochs: int = option(60, at_least=1, help="passes of SGD over the training images")
-    cumulative_bs: int = option(256, at_least=1, help="images a step, over all processes")
-    base_lr: float = option(30.0, above=0, help="learning rate at 256 images a step, in proportion for others")
-    decay: bool = option(True, help="let the learning rate fall along a cosine to a tenth")
-    val_freq: int = option(5, at_least=1, help="epochs between validations")
-    keep: Literal["last", "best"] = option(
-        "best", help="which layer of SGD is judged: the last epoch's, as published, or the one of least validation loss"
-    )
-
-    n_neighbours: int = option(20, at_least=1, help="of kNN")
-    knn_temp: float = option(0.1, above=0, help="of kNN: votes weigh exp(cosine / temperature)")
-
-    seed: int = option(0, at_least=0, help="of the held-out images, the first weights and all draws")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the backbone")
-    batch_size: int = option(256, at_least=1, help="images at a time where features are computed once")
-    state_interval_s: float = option(60.0, at_least=0, help="least seconds between saved states, for resuming")
-
-    def __post_init__(self) -> None:
-        self.framing = published_framing(self.framing, self.dataset)
-        if not self.readouts or len(set(self.readouts)) != len(self.readouts):
-            raise UsageError(f"--readouts {' '.join(self.readouts)}: give each of {', '.join(READOUTS)} at most once")
-
-    @property
-    def folder(self) -> Path:
-        data = self.dataset or re.sub(r"[^\w.-]+", "-", self.data_path or "data").strip("-.")
-        return Path(self.save_folder) / f"LinCls-{data}-{self.run_name}"
-
-
-FREE = ("save_folder", "run_name", "loader", "skip_bad", "device", "batch_size", "state_interval_s")
-"""Settings that may differ when a probe is resumed."""
 
 
 class ProbeResult(NamedTuple):
@@ -160,7 +95,7 @@ def train_probe(
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     if settings.keep == "best":
         del described["keep"]  # runs of version 0.1, which knew no other way, recorded nothing and still go on
-    with loop.Session.open(path, described, free=FREE) as session:
+    with loop.Session.open(path, described, free=config.free(ProbeConfig)) as session:
         run = session.run
         # --- Features of unaugmented images
         how = Extraction(device, settings.precision, settings.batch_size, progress and runtime.is_main())
@@ -260,7 +195,7 @@ def _sgd(
         layer.bias.zero_()
     layer.to(device)
     on_device = Affine(standard.mean.to(device), standard.scale.to(device))
-    optimizer = torch.optim.SGD(layer.parameters(), lr=settings.base_lr, momentum=MOMENTUM)
+    optimizer = optimizers.SGD(layer.parameters(), lr=settings.base_lr, momentum=MOMENTUM)
     course = loop.Course(
         total=torch.zeros((), device=device),  # sum of the loss in this epoch
         best={"loss": math.inf, "epoch": 0, "layer": {}},  # the layer of least validation loss

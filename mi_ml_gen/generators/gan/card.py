@@ -2,8 +2,71 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import shlex
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from mi_ml_gen.core import config, files, runs, runtime
+from mi_ml_gen.data.idx import LabelledImages
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.gan.quality import Quality
+from mi_ml_gen.generators.gan.quality import Quality, measure_quality, train_classifier
+from mi_ml_gen.generators.gan.settings import GanConfig
+from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.report.images import image_grid, save_png
+
+
+def describe_run(path: Path, settings: GanConfig, train: LabelledImages, held_out: LabelledImages) -> str:
+    """Measure a trained generator, and write card.md, quality.json and samples.png into its run folder; the card.
+
+    settings: resolved. train, held_out: the labelled grey images of Fashion-MNIST.
+    """
+    device = runtime.resolve_device(settings.device)
+    generator = load_generator(settings.family, path / "generator.safetensors", device)
+    real, test = (F.pad(split.images, (2, 2, 2, 2))[:, None].float() / 255 for split in (train, held_out))
+    classifier = train_classifier(real, train.labels, settings.seed, device)
+    quality = measure_quality(generator, classifier, real, test, held_out.labels, settings.seed)
+
+    z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
+    save_png(path / "samples.png", image_grid(generator.decode(generator.latents(z)), n_columns=16))
+    rows = runs.read_metrics(path)  # none where the training had fewer steps than there are between rows
+    card = generator_card(
+        generator,
+        family=settings.family,
+        data=f"Fashion-MNIST, {len(train.images):,} training images, grey, padded to {generator.resolution} px",
+        command=shlex.join(["python", "scripts/train_generator.py", *_command(settings)]),
+        facts={
+            "steps": f"{settings.steps:,} of {settings.batch_size} images, Adam",
+            "seed": str(settings.seed),
+            "time": f"{rows[-1]['elapsed_s'] / 60:.0f} minutes" if rows else "less than a minute",
+            "machine": f"{_machine(device)}, torch {torch.__version__.split('+')[0]}",
+            "licence": "MIT, as the package; the data's licence is MIT too",
+        },
+        quality=quality,
+        classes=train.classes,
+        picture="samples.png",
+    )
+    files.atomic_write(path / "card.md", card.encode())
+    files.atomic_write(path / "quality.json", (json.dumps(quality.as_dict(), indent=2) + "\n").encode())
+    return card
+
+
+def _command(settings: GanConfig) -> list[str]:
+    """The flags that differ from the family's defaults."""
+    defaults = config.to_dict(GanConfig(family=settings.family).resolved())
+    shown = {key: value for key, value in config.to_dict(settings).items() if key not in ("family", "save_folder")}
+    changed = [part for key, value in shown.items() if value != defaults[key] for part in (f"--{key}", str(value))]
+    return ["--family", settings.family, *changed]
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()})"
 
 
 def generator_card(

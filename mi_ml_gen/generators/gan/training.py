@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.config import option
+from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.families import ALIASES, canonical
 from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe
+from mi_ml_gen.generators.gan.settings import GanConfig
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.report.images import image_grid, save_png
 
-
-@dataclass
-class GanConfig:
-    """What `scripts/train_generator.py` takes; None: as the family's recipe has it (`resolved`)."""
-
-    family: str = option("bigbigan", choices=(*RECIPES, *ALIASES), help="which network and recipe")
-    data_path: str | None = option(None, help="folder of Fashion-MNIST (default: the usual places)")
-    steps: int = option(12000, at_least=1, help="updates of each network")
-    batch_size: int = option(64, at_least=4, help="images a step")
-    width: int | None = option(None, at_least=4, help="channels at 32 px; multiples of it below")
-    discriminator_width: int | None = option(None, at_least=4, help="the same of the discriminator")
-    lr: float | None = option(None, above=0, help="learning rate of the generator")
-    lr_discriminator: float | None = option(None, above=0, help="learning rate of the discriminator")
-    ema_halflife: float = option(10_000.0, above=0, help="half-life of the averaged generator, in images")
-    seed: int = option(0, at_least=0, help="seed of weights, noise and order of the data")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
-    precision: str = option("fp32", choices=("fp32", "tf32", "bf16"), help="arithmetic of convolutions")
-    save_every: int = option(250, at_least=1, help="steps between grids of samples, and between "
-                            "checkpoints where --state_interval_s allows one")  # fmt: skip
-    state_interval_s: float = option(60.0, at_least=0, help="least seconds between checkpoints")
-    save_folder: str = option("./generator_runs", help="where run folders are made")
-    run_name: str | None = option(None, help="name of the run folder (default: the generator's)")
-
-    def resolved(self) -> GanConfig:
-        """With the family's own name and every None replaced by the recipe's default."""
-        family = canonical(self.family)
-        defaults = asdict(RECIPES[family].defaults)
-        return replace(self, family=family, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
-
-
-FREE = ("steps", "device", "data_path", "save_every", "state_interval_s", "save_folder", "run_name")
-"""Settings that may differ when a run is resumed."""
 LOG_INTERVAL = 50
 """Steps between lines of metrics, which are also the only reads of the device's values."""
 R1_INTERVAL = 16
@@ -112,16 +78,16 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     discriminator = recipe.discriminator.to(device).to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
     options: dict[str, Any] = dict(betas=recipe.betas, fused=device.type == "cuda")
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=settings.lr, **options)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
+    optimizer_g = optimizers.Adam(generator.parameters(), lr=settings.lr, **options)
+    optimizer_d = optimizers.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
     ema_decay = 0.5 ** (settings.batch_size / settings.ema_halflife)
     real_images = RealImages(images, generator.resolution, device, settings.seed)
     shown = recipe.noise(80, runtime.stream(settings.seed, "shown", 0, 0, device))
 
     # --- Run folder
-    path = Path(settings.save_folder) / settings.run_name
+    path = config.inside(settings.save_folder, settings.run_name)
     course = loop.Course(elapsed_s=0.0)
-    with loop.Session.open(path, config.to_dict(settings), free=FREE) as session:
+    with loop.Session.open(path, config.to_dict(settings), free=config.free(GanConfig)) as session:
         run = session.run
         session.resume(
             course, generator=generator, discriminator=discriminator, average=average, optimizer_g=optimizer_g,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import held
@@ -19,65 +17,10 @@ from mi_ml_gen.generators.nvae import objective
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.generators.nvae.train_settings import NVAETrainConfig
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.report.images import image_grid, pair_grid, save_png
 
-
-@dataclass
-class NVAETrainConfig:
-    """What `scripts/train_nvae.py` takes; the names are those of the published configuration files."""
-
-    resolution: tuple[int, int, int] = option((3, 32, 32), help="channels, height and width of an image")
-    num_scales: int = option(3, at_least=1, help="latent resolutions")
-    num_groups_per_scale: int = option(1, at_least=1, help="groups of a scale (of the largest one if adaptive)")
-    is_adaptive: bool = option(False, help="halve the groups from each scale to the next deeper one")
-    min_groups_per_scale: int = option(1, at_least=1, help="least number of groups of a scale if adaptive")
-    num_cells_per_group: int = option(2, at_least=1, help="residual cells of a group")
-    num_latent_per_group: int = option(16, at_least=1, help="channels of each latent variable")
-    num_nf_cells: int | None = option(None, at_least=1, help="blocks of a normalising flow per group")
-    initial_channels: int = option(128, at_least=1, help="channels at the resolution of the image")
-    num_pre_post_process_blocks: int = option(
-        1, at_least=1, flag="num_pre-post_process_blocks", help="halvings of the image before the first scale"
-    )
-    num_pre_post_process_cells: int = option(
-        2, at_least=1, flag="num_pre-post_process_cells", help="residual cells of each of these blocks"
-    )
-    num_logistic_mixtures: int = option(10, at_least=1, help="components of the output distribution")
-
-    seed: int = option(1234, at_least=0, help="random seed for weights, noise and order of the data")
-    epochs: float = option(400, above=0, help="passes through the training images; the schedules end with them")
-    warmup_epochs: float | None = option(5, at_least=0, help="epochs of the rise of the learning rate")
-    cumulative_bs: int = option(64, at_least=1, help="images in a step, over all processes")
-    base_lr: float = option(1e-2, above=0, help="highest learning rate of Adamax")
-    min_lr: float = option(1e-4, at_least=0, help="learning rate at the end of the cosine")
-    weight_decay: float = option(3e-4, at_least=0, help="weight decay of Adamax")
-    eps: float = option(1e-3, above=0, help="epsilon of Adamax")
-    weight_decay_norm: float = option(1e-2, at_least=0, help="weight of the spectral regularisation")
-    weight_decay_norm_anneal: bool = option(False, help="move that weight from weight_decay_norm_init to its value")
-    weight_decay_norm_init: float = option(10.0, above=0, help="where the annealed weight starts")
-    kl_anneal_portion: float = option(0.3, at_least=0, at_most=1, help="share of the steps of the KL warm-up")
-    kl_const_portion: float = option(1e-4, at_least=0, at_most=1, help="share of the steps before the KL warm-up")
-    kl_const_coeff: float = option(1e-4, at_least=0, at_most=1, help="least weight of the KL divergence")
-
-    data: str = option("fashion-mnist", help="training images: a reference that data/ reads")
-    name: str = option("nvae", help="name of the generator")
-    flip: bool = option(False, help="mirror half of the training images")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...")
-    precision: str = option("fp32", choices=("fp32", "tf32", "bf16"), help="arithmetic of the network")
-    log_every: int = option(50, at_least=1, help="steps between lines of metrics")
-    save_every: int = option(500, at_least=1, help="steps between saved states and grids")
-    state_interval_s: float = option(60.0, at_least=0, help="least seconds between two saved states")
-    save_folder: str = option("./nvae_runs", help="where run folders are made")
-    run_name: str | None = option(None, help="name of the run folder (default: the generator's)")
-
-    def architecture(self) -> NVAEConfig:
-        """The sizes of the network. Raises UsageError where they do not fit together."""
-        names = NVAEConfig.__dataclass_fields__
-        return NVAEConfig(**{name: getattr(self, name) for name in names})
-
-
-FREE = ("epochs", "device", "log_every", "save_every", "state_interval_s", "save_folder", "run_name")
-"""Settings that may change from one start of a run to the next."""
 SHOWN_TEMPERATURES = (0.7, 1.0)
 
 
@@ -175,7 +118,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     # --- Run folder
     path = Path(settings.save_folder) / (settings.run_name or settings.name)
     course = loop.Course(elapsed_s=0.0)
-    with loop.Session.open(path, config.to_dict(settings), free=FREE) as session:
+    with loop.Session.open(path, config.to_dict(settings), free=config.free(NVAETrainConfig)) as session:
         session.resume(course, network=network, spectral=spectral, optimizer=optimizer)
         started_s = time.monotonic() - course.elapsed_s
         for step in session.steps(n_steps, title=settings.name, progress=progress):

@@ -1,0 +1,98 @@
+"""Groups of settings that several commands share, each declared once. A settings class inherits those that it needs:
+
+    @dataclass
+    class ProbeConfig(Precise, Seeded, InNamedFolder):
+        save_folder: str = redefined(InFolder, "save_folder", "./classifier_runs")      # another default
+        max_epochs: int = option(60, at_least=1, help="passes over the training images")
+
+`SECTION` is the title of the group's flags in --help. Those of a generator are in generators/settings.py. Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from mi_ml_gen.core.config import option
+
+
+@dataclass
+class OnDevice:
+    """Where the work is done."""
+
+    SECTION: ClassVar[str] = "machine"
+
+    device: str = option("auto", free=True, help="device to work on: auto, cpu, cuda, cuda:1 or mps")
+
+
+@dataclass
+class Precise(OnDevice):
+    """With a choice of arithmetic."""
+
+    SECTION: ClassVar[str] = "machine"
+
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the networks")
+
+
+@dataclass
+class Compiled(Precise):
+    """With a choice of torch.compile."""
+
+    SECTION: ClassVar[str] = "machine"
+
+    compile: bool = option(False, free=True, help="compile the networks with torch.compile")
+
+
+@dataclass
+class Seeded:
+    """Random numbers."""
+
+    SECTION: ClassVar[str] = "randomness"
+
+    seed: int = option(0, at_least=0, help="random seed for weights, noise and the order of the data")
+
+
+@dataclass
+class StoredImages:
+    """Images from files."""
+
+    SECTION: ClassVar[str] = "stored images"
+
+    framing: str = option(
+        "whole", help="how stored images are cut to squares: whole, bigbigan, stylegan or classification"
+    )
+    loader: Literal["auto", "torch", "ffcv"] = option(
+        "auto", free=True, help="what reads stored images; auto chooses FFCV for .beton files"
+    )
+
+
+@dataclass
+class InFolder:
+    """Where results go."""
+
+    SECTION: ClassVar[str] = "output"
+
+    save_folder: Any = option("./runs", free=True, help="folder in which the run's own folder is made")
+
+
+@dataclass
+class InNamedFolder(InFolder):
+    """A run folder with a name of its own."""
+
+    SECTION: ClassVar[str] = "output"
+
+    run_name: str = option(
+        "0", free=True, inside=True, help="name that is part of the run folder's; the same name resumes the run"
+    )
+
+
+@dataclass
+class Resumed:
+    """A training that saves its state."""
+
+    SECTION: ClassVar[str] = "output"
+
+    state_interval_s: float = option(
+        60.0, at_least=0, free=True, help="least seconds between saved states, from which a run resumes"
+    )

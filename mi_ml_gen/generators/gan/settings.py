@@ -1,0 +1,58 @@
+"""Settings of the small generators' training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mi_ml_gen.core.config import option, redefined
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.settings import InFolder, InNamedFolder, Precise, Resumed, Seeded
+from mi_ml_gen.generators.families import ALIASES, canonical
+
+FAMILIES = ("bigbigan", "stylegan2")
+"""The families that have a recipe; a test compares with recipes.RECIPES."""
+
+
+@dataclass
+class GanConfig(Precise, Seeded, Resumed, InNamedFolder):
+    """What `scripts/train_generator.py` takes; None: as the family's recipe has it (`resolved`)."""
+
+    family: str = option("bigbigan", choices=(*FAMILIES, *ALIASES), help="family of the network, and its recipe")
+    data_path: str | None = option(
+        None, free=True, aliases=("data_root",),
+        help="folder with the files of Fashion-MNIST (default: the folders where it usually lies)",
+    )  # fmt: skip
+    steps: int = option(12000, at_least=1, free=True, aliases=("n_steps",), help="updates of each network")
+    batch_size: int = option(64, at_least=4, help="images of each step")
+    width: int | None = option(None, at_least=4, help="channels of the generator at 32 px; it has more below")
+    discriminator_width: int | None = option(
+        None, at_least=4, help="channels of the discriminator at 32 px; it has more below"
+    )
+    lr: float | None = option(None, above=0, help="learning rate of the generator")
+    lr_discriminator: float | None = option(None, above=0, help="learning rate of the discriminator")
+    ema_halflife: float = option(10_000.0, above=0, help="half-life of the averaged generator's weights, in images")
+    save_every: int = option(
+        250,
+        at_least=1,
+        free=True,
+        flag="save_freq",
+        help="steps between grids of samples, and between states (see --state_interval_s)",
+    )
+    save_folder: str = redefined(InFolder, "save_folder", "./generator_runs")
+    run_name: str | None = redefined(  # type: ignore[assignment]
+        InNamedFolder, "run_name", None, help="name of the run folder (default: the generator's)"
+    )
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        if self.data_path is not None and not Path(self.data_path).expanduser().exists():
+            raise UsageError(f"--data_path {self.data_path}: no such folder")
+
+    def resolved(self) -> GanConfig:
+        """With the family's own name and every None replaced by the recipe's default."""
+        from mi_ml_gen.generators.gan.recipes import RECIPES  # imports torch
+
+        family = canonical(self.family)
+        defaults = asdict(RECIPES[family].defaults)
+        return replace(self, family=family, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
