@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mi_ml_gen.core.errors import UsageError
 
@@ -90,7 +90,7 @@ class LatentLayout:
         object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
         if not self.sizes or min(self.sizes) < 1:
             raise UsageError(f"chunk sizes {list(self.sizes)}: at least one chunk, each of at least one number")
-        shapes = [None] * len(self.sizes) if self.shapes is None else list(self.shapes)
+        shapes: list[Any] = [None] * len(self.sizes) if self.shapes is None else list(self.shapes)
         if len(shapes) != len(self.sizes):
             raise UsageError(f"shapes of chunks: {len(shapes)} shapes for {len(self.sizes)} chunks; give one for each")
         for i, (size, shape) in enumerate(zip(self.sizes, shapes, strict=True)):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mi_ml_gen.core import cli, config
 from mi_ml_gen.core.errors import UsageError
@@ -46,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if a.dim_z not in (None, generator.noise_dim):
         raise UsageError(f"--dim_z {a.dim_z}: {generator.name} has noise of length {generator.noise_dim}")
     if a.all_chunks:
-        shared = {"generator": found.name, "g_path": found.g_path, "g_use": list(found.g_use), "chunks": "0_1"}
+        shared: dict[str, Any] = {
+            "generator": found.name,
+            "g_path": found.g_path,
+            "g_use": list(found.g_use),
+            "chunks": "0_1",
+        }
         shared |= {"mean": noise.mean, "std": noise.std, "truncation": noise.truncation}
         shared |= {"seed": a.seed, "device": a.device}
         settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), shared | given)

@@ -42,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.probe.training import train_probe
 
     runtime.resolve_device(settings.device)
+    assert settings.encoder_path is not None and settings.data_path is not None  # by settings.check
     encoder = load_encoder(settings.encoder_path)
     size = settings.image_size or encoder.about.get("image_size")
-    how = {"framing": settings.framing, "loader": settings.loader, "skip_bad": settings.skip_bad}
-    splits = load_splits(settings.data_path, size, settings.seed, settings.hold_out, **how)
+    splits = load_splits(
+        settings.data_path, size, settings.seed, settings.hold_out,
+        framing=settings.framing, loader=settings.loader, skip_bad=settings.skip_bad,
+    )  # fmt: skip
     try:
         with tracking.tracker(arguments.logging, path, config.to_dict(settings), arguments.wandb_id) as on_row:
             result = train_probe(settings, encoder.backbone, splits, path, on_row=on_row)

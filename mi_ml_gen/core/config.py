@@ -342,8 +342,12 @@ class _Spec:
         return tuple(dict.fromkeys((self.flag, self.name, *self.rule.aliases)))
 
 
+def _specs(config_class: Any) -> list[_Spec]:
+    return _specs_of(config_class)
+
+
 @functools.cache
-def _specs(config_class: type) -> list[_Spec]:
+def _specs_of(config_class: Any) -> list[_Spec]:
     hints = typing.get_type_hints(config_class)
     return [_spec(field, hints[field.name]) for field in dataclasses.fields(config_class)]
 

@@ -62,7 +62,7 @@ def _check_size(text: str) -> None:
             if anchor is not None:
                 sizes[anchor] = n_values - start
         elif isinstance(event, yaml.AliasEvent):
-            n_values += sizes.get(event.anchor, 1)
+            n_values += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             n_values += 1
         if len(open_nodes) > MOST_LEVELS:

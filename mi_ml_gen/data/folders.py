@@ -273,8 +273,10 @@ def scan_folder(folder: str | os.PathLike[str], n_workers: int = 4, progress: bo
     good = tuple(name for name, problem in problems.items() if problem is None)
     bad = tuple((name, problem) for name, problem in problems.items() if problem is not None)
     bad += tuple((name, "a link to nothing") for name in listing.dead_links)
-    about = {"empty": listing.empty, "twins": listing.twins, "shared": listing.shared}
-    return Scan(folder, good, bad, memory.path.with_suffix(".bad.txt"), listing.passed_by, **about)
+    return Scan(
+        folder, good, bad, memory.path.with_suffix(".bad.txt"), listing.passed_by,
+        empty=listing.empty, twins=listing.twins, shared=listing.shared,
+    )  # fmt: skip
 
 
 Stamp = tuple[int, int]
@@ -330,7 +332,7 @@ class _Walk:
         self._folders: dict[tuple[int, int], str] = {}
         self._files: dict[tuple[int, int], str] = {}
         about = folder.stat()
-        waiting = [("", ((about.st_dev, about.st_ino),))]
+        waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((about.st_dev, about.st_ino),))]
         while waiting:
             place, above = waiting.pop()
             for name, ids in reversed(self._read(place, above)):

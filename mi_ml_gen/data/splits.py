@@ -102,7 +102,9 @@ def matched(splits: Splits) -> Splits:
     classes, whose = splits.train.classes, splits.train.name
     if splits.train.labels is None or not classes:
         return splits
-    return Splits(*(source if source is None else aligned(source, classes, whose) for source in splits))
+    test = None if splits.test is None else aligned(splits.test, classes, whose)
+    train, validation = (aligned(source, classes, whose) for source in (splits.train, splits.validation))
+    return Splits(train, validation, test)
 
 
 def has_split(reference: str, split: str) -> bool:

@@ -218,9 +218,9 @@ def knn_monitor(settings: EncoderConfig, sampler: ViewSampler) -> KnnMonitor | N
     how = Extraction(sampler.device, settings.precision)
     if settings.knn_data is not None:
         return KnnMonitor(_load_source(settings, settings.knn_data, sampler.origin.image_size), how)
-    if isinstance(sampler.origin, StoredImages) and sampler.origin.source.labels is not None:
+    if isinstance(sampler.origin, StoredImages) and (labels := sampler.origin.source.labels) is not None:
         source = sampler.origin.source
-        if len(source.labels.unique()) > 1:
+        if len(labels.unique()) > 1:
             return KnnMonitor(source, how)
         logger.warning("%s: all images are of one class, so no kNN accuracy is measured", source.name)
     return None

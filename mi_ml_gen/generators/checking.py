@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mi_ml_gen.core.errors import UsageError
@@ -42,7 +44,7 @@ def check_generator(generator: MultiLatentGenerator, n: int = 2, seed: int = 0) 
 
 def check_images(generator: MultiLatentGenerator, n: int = 1, seed: int = 0) -> None:
     """The cheap part of `check_generator`: the layout, and the shape and range of `n` images."""
-    layout = getattr(generator, "layout", None)
+    layout: Any = getattr(generator, "layout", None)
     if not isinstance(layout, LatentLayout):
         _refuse(generator, f"layout must be a LatentLayout, not {type(layout).__name__}")
     for name in ("noise_dim", "resolution"):
@@ -63,7 +65,7 @@ def check_images(generator: MultiLatentGenerator, n: int = 1, seed: int = 0) -> 
     _check_image(generator, images, n)
 
 
-def _check_image(generator: MultiLatentGenerator, images: object, n: int) -> None:
+def _check_image(generator: MultiLatentGenerator, images: Any, n: int) -> None:
     expected = (n, 3, generator.resolution, generator.resolution)
     if not isinstance(images, torch.Tensor) or images.shape != expected:
         shape = tuple(getattr(images, "shape", ()))

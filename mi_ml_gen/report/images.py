@@ -178,7 +178,7 @@ def _row_margin(
 ) -> np.ndarray:
     """Labels to the left of their rows, uint8 (total, w, 3): flush right, halfway down each row."""
     texts = [_drawn(label, font, background) for label in labels]
-    gap = font.size // 2
+    gap = int(font.size) // 2
     margin = np.full((total, max(text.shape[1] for text in texts) + 2 * gap, 3), background, np.uint8)
     for i, text in enumerate(texts):
         _paste(margin, text, i * step + (height - len(text)) // 2, margin.shape[1] - gap - text.shape[1])
@@ -192,7 +192,7 @@ def _column_margin(
     texts = [_drawn(label, font, background) for label in labels]
     if max(text.shape[1] for text in texts) > width:
         texts = [np.rot90(text) for text in texts]
-    gap = font.size // 3
+    gap = int(font.size) // 3
     margin = np.full((max(len(text) for text in texts) + 2 * gap, total, 3), background, np.uint8)
     for i, text in enumerate(texts):
         _paste(margin, text, len(margin) - gap - len(text), left + i * step + (width - text.shape[1]) // 2)

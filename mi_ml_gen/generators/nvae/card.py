@@ -38,11 +38,11 @@ def nvae_card(
     ]
     lines += _table(("measure (lower is better)", "value", "error"), rows)
     lines += ["How much each group tells about an image, as its KL divergence:", ""]
-    groups = zip(generator.settings.groups, generator.settings.latent_shapes, q.kl_nats, strict=True)
-    rows = [
-        (str(i), str(group), " x ".join(map(str, shape)), f"{kl:.2f}") for i, (group, shape, kl) in enumerate(groups)
+    of_groups = zip(generator.settings.groups, generator.settings.latent_shapes, q.kl_nats, strict=True)
+    kls = [
+        (str(i), str(group), " x ".join(map(str, shape)), f"{kl:.2f}") for i, (group, shape, kl) in enumerate(of_groups)
     ]
-    lines += _table(("chunk", "group", "channels x height x width", "KL (nats)"), rows)
+    lines += _table(("chunk", "group", "channels x height x width", "KL (nats)"), kls)
     if samples is not None:
         lines += [
             f"Samples at temperature {generator.temperature:g}, in the features of a small classifier trained on the "

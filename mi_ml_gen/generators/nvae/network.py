@@ -11,7 +11,7 @@ distribution). Where the checkpoints differ from the authors' own code (NVlabs/N
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -204,6 +204,13 @@ class DecoderCell(Cell):
     Folded, the batch norms are part of the convolutions beside them.
     """
 
+    expand_weight: Tensor | None
+    expand_bias: Tensor | None
+    mix_weight: Tensor | None
+    mix_bias: Tensor | None
+    project_weight: Tensor | None
+    project_bias: Tensor | None
+
     def __init__(self, channels: int, expansion: int, up: bool = False):
         super().__init__()
         c_out, hidden = channels // 2 if up else channels, expansion * channels
@@ -235,7 +242,7 @@ class DecoderCell(Cell):
         until there, and costs a quarter."""
         assert isinstance(self.residual, nn.Sequential)
         double = self.residual[0] if self.first else nn.Identity()
-        if self.training or self.expand_weight is None:
+        if self.training or self.expand_weight is None or self.mix_weight is None or self.project_weight is None:
             before, after = self.residual[self.first : self.first + 4], self.residual[self.first + 4 :]
             return after(double(before(x)))
         h = F.silu(F.conv2d(x, self.expand_weight, self.expand_bias))
@@ -246,7 +253,8 @@ class DecoderCell(Cell):
     def fold(self) -> None:
         """Compute the folded convolutions from weights and statistics as they are now."""
         assert isinstance(self.residual, nn.Sequential)
-        norm_in, expand, norm_1, _, mix, norm_2, _, project, norm_3, _ = self.residual[self.first :]
+        layers: list[Any] = list(self.residual[self.first :])
+        norm_in, expand, norm_1, _, mix, norm_2, _, project, norm_3, _ = layers
         (scale_in, shift_in), (scale_1, shift_1) = norm_in.scale_and_shift(), norm_1.scale_and_shift()
         self.expand_weight = expand.weight * scale_in[:, None, None] * scale_1[:, None, None, None]
         self.expand_bias = shift_1 + scale_1 * (expand.weight[:, :, 0, 0] @ shift_in)
@@ -389,16 +397,16 @@ class AutoEncoder(nn.Module):
         self.preprocessing_block = _named(init_conv=NormedConv(n_colours, c.initial_channels, 3))
         for block in range(c.num_pre_post_process_blocks):
             channels, last = c.initial_channels * 2**block, c.num_pre_post_process_cells - 1
-            cells = [EncoderCell(channels, down=i == last) for i in range(last + 1)]
+            cells: list[nn.Module] = [EncoderCell(channels, down=i == last) for i in range(last + 1)]
             self.preprocessing_block[f"block_{block}"] = _numbered("cell", cells)
         self.encoder_tower = nn.ModuleDict()
         for scale in reversed(range(c.num_scales)):
-            self.encoder_tower[f"scale_{scale}"] = nn.ModuleDict()
+            floor = self.encoder_tower[f"scale_{scale}"] = nn.ModuleDict()
             for i in range(c.groups_per_scale[scale]):
                 cells = [EncoderCell(c.channels(scale)) for _ in range(c.num_cells_per_group)]
-                self.encoder_tower[f"scale_{scale}"][f"group_{i}"] = _numbered("cell", cells)
+                floor[f"group_{i}"] = _numbered("cell", cells)
             if scale > 0:
-                self.encoder_tower[f"scale_{scale}"]["downsampling"] = EncoderCell(c.channels(scale), down=True)
+                floor["downsampling"] = EncoderCell(c.channels(scale), down=True)
         self.encoder_0 = nn.Sequential(nn.ELU(), NormedConv(deepest, deepest, 1), nn.ELU())
 
         # Samplers, flows, and what joins encoder and decoder
@@ -418,14 +426,13 @@ class AutoEncoder(nn.Module):
         # Decoder
         self.decoder_tower = nn.ModuleDict()
         for scale in range(c.num_scales):
-            self.decoder_tower[f"scale_{scale}"] = nn.ModuleDict()
+            floor = self.decoder_tower[f"scale_{scale}"] = nn.ModuleDict()
             for i in range(c.groups_per_scale[scale]):
                 if (scale, i) != (0, 0):
                     cells = [DecoderCell(c.channels(scale), expansion=6) for _ in range(c.num_cells_per_group)]
-                    self.decoder_tower[f"scale_{scale}"][f"group_{i}"] = _numbered("cell", cells)
+                    floor[f"group_{i}"] = _numbered("cell", cells)
             if scale < c.num_scales - 1:
-                up = DecoderCell(c.channels(scale), expansion=6, up=True)
-                self.decoder_tower[f"scale_{scale}"]["upsampling"] = up
+                floor["upsampling"] = DecoderCell(c.channels(scale), expansion=6, up=True)
         self.postprocessing_block = nn.ModuleDict()
         for block in range(c.num_pre_post_process_blocks):
             channels = c.initial_channels * 2 ** (c.num_pre_post_process_blocks - block)

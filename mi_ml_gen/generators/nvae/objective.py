@@ -61,7 +61,7 @@ class SpectralNorms(nn.Module):
 
     def __init__(self, network: nn.Module, rng: torch.Generator):
         super().__init__()
-        shapes: dict[tuple[int, int], list[nn.Module]] = {}
+        shapes: dict[tuple[int, int], list[NormedConv | nn.Conv2d]] = {}
         for module in network.modules():
             if isinstance(module, (NormedConv, nn.Conv2d)):
                 matrix = module.weight.detach().flatten(1)

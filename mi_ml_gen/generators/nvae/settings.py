@@ -16,7 +16,7 @@ class Group(NamedTuple):
     """One latent variable: group `index` of scale `scale`. Scale 0 is the deepest one and is decoded first."""
 
     scale: int
-    index: int
+    index: int  # type: ignore[assignment]  # of the group, not a tuple's method
 
     def __str__(self) -> str:
         return f"{self.scale}:{self.index}"
