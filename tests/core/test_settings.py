@@ -323,7 +323,7 @@ def cgroup(tmp_path, group: str, files: dict[str, str]) -> float | None:
         ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "300000 100000", "a/b/cpu.max": "400000 100000"}, 3.0),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
         ("0::/\n", {}, None),
-        ("3:cpu,cpuacct:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "50000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"}, 0.5),
+        ("3:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "50000", "cpu/x/cpu.cfs_period_us": "100000"}, 0.5),
         ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("0::/../..\nnonsense\n", {"cpu.max": "nonsense"}, None),
     ],
@@ -366,7 +366,9 @@ def test_shared_settings_are_declared_once():
     places: dict[str, list[str]] = {name: [] for name in shared}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in shared:
-                if isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith("option"):
-                    places[node.target.id].append(path.stem)
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+                continue
+            declares = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith("option")
+            if declares and node.target.id in shared:
+                places[node.target.id].append(path.stem)
     assert {name: len(found) for name, found in places.items() if len(found) != 1} == {}
