@@ -35,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = config.from_arguments(EncoderConfig, arguments)
     settings.check()
     path = arguments.resume_from or settings.folder
-    if cli.is_dry_run(arguments, settings):
+    if arguments.dry_run and (found := settings.known_inputs()) is None:
+        cli.loading()
+        from mi_ml_gen.encoders.training import check_inputs
+
+        found = check_inputs(settings)
+    if cli.is_dry_run(arguments, settings, found if arguments.dry_run else ()):
         return
     cli.loading()
     from mi_ml_gen.core import runtime

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--generator", default="nvae", metavar="NAME", help="an NVAE by its name (default: nvae)")
     parser.add_argument(
-        "--g_path", metavar="PATH", help="file with the generator's weights; needed unless they come with the package"
+        "--g_path", metavar="PATH", help="file with the weights; needed unless they come with the package"
     )
     parser.add_argument("--temperature", type=float, required=True, metavar="T", help="factor of sigma, above 0")
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the generator to write")

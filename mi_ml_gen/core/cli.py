@@ -91,9 +91,12 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check the settings, print them, and stop")
 
 
-def is_dry_run(arguments: argparse.Namespace, settings: Any) -> bool:
-    """Whether --dry-run was given; if so, the settings are printed as YAML, in the form that --config reads."""
+def is_dry_run(arguments: argparse.Namespace, settings: Any, found: Sequence[str] = ()) -> bool:
+    """Whether --dry-run was given; if so, the settings are printed as YAML, in the form that --config reads, under
+    comments with what was `found`."""
     if arguments.dry_run:
+        for line in found:
+            print(f"# {line}")
         print(config.to_yaml(settings), end="")
     return arguments.dry_run
 

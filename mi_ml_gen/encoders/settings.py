@@ -17,12 +17,13 @@ from mi_ml_gen.core.settings import Compiled, InFolder, InNamedFolder, Resumed, 
 from mi_ml_gen.data.known import check_data_path
 from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.generators.families import canonical
-from mi_ml_gen.generators.known import check_generator_settings
+from mi_ml_gen.generators.known import SIZES, check_generator_settings
 from mi_ml_gen.generators.settings import AnchorNoise, FromGenerator
 
 PUBLISHED_SETS = {"bigbigan": (1_281_167, "bigbigan"), "stylegan": (893_000, "stylegan")}
 """Of each data_type of the published configurations: images of an epoch (of ImageNet-1K, of LSUN Cars), and framing."""
 PUBLISHED_SIZE_PX = 128
+NOTHING_TO_TRAIN_ON = "nothing to train on: give --generator NAME, or --data_path with images"
 
 
 @dataclass
@@ -118,11 +119,24 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         """Refuse by UsageError what is wrong and can be seen without torch."""
         if self.generator is not None and self.data_path is not None:
             raise UsageError("--generator and --data_path: the views come from one of them; leave the other out")
+        if self.generator is None and self.data_path is None:
+            raise UsageError(NOTHING_TO_TRAIN_ON)
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use)
         for flag, reference in (("--data_path", self.data_path), ("--knn_data", self.knn_data)):
             if reference is not None:
                 check_data_path(flag, reference)
+
+    def known_inputs(self) -> list[str] | None:
+        """What --dry-run says of generator and images that come with the package; None where files must be opened."""
+        references = [text for text in (self.data_path, self.knn_data) if text is not None]
+        if self.g_path is not None or not (self.generator is None or self.generator in SIZES):
+            return None
+        if any(Path(text).expanduser().exists() or text.startswith("torchvision") for text in references):
+            return None
+        size = SIZES.get(self.generator or "")
+        lines = [] if size is None else [f"generator: {self.generator}, {size[1]} px, can be loaded"]
+        return lines + [f"images: {text}, a set that is known by name" for text in references]
 
     @classmethod
     def from_published(cls, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
 from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
-from mi_ml_gen.encoders.settings import EncoderConfig
+from mi_ml_gen.encoders.settings import NOTHING_TO_TRAIN_ON, EncoderConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -44,7 +44,6 @@ LOG_INTERVAL = 50
 """Steps between lines of metrics, which are also the only reads of the device's values."""
 COLLAPSED_ROWS = 3
 """Lines of metrics in a row that must say so before a collapse is announced."""
-NOTHING_TO_TRAIN_ON = "nothing to train on: give --generator NAME, or --data_path with images"
 N_SHOWN = 8
 """Pairs in a grid of views."""
 

@@ -15,8 +15,8 @@ from mi_ml_gen.latents import Chunks
 
 NEED_WEIGHTS = ("bigbigan", "nvae", "stylegan2")
 """Families whose weights are neither bundled nor unneeded."""
-N_CHUNKS = {"tiny-bigbigan": 4, "tiny-stylegan": 8}
-"""Chunks of the bundled generators."""
+SIZES = {"tiny-bigbigan": (4, 32), "tiny-stylegan": (8, 32)}
+"""Number of chunks, and side of the images in pixels, of the bundled generators."""
 
 
 def check_generator_settings(
@@ -40,7 +40,7 @@ def check_generator_settings(
     for use in g_use:
         if "=" not in use:
             raise UsageError(f"--g_use: override {use!r}: must have the form key=value")
-    if chunks is not None and generator in N_CHUNKS and g_path is None:
-        Chunks.parse(chunks, N_CHUNKS[generator], generator)
+    if chunks is not None and generator in SIZES and g_path is None:
+        Chunks.parse(chunks, SIZES[generator][0], generator)
     elif chunks is not None and re.fullmatch(r"\s*-?\d+_-?\d+\s*", chunks, re.ASCII) is None:
         raise UsageError(f"--chunks {chunks}: write START_STOP, the first chunk included, the last excluded")

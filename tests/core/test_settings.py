@@ -22,9 +22,11 @@ from mi_ml_gen.data.loading import NAMED
 from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.experiments.settings import BenchmarkConfig, CalibrationConfig, ComparisonConfig, ExportConfig
 from mi_ml_gen.generators import known
+from mi_ml_gen.generators.families import FAMILIES, bundled
 from mi_ml_gen.generators.gan import settings as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
-from mi_ml_gen.generators.registry import FAMILIES, load_generator
+from mi_ml_gen.generators.nvae.train_settings import NVAETrainConfig
+from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.mim.settings import MimConfig
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.probe.settings import ProbeConfig
@@ -72,17 +74,18 @@ def test_a_redefined_option_keeps_its_rule_and_place():
         (NavigatorConfig, "num_samples g_path device compile state_interval_s image_freq save_folder run_name "
          "early_stopping_min_steps early_stopping_threshold patience"),
         (EncoderConfig, "g_path device compile state_interval_s save_freq save_folder run_name workers loader "
-         "decode_at_once knn_freq abort_on_collapse"),
-        (ProbeConfig, "save_folder run_name loader device batch_size state_interval_s"),
+         "skip_bad decode_at_once knn_freq abort_on_collapse"),
+        (ProbeConfig, "save_folder run_name loader skip_bad device batch_size state_interval_s"),
         (MimConfig, "epochs log_interval show_detailed plot_x_recon_err vis_progress mi_interval save_folder "
          "data_root device no_cuda state_interval_s"),
-        (gan.GanConfig, "steps device data_path save_every save_folder run_name"),
-        (CalibrationConfig, "device save_folder save_freq"),
+        (gan.GanConfig, "steps device data_path save_every state_interval_s save_folder run_name"),
+        (CalibrationConfig, "device save_folder save_freq state_interval_s"),
         (BenchmarkConfig, "source batch_sizes g_path data_path energy save_folder"),
+        (NVAETrainConfig, "epochs device log_every save_every state_interval_s save_folder run_name"),
         (ComparisonConfig, "rows seeds g_path device compile save_folder"),
     ],
 )  # fmt: skip
-def test_what_may_change_when_a_run_of_version_0_1_is_resumed(settings, free):
+def test_what_may_change_when_a_run_is_resumed(settings, free):
     assert set(config.free(settings)) == set(free.split())
 
 
@@ -94,11 +97,12 @@ def test_what_may_change_when_a_data_set_goes_on():
 
 
 def test_names_known_without_torch_are_those_of_the_registries():
-    assert set(known.FAMILIES) == set(FAMILIES) and set(known_data.NAMES) == set(NAMED)
-    assert set(gan.FAMILIES) == set(RECIPES)
-    assert set(known.N_CHUNKS) <= set(known.bundled())
-    for name, n_chunks in known.N_CHUNKS.items():
-        assert load_generator(name).layout.n_chunks == n_chunks
+    assert set(known_data.NAMES) == set(NAMED) and set(gan.FAMILIES) == set(RECIPES)
+    assert set(known.NEED_WEIGHTS) == {name for name in FAMILIES if FAMILIES[name].make is None}
+    assert set(known.SIZES) <= set(bundled())
+    for name, size in known.SIZES.items():
+        generator = load_generator(name)
+        assert (generator.layout.n_chunks, generator.resolution) == size
 
 
 # --- names that lead out of a folder ------------------------------------------------------------------------
@@ -127,7 +131,7 @@ def test_plain_names_and_subfolders_stay(tmp_path):
     )
     assert settings.folder == tmp_path / "a=b c" / "d..e_tiny-bigbigan_0_1_none"
     own = NavigatorConfig(generator="models/mine.py:Mine", chunks="0_1", save_folder=str(tmp_path))
-    assert own.folder == tmp_path / "0_mine.py:Mine_0_1_none"
+    assert own.folder == tmp_path / "0_Mine_0_1_none"
 
 
 # --- numbers and texts without bounds -----------------------------------------------------------------------
@@ -319,11 +323,7 @@ def cgroup(tmp_path, group: str, files: dict[str, str]) -> float | None:
         ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "300000 100000", "a/b/cpu.max": "400000 100000"}, 3.0),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
         ("0::/\n", {}, None),
-        (
-            "3:cpu,cpuacct:/x\n",
-            {"cpu,cpuacct/x/cpu.cfs_quota_us": "50000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"},
-            0.5,
-        ),
+        ("3:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "50000", "cpu/x/cpu.cfs_period_us": "100000"}, 0.5),
         ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("0::/../..\nnonsense\n", {"cpu.max": "nonsense"}, None),
     ],
@@ -368,7 +368,7 @@ def test_shared_settings_are_declared_once():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
                 continue
-            is_option = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith("option")
-            if node.target.id in shared and is_option:
+            declares = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith("option")
+            if declares and node.target.id in shared:
                 places[node.target.id].append(path.stem)
     assert {name: len(found) for name, found in places.items() if len(found) != 1} == {}

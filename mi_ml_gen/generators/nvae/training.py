@@ -116,7 +116,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     n_steps = int(settings.epochs * data.steps_per_epoch)
 
     # --- Run folder
-    path = Path(settings.save_folder) / (settings.run_name or settings.name)
+    path = config.inside(settings.save_folder, settings.run_name or settings.name)
     course = loop.Course(elapsed_s=0.0)
     with loop.Session.open(path, config.to_dict(settings), free=config.free(NVAETrainConfig)) as session:
         session.resume(course, network=network, spectral=spectral, optimizer=optimizer)
