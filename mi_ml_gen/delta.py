@@ -41,11 +41,11 @@ def block_rows(noise_dim: int) -> int:
 
 
 def quick_draws(generator: MultiLatentGenerator) -> int:
-    """Draws that fix a mean length well: INDEPENDENT_DRAWS, or down to 256 where the noise has over 6,700 numbers.
+    """Draws that fix a mean length well: INDEPENDENT_DRAWS, or down to 1,000 where the noise has over 838 numbers.
 
     The longer a random vector is, the less its length varies, relative to its mean.
     """
-    return min(INDEPENDENT_DRAWS, max(256, 2**27 // generator.noise_dim))
+    return min(INDEPENDENT_DRAWS, max(1000, 2**24 // generator.noise_dim))
 
 
 @dataclass(frozen=True)

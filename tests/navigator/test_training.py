@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mi_ml_gen import delta
 from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import NonFiniteError, UsageError
 from mi_ml_gen.core.files import load_tensors
@@ -99,8 +100,10 @@ def test_what_the_answer_advises(whole_run):
     assert "\nconverged: " in lines and "saturated" not in lines and "--num_samples" not in lines
 
 
-def test_long_chunks_are_learned_by_a_convolutional_walker(tmp_path):
+def test_long_chunks_are_learned_by_a_convolutional_walker(tmp_path, monkeypatch):
     """Beyond the published form's limit; the run, its picture, its file and its summary are the same otherwise."""
+
+    monkeypatch.setattr(delta, "INDEPENDENT_DRAWS", 64)
 
     class Maps(MultiLatentGenerator):
         name, resolution, noise_dim = "maps", 16, 20 * 256

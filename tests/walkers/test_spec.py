@@ -156,7 +156,7 @@ def test_groups_are_cut_at_chunks_alone():
         ("0_1=0,1,0", "group 0_1: truncation 0.0: must be above 0"),
         ("0_1=nan", "group 0_1: nan: no such file"),
         ("1_2=run", "1_2: its walker was trained on chunks 0_1"),
-        ("0_1=gone/w.safetensors", "group 0_1: gone/w.json: no such file"),
+        ("0_1=gone/w.safetensors", "group 0_1: gone/w.safetensors: no such file"),
         ("0_1=empty", "group 0_1: empty: this folder holds no walker.safetensors"),
         ("0_1=groups.yaml", "group 0_1: groups.yaml: a file of groups, where a single walker's file must stand"),
         ("0.5", "--Tz 0.5: says no chunks; for noise on all of four write 0_4=0.5"),
