@@ -34,4 +34,6 @@ def view_record(path: str | Path, policy: str, flag: str | None = "Tx") -> dict[
     old_names = {new: old for old, new in _RENAMED.items()}
     if is_old and flag is not None and policy in old_names:
         return {flag: old_names[policy]}
+    if policy in old_names:
+        return {KEY: "torchvision"}
     return {KEY: "published"} if policy in _RENAMED else {}
