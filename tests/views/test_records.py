@@ -20,7 +20,16 @@ def write(folder: Path, **settings: object) -> Path:
 
 def test_new_runs_say_whose_conventions(tmp_path: Path) -> None:
     assert view_record(tmp_path / "new", "simclr") == {KEY: "published"}
-    assert view_record(tmp_path / "new", "torchvision") == view_record(tmp_path / "new", "none") == {}
+    assert view_record(tmp_path / "new", "torchvision") == {KEY: "torchvision"}
+    assert view_record(tmp_path / "new", "none") == {}
+
+
+@pytest.mark.parametrize("policy", ["none", "simclr", "no_color", "torchvision", "torchvision_no_crop"])
+def test_a_run_goes_on_as_it_began(tmp_path: Path, policy: str) -> None:
+    folder = tmp_path / "run"
+    described = {"Tx": policy} | view_record(folder, policy)
+    write(folder, **described)
+    assert {"Tx": policy} | view_record(folder, policy) == described
 
 
 @pytest.mark.parametrize("old", ["simclr", "no_crop", "no_color"])
