@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch):
 def poison(module: nn.Module, value: float) -> None:
     """Spoil one value of the last tensor that is saved: a buffer or a parameter."""
     tensors = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
-    tensors[-1].view(-1)[0] = value
+    tensors[-1][(0,) * tensors[-1].ndim] = value
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -397,17 +397,18 @@ AMONG_PARTS = ("probe", "gan", "calibration", "example")
 
 
 def as_of_old(name: str, path: Path) -> None:
-    """Turn a run into one that the version before the session left: states without settings, values elsewhere."""
-    file = max((path / "checkpoints").glob("state_*.pt"))
-    saved = torch.load(file, weights_only=True)
-    del saved["settings"]
-    if name in AMONG_PARTS:
-        saved["state"] |= saved["state"].pop("course")
-    if name == "mim":
-        saved["state"]["course"] |= {"seeds": [1, 2], "epoch": saved["step"] // 20 + 1, "step": saved["step"] % 20}
-    buffer = io.BytesIO()
-    torch.save(saved, buffer)
-    write_with_hash(file, buffer.getvalue())
+    """Make a run one of the version before the session: states without settings, and with values elsewhere."""
+    for file in (path / "checkpoints").glob("state_*.pt"):
+        saved = torch.load(file, weights_only=True)
+        del saved["settings"]
+        if name in AMONG_PARTS:
+            saved["state"] |= saved["state"].pop("course")
+        if name == "mim":
+            place = {"epoch": saved["step"] // 20 + 1, "step": saved["step"] % 20}
+            saved["state"]["course"] |= {"seeds": [1, 2]} | place
+        buffer = io.BytesIO()
+        torch.save(saved, buffer)
+        write_with_hash(file, buffer.getvalue())
     settings = runs.read_config(path)
     settings.pop(ADDED.get(name, ""), None)
     (path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -486,22 +487,22 @@ def _in_a_group(folder: str) -> dict[str, Any]:
             plain(self, *arguments, **parts)
             kept |= parts
 
-        trainer.train(Path(folder) / name / "whole")
+        trainer.train(Path(folder) / name / "whole", **trainer.of_two)
         path = Path(folder) / name / "run"
         errors = []
         with at_step(step_at(trainer, PLACES[1]), stop if is_last_rank else lambda session: None):
             try:
-                trainer.train(path)
+                trainer.train(path, **trainer.of_two)
             except Preempted as error:
                 errors.append(str(error))
         with full_disk(), at_step(trainer.saves[-2], fill_disk if runtime.is_main() else lambda session: None):
             try:
-                trainer.train(path)
+                trainer.train(path, **trainer.of_two)
             except EnvironmentFault as error:
                 errors.append(str(error))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Session, "resume", resume)
-            trainer.train(path)
+            trainer.train(path, **trainer.of_two)
         parameters = {
             f"{key}.{inner}": value.detach()
             for key, part in kept.items() if isinstance(part, nn.Module) for inner, value in part.named_parameters()

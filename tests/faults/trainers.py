@@ -46,6 +46,8 @@ class Trainer:
     stops: tuple[int, ...] = ()
     """Steps after which a signal may stop the run (default: all)."""
     is_distributed: bool = False
+    of_two: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What makes two processes take as many steps as one, where they share the work of a run."""
 
 
 def _nothing(*arguments: Any, **named: Any) -> None:
@@ -130,7 +132,8 @@ def train_example(path: Path, **changes: Any) -> None:
 
 
 TRAINERS = {
-    "navigator": Trainer(train_navigator, 8, (3, 6, 8), dict(lr_walk=0.5), is_distributed=True),
+    "navigator": Trainer(train_navigator, 8, (3, 6, 8), dict(lr_walk=0.5), is_distributed=True,
+                         of_two=dict(num_samples=128, save_freq=48)),
     "encoder": Trainer(train_encoder, 6, (3, 6), dict(base_lr=0.5), is_distributed=True),
     "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True),
     "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
