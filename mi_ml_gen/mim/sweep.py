@@ -39,7 +39,10 @@ from mi_ml_gen.mim import datasets, pictures
 from mi_ml_gen.mim.evaluate import over_seeds
 from mi_ml_gen.mim.model import load_mim
 from mi_ml_gen.mim.settings import MimConfig
+from mi_ml_gen.mim.sweep_settings import MIM as MIM
 from mi_ml_gen.mim.sweep_settings import PLANE_DATA, Method, SweepConfig
+from mi_ml_gen.mim.sweep_settings import SECTIONS as SECTIONS
+from mi_ml_gen.mim.sweep_settings import VAE as VAE
 from mi_ml_gen.mim.training import member_folder, train_seeds
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png
