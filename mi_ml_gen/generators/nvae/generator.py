@@ -7,7 +7,6 @@ where mean and sigma depend on the groups before it. Images are the means of the
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,7 +43,7 @@ class NVAE(MultiLatentGenerator):
         super().__init__()
         self.settings = config = config or NVAEConfig()
         self.name = name
-        self.layout = LatentLayout(tuple(math.prod(shape) for shape in config.latent_shapes))
+        self.layout = LatentLayout.of_shapes(config.latent_shapes)
         self.noise_dim = self.layout.dim
         self.resolution = config.resolution[1]
         self.temperature = 1.0
