@@ -41,6 +41,7 @@ def z_of(generator: NVAE, n: int = 3, seed: int = 0) -> torch.Tensor:
 
 def test_chunks_are_groups_deepest_first(generator):
     assert generator.layout.sizes == (2 * 2 * 2, 2 * 2 * 2, 2 * 4 * 4, 2 * 4 * 4)
+    assert generator.layout.shapes == ((2, 2, 2), (2, 2, 2), (2, 4, 4), (2, 4, 4))
     assert (generator.noise_dim, generator.resolution) == (80, 8)
     z = z_of(generator)
     assert torch.equal(generator.latents(z), z)
