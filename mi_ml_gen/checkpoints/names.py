@@ -177,7 +177,7 @@ _RECORD_CLASSES = {
     ("__main__", "NonlinearWalker"),
     ("__main__", "NonlinearWalk"),
 }
-_TORCH_MODULE = re.compile(r"torch\.nn\.modules\.[a-z_]+")
+_TORCH_MODULE = re.compile(r"torch\.nn\.modules\.[a-z_]+|torchvision\.models\.resnet")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -56,6 +56,7 @@ __all__ = [
     "naming",
     "read_checkpoint",
     "read_state_dict",
+    "without_wrappers",
 ]
 
 MAX_DEPTH = 200  # nesting of dicts, lists, tuples and records
@@ -295,6 +296,20 @@ def _load_weights_only(file: BinaryIO, stubs: Mapping[str, TensorStub]) -> dict[
 
 # ------------------------------------------------------------------------------------------------------------
 # Modules
+
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What DataParallel (and its distributed relative), torch.compile, FSDP and activation checkpointing put into names."""
+
+
+def without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict under the names that the module had before it was wrapped: "module.conv1.weight", "conv1.weight".
+
+    The same mapping where no name has a wrapper's part, or where two names would become one.
+    """
+    names = {key: ".".join(part for part in str(key).split(".") if part not in _WRAPPERS) for key in state}
+    if len(set(names.values())) < len(names) or all(name == key for key, name in names.items()):
+        return state
+    return {names[key]: value for key, value in state.items()}
 
 
 def module_state_dict(module: Record, check: Callable[[Any, str], None] = lambda part, where: None) -> dict[str, Any]:

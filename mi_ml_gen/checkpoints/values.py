@@ -51,6 +51,13 @@ def kind(value: Any) -> str:
     return words.get(type(value), f"a {type(value).__name__.strip('_').lower()}")
 
 
+def kind_of_dict(value: dict[Any, Any], n_shown: int = 6) -> str:
+    """A dict by the keys that it has, as messages tell them: those that a reader looked for were not among them."""
+    keys = [shown(key, 60) if isinstance(key, str) else kind(key) for key in list(value)[:n_shown]]
+    more = f" and {len(value) - n_shown} more" if len(value) > n_shown else ""
+    return f"a dict with the keys {', '.join(keys)}{more}" if keys else "an empty dict"
+
+
 def corrupt(what: str) -> NoReturn:
     raise CorruptCheckpointError(what)
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_ml_gen.checkpoints.reading import CheckpointFile, naming
+from mi_ml_gen.checkpoints.reading import CheckpointFile, module_state_dict, naming, without_wrappers
+from mi_ml_gen.checkpoints.values import Record, kind, kind_of_dict
 from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
@@ -29,6 +30,7 @@ BACKBONES = (
     Layout(BACKBONE, "COP-Gen's encoder", "encoder.", "encoder.stem.0.weight"),
     Layout(BACKBONE, "COP-Gen's encoder", "encoder.module.", "encoder.module.stem.0.weight"),
     Layout(BACKBONE, "COP-Gen's encoder", "encoder.module.", "encoder.module.conv1.weight"),
+    Layout(BACKBONE, "ResNet under encoder.", "encoder.", "encoder.conv1.weight"),
     Layout(BACKBONE, "torchvision's ResNet", "", "conv1.weight"),
 )
 """Published layouts that tell nothing of a method; those of methods are in their classes."""
@@ -126,10 +128,11 @@ def load_whole(path: str | Path) -> Encoder:
 def read_published(path: str | Path) -> tuple[dict[str, Tensor], Layout]:
     """The state dict of a published encoder, and how it is named; raises as `load_encoder`."""
     with CheckpointFile(path) as file:
-        root = part_with_tensors(file.root)
-        layout = layout_of(root)
-        if layout is None:
-            raise CorruptCheckpointError(f"{path}: holds no encoder of a known layout")
+        with naming(path):
+            root = part_with_tensors(file.root)
+            layout = layout_of(root)
+            if layout is None:
+                raise CorruptCheckpointError(_unknown(root))
         state = file.build(root)
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     weights.check_finite(path, tensors)
@@ -137,20 +140,39 @@ def read_published(path: str | Path) -> tuple[dict[str, Tensor], Layout]:
 
 
 def part_with_tensors(root: Any) -> Any:
-    """The part of a parsed checkpoint that is its state dict: what Lightning and COP-Gen put it under, or all."""
+    """The part of a parsed checkpoint that is its state dict: what others put it under, or all.
+
+    Names that a wrapper changed (DataParallel, torch.compile) are given without it where no layout has them as they
+    are. A module that was saved whole is its state dict.
+    """
+    part = root
     if isinstance(root, dict):
-        for name in ("state_dict", "model"):
-            if isinstance(root.get(name), dict):
-                return root[name]
-    return root
+        found = (root.get(name) for name in ("state_dict", "model", "model_state_dict", "encoder", "net"))
+        part = next((value for value in found if isinstance(value, (dict, Record))), root)
+    if isinstance(part, Record) and "_modules" in part.state:
+        part = module_state_dict(part)
+    if isinstance(part, dict) and layout_of(part) is None:
+        bare = without_wrappers(part)
+        return bare if layout_of(bare) is not None else part
+    return part
 
 
 def layout_of(root: Any) -> Layout | None:
     """How a published encoder's tensors are named, told by their names alone; None for something else."""
     if not isinstance(root, dict):
         return None
-    of_methods = (layout for method in METHODS.values() for layout in method.published_layouts)
-    return next((layout for layout in (*of_methods, *BACKBONES) if layout.sign in root), None)
+    return next((layout for layout in _layouts() if layout.sign in root), None)
+
+
+def _layouts() -> list[Layout]:
+    return [*(layout for method in METHODS.values() for layout in method.published_layouts), *BACKBONES]
+
+
+def _unknown(root: Any) -> str:
+    """Why no encoder was found: what the file holds, and what was looked for."""
+    met = kind_of_dict(root) if isinstance(root, dict) else kind(root)
+    known = ", ".join(f"{layout.sign} ({layout.what})" for layout in _layouts())
+    return f"holds no encoder of a known layout but {met}; looked for {known}, each also under module. or _orig_mod."
 
 
 def backbone_of(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

@@ -318,13 +318,14 @@ def from_published(
 
 def is_published(root: Any) -> bool:
     """Whether a parsed checkpoint has the layout that `from_published` reads."""
-    return type(root) is dict and {"shared.weight", "linear.weight", "output_layer.2.weight"} <= root.keys()
+    names = {"shared.weight", "linear.weight", "output_layer.2.weight"}
+    return type(root) is dict and names <= checkpoints.without_wrappers(root).keys()
 
 
 def read_published(path: Path) -> BigBiGAN:
     """The generator in a published file such as `BigBiGAN_x1.pth`, whatever its sizes."""
     try:
-        return from_published(checkpoints.read_state_dict(path))
+        return from_published(checkpoints.without_wrappers(checkpoints.read_state_dict(path)))
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(error if str(path) in str(error) else f"{path}: {error}") from None
 

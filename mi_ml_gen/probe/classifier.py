@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_ml_gen.checkpoints.reading import read_checkpoint
+from mi_ml_gen.checkpoints.reading import read_checkpoint, without_wrappers
 from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
@@ -144,7 +144,7 @@ def load_classifier(path: str | Path) -> LinearClassifier:
         raise CorruptCheckpointError(f"{path}: holds no state_dict of tensors")
     weights.check_finite(path, tensors)
     try:
-        return _build_classifier(tensors)
+        return _build_classifier(without_wrappers(tensors))
     except (CheckpointError, UsageError, RuntimeError, KeyError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CorruptCheckpointError(f"{path}: no linear classifier: {reason}") from None

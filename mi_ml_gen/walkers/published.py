@@ -16,6 +16,7 @@ from mi_ml_gen.checkpoints.values import (
     corrupt,
     is_count,
     kind,
+    kind_of_dict,
     shown,
 )
 
@@ -50,7 +51,8 @@ def read_walker(path: str | os.PathLike) -> PublishedWalker:
                 modules = module.state.get("_modules")
                 module = modules.get("module") if type(modules) is dict else None
             if not isinstance(module, Record):
-                corrupt("is not a published walker: it has no module under nn_walker")
+                met = kind_of_dict(file.root) if type(file.root) is dict else kind(file.root)
+                corrupt(f"is not a published walker: it has no module under nn_walker, it is {met}")
             if module.name not in _WALKER_CLASSES:
                 corrupt(f"nn_walker is {kind(module)}, not a walker")
             stubs = module_state_dict(module)

@@ -6,6 +6,7 @@ import collections
 
 import pytest
 import torch
+import torchvision
 
 from mi_ml_gen.core import files
 from mi_ml_gen.core.errors import CorruptCheckpointError, UnsafeCheckpointError, UsageError
@@ -113,6 +114,47 @@ def test_bare_resnets(tmp_path, prefix, under, head):
     assert_same_features(loaded.backbone, backbone)
     convert(tmp_path / "in.pth", tmp_path / "out.safetensors")
     assert_same_features(load_encoder(tmp_path / "out.safetensors").backbone, backbone)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "model.", "encoder.", "encoder.module."])
+def test_encoders_that_were_saved_from_a_wrapper(tmp_path, wrapper, prefix):
+    backbone = make("simclr").backbone
+    outer = {f"{wrapper}{prefix}{key}": value for key, value in backbone.state_dict().items()}
+    inner = {f"{prefix}{wrapper}{key}": value for key, value in backbone.state_dict().items()}
+    for state in (outer, {"state_dict": inner}, {"model_state_dict": outer, "epoch": 3}):
+        torch.save(state, tmp_path / "in.pth")
+        assert_same_features(load_encoder(tmp_path / "in.pth").backbone, backbone)
+
+
+def test_an_encoder_of_a_method_that_was_saved_from_a_wrapper(tmp_path):
+    encoder = make("byol")
+    state = {f"module.{published_key('byol', key)}": value for key, value in encoder.state_dict().items()}
+    path = lightning(tmp_path / "last.ckpt", state)
+    assert load_encoder(path).method == "byol"
+    convert(path, tmp_path / "e.safetensors")
+    assert_same_features(load_encoder(tmp_path / "e.safetensors").backbone, encoder.backbone)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda module: module])
+def test_a_resnet_that_was_saved_whole(tmp_path, wrap):
+    resnet = torchvision.models.resnet18()
+    torch.save(wrap(resnet), tmp_path / "whole.pth")
+    loaded = load_encoder(tmp_path / "whole.pth").backbone.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in resnet.state_dict().items() if key in loaded)
+
+
+def test_a_refusal_names_the_keys_met_and_those_known(tmp_path):
+    state = {f"module.encoder_q.{key}": value for key, value in make("simclr").backbone.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "moco.pth")
+    with pytest.raises(CorruptCheckpointError) as caught:
+        load_encoder(tmp_path / "moco.pth")
+    met, known = str(caught.value).split("; looked for ")
+    assert "module.encoder_q.conv1.weight" in met and "more" in met
+    assert "conv1.weight (torchvision's ResNet)" in known and "online_network.encoder.0.weight" in known
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(CorruptCheckpointError, match="but a list; looked for"):
+        load_encoder(tmp_path / "list.pth")
 
 
 def test_cop_gens_names_of_stem_and_shortcuts(tmp_path):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_ml_gen.checkpoints.reading import CheckpointFile, naming
-from mi_ml_gen.checkpoints.values import TensorStub, kind, shown
+from mi_ml_gen.checkpoints.reading import CheckpointFile, naming, without_wrappers
+from mi_ml_gen.checkpoints.values import TensorStub, kind, kind_of_dict, shown
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import check_state
 from mi_ml_gen.generators.nvae.generator import NVAE, load_exactly
@@ -38,7 +38,8 @@ def is_published(root: Any) -> bool:
     """Whether a parsed checkpoint has the layout that `read_published` reads."""
     if type(root) is not dict or not isinstance(root.get("state_dict"), dict) or "configuration" not in root:
         return False
-    return "const_prior" in root["state_dict"] or any(str(key).startswith("enc_sampler") for key in root["state_dict"])
+    names = without_wrappers(root["state_dict"])
+    return "const_prior" in names or any(str(key).startswith("enc_sampler") for key in names)
 
 
 def read_published(path: Path) -> NVAE:
@@ -50,8 +51,9 @@ def read_published(path: Path) -> NVAE:
     with CheckpointFile(path) as file, naming(path):
         root = file.root
         if type(root) is not dict or not {"configuration", "state_dict"} <= root.keys():
+            met = kind_of_dict(root) if type(root) is dict else kind(root)
             raise CorruptCheckpointError(
-                f"holds {kind(root)}, not a checkpoint of NVAE-from-scratch with its configuration and state_dict"
+                f"holds {met}, not a checkpoint of NVAE-from-scratch with its configuration and state_dict"
             )
         stubs = _tensors(root["state_dict"], "state_dict")
         generator = _without_values(file.build(root["configuration"]), len(stubs))
@@ -105,7 +107,7 @@ def _tensors(value: Any, where: str) -> dict[str, TensorStub]:
     if not isinstance(value, dict):
         raise CorruptCheckpointError(f"its {where} is {kind(value)}, not a state dict")
     found: dict[str, TensorStub] = {}
-    for name, stub in value.items():
+    for name, stub in without_wrappers(value).items():
         if not isinstance(name, str) or not isinstance(stub, TensorStub):
             raise CorruptCheckpointError(f"its {where}: {shown(name)} is {kind(stub)}, not a tensor")
         stem, _, leaf = name.rpartition(".")

@@ -145,20 +145,27 @@ class StyleGAN2Config(StyleGAN2Use):
     def from_published(cls, kwargs: Mapping[str, Any], **use: Any) -> StyleGAN2Config:
         """From the keyword arguments in a published PyTorch file, in their nesting and with their defaults.
 
-        `kwargs` has z_dim, c_dim, w_dim, img_resolution, img_channels and the mappings mapping_kwargs and
-        synthesis_kwargs, which hold only what differs from the defaults. `use` may set fields of
-        StyleGAN2Use. Raises UsageError for an option that is unknown or not supported here.
+        `kwargs` has z_dim, c_dim, w_dim, img_resolution, img_channels and the mapping mapping_kwargs. The options of
+        the synthesis stand in the mapping synthesis_kwargs (NVlabs/stylegan2-ada-pytorch) or beside z_dim
+        (NVlabs/stylegan3, whose defaults differ, see `_STYLEGAN3_DEFAULTS`). Only what differs from the defaults need
+        be there. `use` may set fields of StyleGAN2Use. Raises UsageError for an option that is unknown or not
+        supported here.
         """
-        flat: dict[str, Any] = {"img_resolution": None, **use}
+        beside = {key: value for key, value in kwargs.items() if key in _PUBLISHED_SYNTHESIS}
+        if beside and kwargs.get("synthesis_kwargs") is not None:
+            found = ", ".join(beside)
+            raise UsageError(f"StyleGAN2 options of the synthesis stand in synthesis_kwargs and beside it: {found}")
+        flat: dict[str, Any] = {"img_resolution": None, **use, **(_STYLEGAN3_DEFAULTS if beside else {})}
         for key, value in kwargs.items():
-            _check_known(key, (*_PUBLISHED_TOP, "mapping_kwargs", "synthesis_kwargs"), "StyleGAN2 option")
+            known = (*_PUBLISHED_TOP, "mapping_kwargs", "synthesis_kwargs", *_PUBLISHED_SYNTHESIS)
+            _check_known(key, known, "StyleGAN2 option")
             if key in _PUBLISHED_TOP:
                 flat[key] = value.item() if isinstance(value, np.generic) else value
-        for part, names in (
-            ("mapping_kwargs", _PUBLISHED_MAPPING),
-            ("synthesis_kwargs", _PUBLISHED_SYNTHESIS),
+        for part, names, given in (
+            ("mapping_kwargs", _PUBLISHED_MAPPING, kwargs.get("mapping_kwargs") or {}),
+            ("synthesis_kwargs", _PUBLISHED_SYNTHESIS, kwargs.get("synthesis_kwargs") or beside),
         ):
-            for key, value in (kwargs.get(part) or {}).items():
+            for key, value in given.items():
                 _check_known(key, names, f"StyleGAN2 option of {part}")
                 if key == "kernel_size" and value != 3:
                     raise UsageError(f"StyleGAN2 kernel_size {value}: must be 3")
@@ -188,8 +195,11 @@ _PUBLISHED_SYNTHESIS: dict[str, str | None] = {
     "use_noise": "use_noise",
     "activation": "activation",
     "fp16_channels_last": None,  # a memory layout; it changes no value
+    "fused_modconv_default": None,  # in which order the same product is computed
     "kernel_size": None,
 }
+_STYLEGAN3_DEFAULTS: dict[str, Any] = {"num_fp16_res": 4, "conv_clamp": 256, "w_avg_beta": 0.998}
+"""What training/networks_stylegan2.py of NVlabs/stylegan3 takes where a file gives no value."""
 
 
 _WHOLE = {

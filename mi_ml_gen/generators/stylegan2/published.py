@@ -1,9 +1,9 @@
 """Published StyleGAN2 pickles -> configuration and state dict, without running anything that is in them.
 
-Two formats. The files of stylegan2-ada-pytorch and its forks are a dict whose G_ema is a tree of persistent
-objects: each carries its attributes and the source of its class, which the authors' loader executes; here it
-is not looked at. The TensorFlow files of stylegan2 (version 4) and stylegan2-ada (version 5) hold a tuple
-(G, D, Gs) of networks: options and a list of named variables, whose names, axes and flips are translated.
+Two formats. The files of stylegan2-ada-pytorch, its forks, and stylegan3 (--cfg=stylegan2) are a dict whose G_ema
+is a tree of persistent objects: each carries its attributes and the source of its class, which the authors' loader
+executes; here it is not looked at. The TensorFlow files of stylegan2 (version 4) and stylegan2-ada (version 5) hold
+a tuple (G, D, Gs) of networks: options and a list of named variables, whose names, axes and flips are translated.
 
 Only the moving average (G_ema, Gs) is turned into tensors. Its weights must be exactly those that its options
 imply: what is missing, left over, of another shape, or an option that is not known is refused by name.
@@ -25,7 +25,18 @@ from torch import Tensor
 from mi_ml_gen.checkpoints.names import checkpoint_names
 from mi_ml_gen.checkpoints.pickle_machine import PickleMachine
 from mi_ml_gen.checkpoints.reading import CheckpointFile, module_state_dict, naming
-from mi_ml_gen.checkpoints.values import ArrayStub, Class, Function, Meaning, Record, TensorStub, corrupt, kind, shown
+from mi_ml_gen.checkpoints.values import (
+    ArrayStub,
+    Class,
+    Function,
+    Meaning,
+    Record,
+    TensorStub,
+    corrupt,
+    kind,
+    kind_of_dict,
+    shown,
+)
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
 from mi_ml_gen.generators.stylegan2.network import SynthesisLayer
@@ -274,7 +285,12 @@ def _check_shape(name: str, stub: Any, expected: tuple[int, ...]) -> None:
 
 
 def _torch_plan(root: dict[Any, Any]) -> _Plan:
-    generator = root.get("G_ema")
+    if "G_ema" not in root:
+        of_rosinality = isinstance(root.get("g_ema"), dict) and "conv1.conv.weight" in root["g_ema"]
+        what = "of rosinality/stylegan2-pytorch, whose layout is not read: " if of_rosinality else ""
+        advice = "give the pickle of NVIDIA's code (.pkl) that holds G_ema"
+        corrupt(f"is no StyleGAN2 pickle but {what}{kind_of_dict(root)}; {advice}")
+    generator = root["G_ema"]
     if not isinstance(generator, _Persistent):
         corrupt(f"is no StyleGAN2 pickle: its G_ema is {kind(generator)}")
     if generator.name != "Generator":
@@ -291,12 +307,21 @@ def _torch_plan(root: dict[Any, Any]) -> _Plan:
     for name in ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels"):
         if name not in top:
             corrupt(f"G_ema's options have no {name}")
-    config = _config({**_plain_options(top, "G_ema's options", ()), **nested})
+    if "synthesis_kwargs" not in nested and _is_of_stylegan3(generator):
+        top.setdefault("fused_modconv_default", True)  # which marks its options, and its defaults, as that code's
+    config = _config({**_plain_options(top, "G_ema's options"), **nested})
     expected = expected_shapes(config)
     _check_names(stubs, expected, "G_ema")
     for name, shape in expected.items():
         _check_shape(name, stubs[name], shape)
     return _Plan(config, stubs, lambda key, tensor: tensor)
+
+
+def _is_of_stylegan3(generator: Record) -> bool:
+    """Whether the blocks of a checked module were made by NVlabs/stylegan3's code, which gave them an attribute."""
+    synthesis = generator.state["_modules"].get("synthesis")
+    blocks = synthesis.state["_modules"].values() if isinstance(synthesis, Record) else ()
+    return any(isinstance(block, Record) and "fused_modconv_default" in block.state for block in blocks)
 
 
 def _check_persistent(part: Record, where: str) -> None:
@@ -341,6 +366,18 @@ _OPTIONS = {
     "nonlinearity": _Option("synthesis_kwargs", "activation", "lrelu"),
 }
 _IGNORED_OPTIONS = ("truncation_psi", "truncation_cutoff", "style_mixing_prob", "structure")
+_SETTLED_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "resolution_w": lambda resolution: resolution,
+    "resolution_h": lambda resolution: resolution,
+    "min_w": lambda resolution: 4,
+    "min_h": lambda resolution: 4,
+    "res_log2": lambda resolution: int(math.log2(resolution)) - 2,
+    "normalize_latents": lambda resolution: True,
+    "dtype": lambda resolution: "float32",
+    "mapping_func": lambda resolution: "G_mapping",
+}
+"""Options of forks, and of the authors, that are known with one value only: the one that StyleGAN2 has for a square
+image of a resolution."""
 _FUNCTIONS = {
     "": ("G_main",),
     "mapping": ("G_mapping",),
@@ -372,8 +409,15 @@ def _tensorflow_plan(root: tuple[Any, ...]) -> _Plan:
 
 def _tensorflow_options(given: Any) -> dict[str, Any]:
     given = dict(_plain_options(given, "the options of Gs", ("resample_kernel",)))
-    for name in given:
-        if name not in _OPTIONS and name not in _IGNORED_OPTIONS:
+    resolution = given.get("resolution", _OPTIONS["resolution"].default)
+    for name, value in given.items():
+        if name in _SETTLED_OPTIONS:
+            settled = _SETTLED_OPTIONS[name](resolution) if _is_side(resolution) else None
+            if type(value) is not type(settled) or value != settled:
+                corrupt(
+                    f"{name} {shown(value)} of Gs is not supported, only {settled} at resolution {shown(resolution)}"
+                )
+        elif name not in _OPTIONS and name not in _IGNORED_OPTIONS:
             corrupt(f"{shown(name)} is an option of Gs that is not known here and may change what it computes")
     if given.get("resample_kernel", 1) is None:
         corrupt("resample_kernel None, a box filter, is not supported")
@@ -386,6 +430,10 @@ def _tensorflow_options(given: Any) -> dict[str, Any]:
             value = value * 2 if type(value) in (int, float) else value
         (options[option.part] if option.part else options)[option.name] = value
     return options
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_RESOLUTION
 
 
 def _variables(network: Mapping[Any, Any], component: str) -> Iterator[tuple[str, Any]]:

@@ -245,6 +245,56 @@ def test_every_kind_of_torch_file(tmp_path, options):
     assert {key: tuple(tensor.shape) for key, tensor in state.items()} == expected_shapes(config)
 
 
+FLAT = {"channel_base": 32, "channel_max": 5}
+
+
+@pytest.mark.parametrize(
+    "flat, clamp",
+    [
+        (FLAT, 256),
+        ({**FLAT, "fused_modconv_default": "inference_only"}, 256),
+        ({**FLAT, "conv_clamp": None, "num_fp16_res": 0, "fused_modconv_default": True}, None),
+        ({**FLAT, "conv_clamp": 64, "resample_filter": [1, 3, 3, 1], "architecture": "skip", "kernel_size": 3}, 64),
+    ],
+)
+def test_options_as_the_stylegan3_repository_writes_them(tmp_path, flat, clamp):
+    """Beside z_dim, with the defaults of that code; a nested file keeps those of stylegan2-ada-pytorch."""
+    options = {**{key: value for key, value in OPTIONS.items() if key != "synthesis_kwargs"}, **flat}
+    config, state = read_stylegan2(_torch_file(tmp_path / "network.pkl", options))
+    _assert_equal(state, _network_state(options))
+    assert (config.conv_clamp, config.num_fp16_res, config.w_avg_beta) == (clamp, flat.get("num_fp16_res", 4), 0.998)
+    config = read_stylegan2(_torch_file(tmp_path / "nested.pkl")).config
+    assert (config.conv_clamp, config.num_fp16_res, config.w_avg_beta) == (None, 0, 0.995)
+
+
+@pytest.mark.parametrize("marked, clamp", [(True, 256), (False, None)])
+def test_blocks_tell_whose_defaults_apply_where_no_option_does(tmp_path, marked, clamp):
+    options = {**{key: value for key, value in OPTIONS.items() if key != "synthesis_kwargs"}}
+    network = files.generator(_network_state(options), options)
+    if marked:
+        blocks = network.meta["state"]["_modules"]["synthesis"].meta["state"]["_modules"]
+        blocks["b8"].meta["state"]["fused_modconv_default"] = "inference_only"
+    (tmp_path / "network.pkl").write_bytes(files.torch_pickle({"G_ema": network}))
+    assert read_stylegan2(tmp_path / "network.pkl").config.conv_clamp == clamp
+
+
+def test_sizes_of_forks_that_are_square(tmp_path):
+    square = {"resolution_w": 8, "resolution_h": 8, "min_w": 4, "min_h": 4, "res_log2": 1, "normalize_latents": True}
+    found = read_stylegan2(_tensorflow_file(tmp_path / "tf.pkl", {**TF_OPTIONS, **square, "dtype": "float32"}))
+    _assert_equal(found.state, _tensorflow_state())
+    for name, value in {"resolution_w": 16, "resolution_h": 8.0, "min_h": 3, "res_log2": 2, "dtype": "float16"}.items():
+        _refused(_tensorflow_file(tmp_path / "tf.pkl", {**TF_OPTIONS, **square, name: value}), name, "resolution 8")
+
+
+def test_files_of_another_layout_are_told_by_their_keys(tmp_path):
+    path = tmp_path / "550000.pt"
+    weights = {"input.input": torch.zeros(1), "conv1.conv.weight": torch.zeros(1)}
+    torch.save({"g": weights, "d": {}, "g_ema": weights, "latent_avg": torch.zeros(8)}, path)
+    _refused(path, "rosinality/stylegan2-pytorch", "g, d, g_ema, latent_avg", "G_ema")
+    torch.save({f"layer{i}": torch.zeros(1) for i in range(9)}, path)
+    _refused(path, "layer0, layer1", "and 3 more", "G_ema")
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("prefix", ["", "src.generators.stylegan2_ada."])
 def test_protocols_and_prefixes(tmp_path, protocol, prefix):
