@@ -15,6 +15,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.core.files import user_path
 
 DEFAULT_REVISION = "main"
 KINDS = ("generator", "walker", "encoder", "classifier", "dataset")
@@ -135,13 +136,13 @@ def parse(reference: str | os.PathLike) -> Path | Artifact | HubFile | WebFile:
     text = os.fspath(reference)
     if SCHEME.match(text):
         return source_of(text)
-    return assets().artifacts.get(text) or Path(reference)
+    return assets().artifacts.get(text) or user_path(reference)
 
 
 def check_path(flag: str, path: str | os.PathLike) -> None:
     """Refuse, by UsageError, what a path flag was given that is neither there nor a reference. Fetches nothing."""
     text = os.fspath(path)
-    if os.path.exists(os.path.expanduser(text)) or is_reference(text):
+    if user_path(text).exists() or is_reference(text):
         return
     if os.sep in text:
         raise UsageError(f"{flag} {text}: no such file or folder")
