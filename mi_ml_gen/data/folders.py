@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import stat
+import tempfile
 import threading
 import warnings
 from collections import Counter
@@ -413,11 +414,10 @@ class _Memory:
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
         self._rows: dict[str, tuple[tuple[int, int], str | None]] = {}
         self._n_unsaved = 0
-        self.path: Path | None = None
         try:
             cache = user_path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
         except NoHome:
-            return  # there is no place to remember anything in
+            cache = Path(tempfile.gettempdir()) / f"mi_ml_gen-{os.getuid()}"
         self.path = cache / "scans" / f"{key}.jsonl"
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
@@ -441,13 +441,11 @@ class _Memory:
 
     def save(self, candidates: Iterable[str]) -> None:
         """Write the findings about files that are still there; a cache that cannot be written is done without."""
-        if self._n_unsaved and self.path is not None:
+        if self._n_unsaved:
             remove_unfinished(self.path)
             self._write({name: self._rows[name] for name in candidates if name in self._rows})
 
     def _write(self, rows: dict[str, tuple[tuple[int, int], str | None]]) -> None:
-        if self.path is None:
-            return
         lines = [json.dumps([_CACHE_FORMAT, _pillow_version()])]
         lines += [json.dumps([name, *stamp, problem]) for name, (stamp, problem) in rows.items()]
         try:

@@ -31,7 +31,7 @@ from typing import IO, Any, NamedTuple
 from mi_ml_gen.core import locks
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError, nearest
 from mi_ml_gen.core.files import NoHome, atomic_write, disk_faults, hash_file, user_path
-from mi_ml_gen.hub.assets import DEFAULT_REVISION, Artifact, HubFile, WebFile, assets, is_reference, parse
+from mi_ml_gen.hub.assets import DEFAULT_REVISION, Artifact, HubFile, WebFile, assets, check_inside, is_reference, parse
 from mi_ml_gen.hub.downloads import (
     LOG_IN,
     Address,
@@ -487,6 +487,7 @@ def _fetch_hub(file: HubFile, artifact: Artifact | None, folder: Path | None, ac
         file = _only_match(file)
     if file.is_folder:
         raise UsageError(f"{file}: is a folder; name a file in it")
+    check_inside(file.path, file)  # a pattern's file is named by the server's list
     here = in_cache(file) if folder is None else _in_folder(folder / file.path)
     is_commit = re.fullmatch(r"[0-9a-f]{40}", file.revision) is not None
     if is_offline() and here is None:
