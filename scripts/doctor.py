@@ -18,7 +18,7 @@ from mi_ml_gen.hub import doctor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(description=__doc__)
+    parser = cli.Parser(works_anywhere=True, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="do not start processes by torchrun")
     arguments = parser.parse_args(argv)
     findings = doctor.examine(processes=not arguments.quick)

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mi_ml_gen.core import config, threads
+from mi_ml_gen.core import config, locks, threads
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
@@ -27,9 +27,14 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 class Parser(argparse.ArgumentParser):
     """argparse, but what is wrong with a command line is raised as UsageError, in one line, and an unknown
-    flag is answered with the nearest known one. Flags are never guessed from their beginnings."""
+    flag is answered with the nearest known one. Flags are never guessed from their beginnings.
 
-    def __init__(self, **options):
+    A system that is not supported is refused once the flags are read, so --help works anywhere; works_anywhere: not
+    even then.
+    """
+
+    def __init__(self, works_anywhere: bool = False, **options):
+        self._works_anywhere = works_anywhere
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         options.setdefault("epilog", "--debug shows the traceback of an error.")
         super().__init__(allow_abbrev=False, **options)
@@ -49,6 +54,8 @@ class Parser(argparse.ArgumentParser):
             shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
             known = [name for action in shown for name in action.option_strings if name.startswith("--")]
             self.error(f"unknown flag {flag}{nearest(flag, known, 'flag')}")
+        if not self._works_anywhere:
+            locks.check_system()
         return namespace
 
     def _as_declared(self, words: Sequence[str]) -> list[str]:

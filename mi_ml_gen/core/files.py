@@ -22,11 +22,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from safetensors import SafetensorError
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from mi_ml_gen.core.locks import fcntl
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported where tensors are read and written: what only needs files starts at once
@@ -80,6 +76,18 @@ def check_held(path: Path) -> None:
                 raise EnvironmentFault(
                     f"{folder} or its {marker.name} was removed during the run; nothing more is written"
                 )
+
+
+def user_path(path: str | Path) -> Path:
+    """A path with a leading ~ as the home folder that it means. Raises NoHome where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no HOME and no passwd entry, as for a bare user number in a container, or ~somebody
+        raise NoHome(f"{path}: this user has no home folder here; set HOME, or give a path without ~") from None
+
+
+class NoHome(EnvironmentFault):
+    """A path begins with ~, and nothing says which folder that is."""
 
 
 def remove_unfinished(path: str | Path) -> None:

@@ -7,14 +7,13 @@
     environment.json command, machine, software and time of each start: see provenance.py
     .lock            held by the process that writes here
 
-Under torchrun only rank 0 touches the folder, and the others hear from it. Locks need Linux or macOS.
+Under torchrun only rank 0 touches the folder, and the others hear from it. Locks: see locks.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import logging
@@ -31,7 +30,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from mi_ml_gen.core import provenance, runtime
+from mi_ml_gen.core import locks, provenance, runtime
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import (
     HELD,
@@ -96,6 +95,7 @@ class RunFolder:
         return folder
 
     def _take(self) -> None:
+        locks.check_system()
         for path in (self.path, self.checkpoints, self.images):
             with disk_faults(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -392,13 +392,9 @@ class _Lock:
             if self._key in self._held:
                 raise UsageError(f"{path.parent} is already open in this process (pid {os.getpid()})")
             self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise
+            if not locks.take(self._file, wait=False, of_process=True):
                 holder = self._holder()
-                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name") from None
+                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name")
             self._file.truncate(0)
             self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
             self._file.flush()

@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import stat
+import tempfile
 import threading
 import warnings
 from collections import Counter
@@ -41,7 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
-from mi_ml_gen.core.files import atomic_write, remove_unfinished
+from mi_ml_gen.core.files import NoHome, atomic_write, remove_unfinished, user_path
 from mi_ml_gen.data.classes import class_key, in_order
 from mi_ml_gen.data.framing import Framing
 from mi_ml_gen.data.layout import IMAGE_ENDINGS, class_root, is_hidden, is_image_name, split_of, split_root
@@ -248,7 +249,7 @@ def scan_folder(folder: str | os.PathLike[str], n_workers: int = 4, progress: bo
     Raises UsageError where there is no such folder, or no image in it; EnvironmentFault where a folder cannot be
     listed, or the machine fails while a file is read.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     listing = list_folder(folder)
     memory = _Memory(folder)
     stamps = listing.stamps
@@ -412,11 +413,14 @@ class _Memory:
     """Earlier findings about the files of one folder: a JSON line per file, [path, size, time, problem]."""
 
     def __init__(self, folder: Path) -> None:
-        cache = Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-        self.path = cache / "scans" / f"{key}.jsonl"
         self._rows: dict[str, tuple[tuple[int, int], str | None]] = {}
         self._n_unsaved = 0
+        try:
+            cache = user_path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+        except NoHome:
+            cache = Path(tempfile.gettempdir()) / f"mi_ml_gen-{os.getuid()}"
+        self.path = cache / "scans" / f"{key}.jsonl"
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             if lines and json.loads(lines[0]) == [_CACHE_FORMAT, _pillow_version()]:
@@ -480,7 +484,7 @@ class FolderImages:
         n_workers: int = 4,
         progress: bool = True,
     ) -> None:
-        given = Path(folder).expanduser()
+        given = user_path(folder)
         root = find_root(given, with_labels, is_split)
         scan = scan_folder(root, n_workers, progress)
         _judge(scan, skip_bad)

@@ -8,6 +8,7 @@ that a file made to unpack into gigabytes is refused early.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import math
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core.errors import EnvironmentFault, UsageError
+from mi_ml_gen.core.files import NoHome, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +180,13 @@ def _read_at_most(stream: BinaryIO, n_bytes: int) -> bytearray:
 
 def _find_folder(split: str, root: str | os.PathLike[str] | None) -> Path:
     if root is not None:
-        places = [Path(root)]
+        places = [user_path(root)]
     else:
         named = os.environ.get(DATA_VARIABLE)
-        places = [Path(named), Path(named) / "fashion-mnist"] if named else []
-        places += [place.expanduser() for place in SEARCH_PLACES]
+        places = [user_path(named), user_path(named) / "fashion-mnist"] if named else []
+        for place in SEARCH_PLACES:
+            with contextlib.suppress(NoHome):
+                places.append(user_path(place))
     for place in places:
         if None not in _split_files(place, split):
             return place

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.core.files import user_path
 
 NAMES = ("fashion-mnist", "digits", "torchvision")
 """What the part of a reference before its first colon may be; `data.loading` reads these, a test compares."""
@@ -13,7 +13,7 @@ NAMES = ("fashion-mnist", "digits", "torchvision")
 
 def check_data_path(flag: str, reference: str) -> None:
     """Refuse, by UsageError, what is neither a set's name nor a file or folder that is there."""
-    if reference.removeprefix("builtin:").partition(":")[0] in NAMES or Path(reference).expanduser().exists():
+    if reference.removeprefix("builtin:").partition(":")[0] in NAMES or user_path(reference).exists():
         return
     near = "" if os.sep in reference else nearest(reference, NAMES, "set")
     raise UsageError(f"{flag} {reference}: no such file or folder; sets by name are {', '.join(NAMES)}{near}")

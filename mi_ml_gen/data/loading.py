@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import EnvironmentFault, UsageError, nearest
+from mi_ml_gen.core.files import user_path
 from mi_ml_gen.data.framing import DEFAULT_SIZE_PX, framing
 from mi_ml_gen.data.idx import fashion_mnist
 from mi_ml_gen.data.layout import SPLITS, Layout, holds_images, read_layout, split_named, split_of
@@ -199,7 +200,7 @@ def _on_disk(request: Request) -> tuple[ImageSource, str]:
 
 def _choose(request: Request) -> tuple[Path, str]:
     """The .beton file or the folder that holds the split, and which part of the set it is, in words."""
-    path, split = Path(request.reference).expanduser(), request.split
+    path, split = user_path(request.reference), request.split
     if path.suffix.lower() == ".beton" and not path.is_dir():
         own = split_of(path.stem)
         return path, f"{own} split" if own else _UNDIVIDED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.files import user_path
 from mi_ml_gen.data.classes import aligned
 from mi_ml_gen.data.layout import read_layout, split_named, split_of
 from mi_ml_gen.data.loading import BUILT_IN, is_named, load_source
@@ -117,7 +117,7 @@ def has_split(reference: str, split: str) -> bool:
 
         name = argument.partition(":")[0]
         return name in SETS and split in SETS[name].splits
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     return path.is_dir() and split_named(split) in read_layout(path).splits
 
 
@@ -129,7 +129,7 @@ def check_split(reference: str, split: str) -> None:
     """
     if is_named(reference) or has_split(reference, split):
         return  # a built-in set refuses splits that it lacks
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     if not path.exists():
         return  # which load_source says
     layout = read_layout(path) if path.is_dir() else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torchvision.datasets
 from torch import Tensor
 
 from mi_ml_gen.core.errors import EnvironmentFault, UsageError, nearest
+from mi_ml_gen.core.files import user_path
 from mi_ml_gen.data.folders import to_rgb
 from mi_ml_gen.data.framing import DEFAULT_SIZE_PX, Framing, framing
 from mi_ml_gen.data.idx import check_name
@@ -65,8 +65,9 @@ def load_torchvision(request: Request) -> ImageSource:
     if request.split not in about_set.splits:
         raise UsageError(f"{request.reference}: has no split {request.split!r}, only {', '.join(about_set.splits)}")
     options = about_set.splits[request.split]
+    place = str(user_path(folder))
     try:
-        data = getattr(torchvision.datasets, name)(str(Path(folder).expanduser()), download=False, **options)
+        data = getattr(torchvision.datasets, name)(place, download=False, **options)
         labels = torch.as_tensor(np.asarray(getattr(data, about_set.labels)), dtype=torch.int64)
     except Exception as error:  # torchvision's readers raise anything on files that are missing, cut short or others'
         raise _missing(request, folder, about_set, error) from error

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mi_ml_gen.core.errors import UsageError, nearest
+from mi_ml_gen.core.files import user_path
 
 DEFAULT_REVISION = "main"
 KINDS = ("generator", "walker", "encoder", "classifier", "dataset")
@@ -53,7 +54,9 @@ class WebFile(NamedTuple):
 
     @property
     def name(self) -> str:
-        return unquote(urlsplit(self.url).path).rsplit("/", 1)[-1] or "file"
+        """The last part of its path, as the name of a local file; "file" where that is none (%2e%2e is "..")."""
+        name = re.sub(r"[\x00-\x1f\\]", "_", unquote(urlsplit(self.url).path).rsplit("/", 1)[-1])
+        return "file" if name in ("", ".", "..") else name
 
 
 Source = HubFile | WebFile
@@ -135,13 +138,13 @@ def parse(reference: str | os.PathLike) -> Path | Artifact | HubFile | WebFile:
     text = os.fspath(reference)
     if SCHEME.match(text):
         return source_of(text)
-    return assets().artifacts.get(text) or Path(reference)
+    return assets().artifacts.get(text) or user_path(reference)
 
 
 def check_path(flag: str, path: str | os.PathLike) -> None:
     """Refuse, by UsageError, what a path flag was given that is neither there nor a reference. Fetches nothing."""
     text = os.fspath(path)
-    if os.path.exists(os.path.expanduser(text)) or is_reference(text):
+    if user_path(text).exists() or is_reference(text):
         return
     if os.sep in text:
         raise UsageError(f"{flag} {text}: no such file or folder")
@@ -160,6 +163,12 @@ def source_of(text: str) -> Source:
     return WebFile(f"{scheme[1]}://{rest}")
 
 
+def check_inside(path: str, named_by: object) -> None:
+    """Raise UsageError for a path in a repository that leads out of it, and so out of any folder that it is put in."""
+    if path.startswith("/") or "\\" in path or "\0" in path or any(part in (".", "..") for part in path.split("/")):
+        raise UsageError(f"{named_by}: {path} is no path inside a repository")
+
+
 _REPO_PART = re.compile(r"[\w.-]+")
 
 
@@ -176,6 +185,5 @@ def _hub_file(text: str) -> HubFile:
         raise UsageError(f"{text}: only model repositories are read; {form}")
     if not (_REPO_PART.fullmatch(owner) and _REPO_PART.fullmatch(name) and revision):
         raise UsageError(f"{text}: {form}")
-    if path.startswith("/") or any(part in (".", "..") for part in path.split("/")):
-        raise UsageError(f"{text}: {path} is no path inside a repository")
+    check_inside(path, text)
     return HubFile(owner + "/" + name, path, revision)

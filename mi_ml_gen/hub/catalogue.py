@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mi_ml_gen.core.errors import EnvironmentFault, UsageError, nearest
+from mi_ml_gen.core.files import NoHome
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub.assets import DEFAULT_REVISION, KINDS, SCHEME, Artifact, HubFile, Source, WebFile, assets, source_of
 from mi_ml_gen.hub.downloads import in_units
@@ -121,7 +122,10 @@ def select(entries: Sequence[Entry], words: Sequence[str], kinds: Mapping[str, s
 def is_cached(entry: Entry) -> bool:
     """Whether an entry is in a cache, so far as can be told without asking anybody."""
     if isinstance(entry.where, WebFile):
-        return hub.web_target(entry.where, assets().artifacts.get(entry.name), None).exists()
+        try:
+            return hub.web_target(entry.where, assets().artifacts.get(entry.name), None).exists()
+        except NoHome:
+            return False
     path = (hub.remembered(entry.where) or "") if entry.where.is_pattern else entry.where.path
     return path not in ("", "/") and hub.in_cache(entry.where._replace(path=path)) is not None
 

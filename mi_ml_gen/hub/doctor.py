@@ -6,6 +6,7 @@ that fails, hangs or kills its process is a finding like any other.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mi_ml_gen import __version__
+from mi_ml_gen.core import locks
 
 State = Literal["ok", "none", "warn", "fail"]
 
@@ -68,6 +70,7 @@ def examine(processes: bool = True) -> list[Finding]:
     """All findings. processes: also start two processes by torchrun, which takes as long as two imports of torch."""
     torch = _torch_facts()
     return [
+        *_system(),
         *_python(),
         *_torch(torch),
         *_packages(),
@@ -113,6 +116,11 @@ def _counted(n: int, noun: str) -> str:
 # --- Python and packages ------------------------------------------------------------------------------------
 
 PACKAGES = "Python and packages"
+
+
+def _system() -> Iterator[Finding]:
+    reason = locks.unsupported()
+    yield Finding(PACKAGES, "system", "fail" if reason else "ok", reason or f"{platform.system()} {platform.machine()}")
 
 
 def _python() -> Iterator[Finding]:
@@ -378,19 +386,24 @@ STORAGE = "Storage"
 
 def _storage() -> Iterator[Finding]:
     cache = _hub_cache()
-    yield _writable("cache", cache, "HF_HOME")
+    if str(cache).startswith("~"):
+        says = "this user has no home folder (no HOME, no entry in the passwd file), so nothing can be fetched"
+        yield Finding(STORAGE, "cache", "warn", says, "export HF_HOME=FOLDER")
+    else:
+        yield _writable("cache", cache, "HF_HOME", may_be_read_only=cache.is_dir())
     yield _writable("this folder", Path.cwd(), "")
     yield _writable("temporary", Path(tempfile.gettempdir()), "TMPDIR")
 
 
 def _hub_cache() -> Path:
-    """Where fetched weights go: HF_HUB_CACHE, HF_HOME/hub, or the usual place."""
+    """Where fetched weights go: HF_HUB_CACHE, HF_HOME/hub, or the usual place. With a leading ~ where no home folder is
+    known."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or home / "hub"))
 
 
-def _writable(name: str, folder: Path, variable: str) -> Finding:
-    """Whether files can be made in a folder, which is made on demand, and how much room there is."""
+def _writable(name: str, folder: Path, variable: str, may_be_read_only: bool = False) -> Finding:
+    """Whether files can be made and locked in a folder, which is made on demand, and how much room there is."""
     there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     elsewhere = f"export {variable}=FOLDER" if variable else "cd FOLDER"
     if not there.is_dir():
@@ -400,12 +413,19 @@ def _writable(name: str, folder: Path, variable: str) -> Finding:
         with tempfile.NamedTemporaryFile(dir=there) as file:
             file.write(b"0" * 4096)
             file.flush()
+            lockless = locks.without_locks(file)
     except OSError as error:
+        if may_be_read_only and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            says = f"{folder} may only be read: what is in it is used, nothing new can be fetched"
+            return Finding(STORAGE, name, "warn", says, elsewhere)
         return Finding(STORAGE, name, "fail", f"{there} cannot be written: {error.strerror}", elsewhere)
     free = shutil.disk_usage(there).free
     says = f"{folder}, {_gigabytes(free)} free"
     if free < NO_DISK_BYTES:
         return Finding(STORAGE, name, "fail", says, elsewhere)
+    if lockless is not None:
+        says += f"; this disk has no file locks ({lockless}), so let no two commands write one folder"
+        return Finding(STORAGE, name, "warn", says, elsewhere)
     return Finding(STORAGE, name, "warn" if free < LITTLE_DISK_BYTES else "ok", says, "")
 
 

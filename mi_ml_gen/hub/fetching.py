@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
+import errno
 import fnmatch
 import hashlib
 import inspect
@@ -23,13 +23,15 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from mi_ml_gen.core import locks
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError, nearest
-from mi_ml_gen.core.files import atomic_write, disk_faults, hash_file
-from mi_ml_gen.hub.assets import DEFAULT_REVISION, Artifact, HubFile, WebFile, assets, is_reference, parse
+from mi_ml_gen.core.files import NoHome, atomic_write, disk_faults, hash_file, user_path
+from mi_ml_gen.hub.assets import DEFAULT_REVISION, Artifact, HubFile, WebFile, assets, check_inside, is_reference, parse
 from mi_ml_gen.hub.downloads import (
     LOG_IN,
     Address,
@@ -107,21 +109,60 @@ class NotCached(EnvironmentFault):
 
 
 def cache_folder() -> Path:
-    """Where files of addresses, locks and recorded hashes are kept: MI_ML_GEN_CACHE, or HF_HOME/mi_ml_gen."""
-    return Path(os.environ.get("MI_ML_GEN_CACHE") or Path(_constants().HF_HOME) / "mi_ml_gen").expanduser()
+    """Where files of addresses, locks and recorded hashes are kept: MI_ML_GEN_CACHE, or HF_HOME/mi_ml_gen. Raises
+    NoHome where neither is set and there is no home folder."""
+    own = os.environ.get("MI_ML_GEN_CACHE")
+    return user_path(own) if own else _homed(_constants().HF_HOME) / "mi_ml_gen"
+
+
+def hub_cache() -> Path:
+    """The Hub's own cache: HF_HUB_CACHE, or HF_HOME/hub. Raises NoHome as `cache_folder`."""
+    return _homed(_constants().HF_HUB_CACHE)
+
+
+def _homed(folder: str) -> Path:
+    """A folder as the Hub's client names it; without a home folder it would make one that is called ~ here."""
+    try:
+        return user_path(folder)
+    except NoHome:
+        raise NoHome(
+            "this user has no home folder (no HOME, no entry in the passwd file), so there is no place for fetched "
+            "files; set HF_HOME to a folder"
+        ) from None
 
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One process at a time for a target file; the others wait. The system releases a dead process's lock."""
+    """One process at a time for a target file; the others wait. The system releases a dead process's lock.
+
+    Where the folder of locks cannot be written, as in a cache that others share for reading, it is one among the
+    temporary files: then the target lies elsewhere, or writing it fails with its own name.
+    """
+    locks.check_system()
     name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
-    path = cache_folder() / "locks" / f"{name}.lock"
     with contextlib.ExitStack() as stack:
-        with disk_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(path, "ab"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            file = stack.enter_context(_lock_file(cache_folder() / "locks", name))
+        except EnvironmentFault as fault:
+            if not _is_read_only(fault):
+                raise
+            elsewhere = Path(tempfile.gettempdir()) / f"mi_ml_gen-locks-{os.getuid()}"
+            file = stack.enter_context(_lock_file(elsewhere, name))
+        with disk_faults(Path(file.name)):
+            locks.take(file, wait=True)
         yield
+
+
+def _lock_file(folder: Path, name: str) -> IO[bytes]:
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / f"{name}.lock", "ab")
+
+
+def _is_read_only(fault: EnvironmentFault) -> bool:
+    """Whether nothing can be written there by this user, for good: no rights, a read-only disk, or no home folder."""
+    cause = fault.__cause__
+    return isinstance(fault, NoHome) or getattr(cause, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class _Seen:
@@ -135,14 +176,23 @@ class _Seen:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             return {key: dict(fields) for key, fields in content.items()}
-        except FileNotFoundError:
+        except (FileNotFoundError, NoHome):
             return {}
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise CorruptCheckpointError(f"{self.path}: cannot be read ({error}); move it away to begin anew") from None
 
     def add(self, key: str, **fields: Any) -> None:
-        if fields.items() <= self.read().get(key, {}).items():
+        """Note something. In a cache that this user may only read nothing is noted, and what is noted there stays."""
+        known = self.read().get(key, {})
+        if fields.items() <= known.items():
             return
+        try:
+            self._write(key, fields)
+        except EnvironmentFault as fault:
+            if not _is_read_only(fault) or known:
+                raise
+
+    def _write(self, key: str, fields: Mapping[str, Any]) -> None:
         with _locked(self.path):
             content = self.read()
             today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
@@ -363,7 +413,8 @@ def fetch_folder(reference: str | os.PathLike, local_dir: str | os.PathLike | No
         from huggingface_hub import snapshot_download
 
         with hub_faults(meant):
-            root = Path(snapshot_download(meant.repo, revision=meant.revision, local_files_only=True))
+            kept = snapshot_download(meant.repo, revision=meant.revision, cache_dir=hub_cache(), local_files_only=True)
+            root = Path(kept)
         if not (root / meant.path).is_dir():
             raise NotCached(meant)
         return root / meant.path
@@ -418,7 +469,11 @@ def in_cache(file: HubFile) -> Path | None:
     """The file in the Hub's cache, as of its revision when that was last asked for."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(file.repo, file.path, _constants().HF_HUB_CACHE, file.revision)
+    try:
+        folder = hub_cache()
+    except NoHome:
+        return None  # there is no cache
+    found = try_to_load_from_cache(file.repo, file.path, folder, file.revision)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -432,6 +487,7 @@ def _fetch_hub(file: HubFile, artifact: Artifact | None, folder: Path | None, ac
         file = _only_match(file)
     if file.is_folder:
         raise UsageError(f"{file}: is a folder; name a file in it")
+    check_inside(file.path, file)  # a pattern's file is named by the server's list
     here = in_cache(file) if folder is None else _in_folder(folder / file.path)
     is_commit = re.fullmatch(r"[0-9a-f]{40}", file.revision) is not None
     if is_offline() and here is None:
@@ -454,6 +510,11 @@ def _fetch_hub(file: HubFile, artifact: Artifact | None, folder: Path | None, ac
     if folder is not None:
         path = folder / file.path
         _into_folder(path, file, pinned, artifact, expected)
+    elif here is not None and not _is_writable(hub_cache()):  # one that others share, and fill
+        if (wrong := _wrong(here, expected)) is not None:
+            logger.warning(f"{here}: {wrong}; it is used, since {hub_cache()} cannot be written")
+            return here
+        path = here
     else:
         path = _into_cache(file, pinned, artifact, remote, expected)
     sha256 = expected.sha256 or hashes_of(path).sha256.hexdigest()
@@ -507,8 +568,10 @@ def _into_cache(file: HubFile, pinned: HubFile, artifact: Artifact | None, remot
     """Bring the content under the name that the Hub's cache looks for, and let the client enter it there."""
     from huggingface_hub import hf_hub_download
 
-    cache = Path(_constants().HF_HUB_CACHE)
+    cache = hub_cache()
     blob = cache / f"models--{file.repo.replace('/', '--')}" / "blobs" / remote.etag
+    if not _is_writable(cache):
+        raise EnvironmentFault(f"{file}: is not in {cache}, which cannot be written; set HF_HOME to another folder")
     with _locked(blob):
         for known in (in_cache(pinned), blob):
             if known is not None and known.exists() and (wrong := _wrong(known, expected)) is not None:
@@ -530,6 +593,12 @@ def _into_cache(file: HubFile, pinned: HubFile, artifact: Artifact | None, remot
             _drop(path, wrong)
             raise EnvironmentFault(f"{file}: what came from the Hub {wrong}; nothing was kept")
     return path
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether this user may make files in a folder, or make the folder; other faults of it count as writable."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return not there.is_dir() or os.access(there, os.W_OK)
 
 
 def _carry(pinned: HubFile, target: Path, expected: Expected) -> str:
@@ -578,8 +647,10 @@ def remembered(pattern: HubFile) -> str | None:
 def where_it_lies(artifact: Artifact) -> Path | None:
     """The local file of an artifact that was fetched into the caches, or None; nothing is asked from anybody."""
     for source in (artifact.where, *artifact.also):
+        path: Path | None = None
         if isinstance(source, WebFile):
-            path: Path | None = web_target(source, artifact, None)
+            with contextlib.suppress(NoHome):
+                path = web_target(source, artifact, None)
         else:
             known = remembered(source) if source.is_pattern else source.path
             path = in_cache(source._replace(path=known)) if known is not None else None

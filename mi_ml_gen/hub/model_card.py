@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import yaml
 
 from mi_ml_gen import __version__
 from mi_ml_gen.core import provenance, runs
 from mi_ml_gen.core.errors import CorruptCheckpointError
+from mi_ml_gen.report.text import markdown, one_line
 
 CITATIONS = {
     "serez2025mutual": """\
@@ -236,8 +238,9 @@ def facts(run: RunRecord | None) -> dict[str, str]:
     settings = run.settings
     rows = {"data": data(settings), **_commands(run.starts)}
     seeds = {key: settings[key] for key in settings if key == "seed" or key.endswith("_seed")}
-    rows["seed"] = ", ".join(f"{value}" if key == "seed" else f"{key} {value}" for key, value in seeds.items())
-    rows |= {"hardware": hardware(run.starts), "time": duration(run.starts), "software": _software(run.starts)}
+    rows["seed"] = plain(", ".join(f"{value}" if key == "seed" else f"{key} {value}" for key, value in seeds.items()))
+    made = {"hardware": hardware(run.starts), "time": duration(run.starts), "software": _software(run.starts)}
+    rows |= {key: plain(value) for key, value in made.items()}
     return {key: value or "not recorded" for key, value in rows.items()}
 
 
@@ -245,12 +248,12 @@ def data(settings: Mapping[str, Any]) -> str:
     """What a model was trained on, as far as its settings say."""
     parts = []
     if settings.get("generator"):
-        use = f" ({', '.join(settings['g_use'])})" if settings.get("g_use") else ""
-        parts.append(f"images that the generator `{_unplaced(str(settings['generator']))}`{use} makes")
+        use = f" ({plain(', '.join(map(str, settings['g_use'])))})" if settings.get("g_use") else ""
+        parts.append(f"images that the generator {code(settings['generator'])}{use} makes")
         if _is_number(settings.get("truncation")):
             mean, std, bound = (number(settings.get(key, 0)) for key in ("mean", "std", "truncation"))
             parts.append(f"from noise of mean {mean} and standard deviation {std}, truncated at {bound} of these")
-    named = [f"`{_unplaced(str(settings[key]))}`" for key in DATA_KEYS if settings.get(key)]
+    named = [code(settings[key]) for key in DATA_KEYS if settings.get(key)]
     return "; ".join([*([" ".join(parts)] if parts else []), *named])
 
 
@@ -279,7 +282,7 @@ def duration(starts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _commands(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    commands = dict.fromkeys(f"`{_unplaced(str(start['command']))}`" for start in starts if start.get("command"))
+    commands = dict.fromkeys(code(start["command"]) for start in starts if start.get("command"))
     return {"command": "<br>".join(commands)}
 
 
@@ -294,6 +297,27 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?[/\\](?:[\w.@+ -]+[/\\])+(
 def _unplaced(text: str) -> str:
     """Absolute paths without their folders: they name this machine and its user, and help nobody else."""
     return _ABSOLUTE.sub("", text)
+
+
+# Whatever a run folder holds stands in the card as text: it may come from somebody else, and a card is a web page.
+
+
+def plain(text: object) -> str:
+    """Text as one line of Markdown in which nothing is markup or HTML."""
+    return markdown(text, is_cell=True)
+
+
+def code(text: object) -> str:
+    """Text without its folders as one line of code, in a table too."""
+    line = one_line(_unplaced(str(text)))
+    return f"<code>{plain(line)}</code>" if re.search(r"[`|\\]", line) else f"`{line}`"
+
+
+def fenced(language: str, text: str) -> str:
+    """A block of code that no line of the text can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 # --- pictures -----------------------------------------------------------------------------------------------
@@ -335,18 +359,19 @@ def write(subject: Subject, run: RunRecord | None, repo: str, licence: str | Non
     front = {"library_name": "mi_ml_gen", **({"license": licence} if licence else {}), "tags": _tags(subject, settings)}
     table = {
         "model": f"{subject.what}, {subject.n_parameters:,} parameters",
-        "configuration": ", ".join(f"{key} {value}" for key, value in subject.config.items() if _is_short(value)),
+        "configuration": plain(", ".join(f"{k} {v}" for k, v in subject.config.items() if _is_short(v))),
         **facts(run),
         "licence": licence or "not stated",
     }
-    use = subject.use.replace("{repo}", repo).replace("{generator}", _unplaced(str(settings.get("generator", "..."))))
+    generator = json.dumps(_unplaced(str(settings.get("generator", "..."))), ensure_ascii=False)[1:-1]
+    use = subject.use.replace("{repo}", repo).replace("{generator}", generator)
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
-        f"# {name}",
+        f"# {plain(name)}",
         subject.about,
-        *[f"![{_caption(path)}]({path})\n\n*{_caption(path).capitalize()}*" for path in shown],
+        *[f"![{_caption(path)}]({quote(path)})\n\n*{_caption(path).capitalize()}*" for path in shown],
         "## Use",
-        f"```python\n{use}\n```",
+        fenced("python", use),
         "Needs the package mi_ml_gen. Loading runs nothing that is in the files: they hold numbers and text, and are "
         "held against their SHA-256.",
         "## How it was made",
@@ -355,7 +380,7 @@ def write(subject: Subject, run: RunRecord | None, repo: str, licence: str | Non
     if run is not None:
         parts += _numbers(run)
         text = yaml.safe_dump({k: _shareable(v) for k, v in settings.items()}, sort_keys=False, allow_unicode=True)
-        parts.append(f"<details><summary>All settings of the run</summary>\n\n```yaml\n{text}```\n\n</details>")
+        parts.append(f"<details><summary>All settings of the run</summary>\n\n{fenced('yaml', text)}\n\n</details>")
     parts += [
         "## Citation",
         f"```bibtex\n{CITATIONS[subject.citation]}\n```",
@@ -368,12 +393,13 @@ def _numbers(run: RunRecord) -> list[str]:
     """The section of figures; a run that wrote a card of its own speaks for itself."""
     if run.card:
         body = re.sub(r"^# .*\n|^!\[.*\n", "", run.card, flags=re.MULTILINE).strip()
+        body = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", body)
         return ["## Figures", "*From the run's own card:*", re.sub(r"^## ", "### ", body, flags=re.MULTILINE)]
     found = figures(run)
     if not found:
         return ["## Figures", "None recorded."]
-    rows = [(figure.name, number(figure.value), figure.interval) for figure in found]
-    notes = [f"{_words(k)}: {v}" for k, v in run.results.get("summary", {}).items() if isinstance(v, str)]
+    rows = [(plain(figure.name), number(figure.value), figure.interval) for figure in found]
+    notes = [f"{plain(_words(k))}: {plain(v)}" for k, v in run.results.get("summary", {}).items() if isinstance(v, str)]
     table = _table(("figure", "value", "interval or spread"), rows)
     return ["## Figures", table, *(["\n".join(f"- {note}" for note in notes)] if notes else [])]
 
@@ -405,5 +431,5 @@ def _shareable(value: Any) -> Any:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     right = [j > 0 and head[j] == "value" for j in range(len(head))]
     rule = ["---:" if is_right else "---" for is_right in right]
-    lines = [head, rule, *[[cell.replace("|", "\\|") for cell in row] for row in rows]]
+    lines = [head, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

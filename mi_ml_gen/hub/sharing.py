@@ -96,7 +96,8 @@ def save(
     """Write a model with its card into a folder that is not there yet, all or nothing; gives the folder.
 
     run: the run folder that it comes from, whose record the card tells. repo, licence: for the card.
-    Raises UsageError for a folder that is there, a run folder that is none, a licence that is no identifier.
+    Raises UsageError for a folder that is there, a run folder that is none, a licence that is no identifier, and a repo
+    that is not OWNER/NAME.
     """
     folder = Path(folder)
     if folder.exists():
@@ -105,6 +106,7 @@ def save(
         raise UsageError(
             f"--license {licence}: must be an identifier of the Hub, such as mit, apache-2.0, cc-by-4.0, other"
         )
+    _check_repo(repo)
     kind = weights.kind_of(model)
     record = model_card.RunRecord.read(run) if run is not None else None
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
@@ -241,6 +243,11 @@ def _check(path: Path, sha256: object) -> None:
         raise CorruptCheckpointError(f"{path}: damaged, not what {CONFIG} beside it says")
 
 
+def _check_repo(repo: str) -> None:
+    if not _is_repo(repo) or repo.startswith("hf://"):
+        raise UsageError(f"--repo {repo}: write OWNER/NAME")
+
+
 def _is_repo(text: str) -> bool:
     return re.fullmatch(r"(hf://)?[\w-][\w.-]*/[\w-][\w.-]*", text) is not None
 
@@ -274,6 +281,7 @@ def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str 
     A shared folder is given back as it is, so that an edited card stays. Raises UsageError where what is there is of
     another model than the run's, or another licence is asked for than its card states.
     """
+    _check_repo(repo)
     folder = Path(folder)
     if (folder / CONFIG).is_file():
         target = folder
@@ -346,8 +354,7 @@ def push(folder: str | Path, repo: str, dry_run: bool = True, private: bool = Fa
     refuse; EnvironmentFault where the Hub cannot be reached or does not let us in.
     """
     folder = Path(folder)
-    if not _is_repo(repo) or repo.startswith("hf://"):
-        raise UsageError(f"--repo {repo}: write OWNER/NAME")
+    _check_repo(repo)
     load(folder)
     names = [CONFIG, *describe(folder)["files"], files.hash_file(folder / WEIGHTS).name, CARD]
     names += sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("*.png"))

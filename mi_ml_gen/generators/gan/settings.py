@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.files import user_path
 from mi_ml_gen.core.settings import InFolder, InNamedFolder, Precise, Resumed, Seeded
 from mi_ml_gen.generators.families import ALIASES, canonical
 
@@ -46,7 +46,7 @@ class GanConfig(Precise, Seeded, Resumed, InNamedFolder):
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
-        if self.data_path is not None and not Path(self.data_path).expanduser().exists():
+        if self.data_path is not None and not user_path(self.data_path).exists():
             raise UsageError(f"--data_path {self.data_path}: no such folder")
 
     def resolved(self) -> GanConfig:
