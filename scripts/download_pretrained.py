@@ -14,8 +14,9 @@ which is shown before it comes. The names stand for paths in the flags of all sc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mi_ml_gen.core import cli
@@ -51,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = {kind: getattr(a, f"{kind}s") for kind in KINDS if getattr(a, f"{kind}s") is not None}
     if not (a.list or a.names or kinds):
         raise UsageError("name what to fetch, or give --list (see --help)")
+    if a.list and not hub.is_offline() and not a.dry_run:
+        return _show(a.revision, a.names, kinds)
     needs_listing = a.list or a.dry_run or kinds or not all(map(is_reference, a.names))
     known = catalogue.catalogue(bool(needs_listing) and not hub.is_offline(), a.revision)
-    for fault in known.faults:
-        print(f"warning: not listed: {fault}", file=sys.stderr)
-    chosen = catalogue.select(known.entries, a.names, kinds) if a.names or kinds else known.entries
+    chosen = _chosen(known, a.names, kinds)
     if a.list or a.dry_run:
         print(catalogue.to_text(chosen))
         if a.dry_run:
@@ -68,6 +69,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             from mi_ml_gen.hub.convert import convert_beside
 
             print(convert_beside(path, entry.name, a.out or Path()))
+
+
+def _chosen(known: catalogue.Catalogue, names: Sequence[str], kinds: Mapping[str, str]) -> list[catalogue.Entry]:
+    for fault in known.faults:
+        print(f"warning: not listed: {fault}", file=sys.stderr)
+    return catalogue.select(known.entries, names, kinds) if names or kinds else known.entries
+
+
+def _show(revision: str | None, names: Sequence[str], kinds: Mapping[str, str]) -> None:
+    """Print what there is. Where the repositories are slow, or out of reach, the table comes first: it is here."""
+    known, answer = catalogue.soon(revision)
+    shown: list[catalogue.Entry] = []
+    if answer is not None:
+        with contextlib.suppress(UsageError):  # a word that only the repositories may know
+            shown = _chosen(known, names, kinds)
+            print(catalogue.to_text(shown), flush=True)
+        print("waiting for the repositories to list what they hold ...", file=sys.stderr, flush=True)
+        known = answer.result()
+    new = [entry for entry in _chosen(known, names, kinds) if entry not in shown]
+    if new:
+        print(catalogue.to_text(new))
 
 
 if __name__ == "__main__":

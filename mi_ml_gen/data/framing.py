@@ -65,18 +65,6 @@ FRAMINGS = {
 the downstream sets."""
 
 
-def published_framing(name: str, dataset: str | None) -> str:
-    """The framing called `name`, or, for "auto", the one that the published classifiers have for a data set: ImageNet
-    as BigBiGAN's images (256 px, then 128), all others the central square straight to 128 px.
-
-    Raises UsageError for an unknown name.
-    """
-    if name == "auto":
-        return "bigbigan" if dataset == "imagenet" else "classification"
-    framing(name)
-    return name
-
-
 def framing(name: str, size_px: int | None = None) -> Framing:
     """The framing of that name, to another size where one is given. Raises UsageError for an unknown name."""
     if name not in FRAMINGS:

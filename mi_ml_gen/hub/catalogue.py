@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import fnmatch
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,9 @@ from mi_ml_gen.core.files import NoHome
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub.assets import DEFAULT_REVISION, KINDS, SCHEME, Artifact, HubFile, Source, WebFile, assets, source_of
 from mi_ml_gen.hub.downloads import in_units
+
+PATIENCE_S = 2.0
+"""How long the repositories may take before the table is shown without them."""
 
 
 class Entry(NamedTuple):
@@ -46,8 +52,8 @@ class Catalogue(NamedTuple):
     """Why repositories could not be listed."""
 
 
-def catalogue(online: bool = True, revision: str | None = None) -> Catalogue:
-    """All that is known: the table, and, online, what the repositories list."""
+def catalogue(online: bool = True, revision: str | None = None, pauses_s: Sequence[float] | None = None) -> Catalogue:
+    """All that is known: the table, and, online, what the repositories list. pauses_s: waits between attempts."""
     table = assets()
     listings: dict[str, dict[str, hub.Listed]] = {}
     faults: list[str] = []
@@ -55,7 +61,7 @@ def catalogue(online: bool = True, revision: str | None = None) -> Catalogue:
     if online:
         for repo in dict.fromkeys(place.repo for place in places if isinstance(place, HubFile)):
             try:
-                listings[repo] = hub.list_files(repo, revision or DEFAULT_REVISION)
+                listings[repo] = hub.list_files(repo, revision or DEFAULT_REVISION, pauses_s)
             except (EnvironmentFault, UsageError) as fault:
                 faults.append(str(fault))
     entries = [_of_artifact(artifact, listings, revision) for artifact in table.artifacts.values()]
@@ -73,6 +79,26 @@ def catalogue(online: bool = True, revision: str | None = None) -> Catalogue:
                 found = place, file.size_bytes, file.sha256, folder.licence, ""
                 entries.append(Entry(str(place), folder.kind, folder.family, *found))
     return Catalogue(entries, faults)
+
+
+def soon(revision: str | None = None) -> tuple[Catalogue, Future[Catalogue] | None]:
+    """What the repositories list, asked once; where they do not answer soon, the table, and the answer to come.
+
+    Ending the process does not wait for that.
+    """
+    answer: Future[Catalogue] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(catalogue(True, revision, pauses_s=()))
+        except BaseException as error:  # raised where the answer is looked at
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(PATIENCE_S), None
+    except concurrent.futures.TimeoutError:
+        return catalogue(False, revision), answer
 
 
 def _is_about(path: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from mi_ml_gen.core import files, runs, runtime
 from mi_ml_gen.data.classes import aligned, class_key
-from mi_ml_gen.data.framing import published_framing
+from mi_ml_gen.data.known import published_framing
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import ImageSource
 from mi_ml_gen.data.splits import check_split

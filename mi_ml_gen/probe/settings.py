@@ -10,8 +10,7 @@ from typing import Literal
 from mi_ml_gen.core.config import inside, option, redefined
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.settings import InFolder, InNamedFolder, Precise, Resumed, Seeded, StoredImages
-from mi_ml_gen.data.framing import published_framing
-from mi_ml_gen.data.known import check_data_path
+from mi_ml_gen.data.known import check_data_path, published_framing
 from mi_ml_gen.hub.assets import check_path
 
 READOUTS = ("sgd", "knn", "ridge")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
+from mi_ml_gen.core import locks
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
+from mi_ml_gen.core.files import NoHome
 from mi_ml_gen.generators.registry import load_generator, save_generator
 from mi_ml_gen.hub import assets as table_of_assets
 from mi_ml_gen.hub import catalogue, downloads
 from mi_ml_gen.hub import fetching as weights
-from mi_ml_gen.hub.assets import HubFile
+from mi_ml_gen.hub.assets import HubFile, WebFile
 from mi_ml_gen.hub.downloads import Missing, Unreachable
 from mi_ml_gen.hub.fetching import NotCached, fetch, fetch_folder, local_path
 from mi_ml_gen.latents import Chunks
@@ -25,7 +30,7 @@ from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import NonlinearWalker
 from mi_ml_gen.walkers.spec import load_groups, load_walker
 from tests.conftest import GOLDEN, make_small_generator
-from tests.hub_server import TOKEN, Fault, HubServer, hub, stored
+from tests.hub_server import TOKEN, Fault, HubServer, hub, stored, use_in_this_process
 
 __all__ = ["hub"]  # the fixture
 
@@ -309,6 +314,105 @@ def test_a_cache_that_cannot_be_written_is_named(repo, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "taken"))
     with pytest.raises(UsageError, match="cannot write .*taken/.* is a file, not a folder"):
         fetch("hf://me/r/runs/a.pth")
+
+
+def as_reader(action) -> str:
+    """What an action gives, or raises, in a process whose user may write nothing of ours."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            if os.getuid() == 0:  # root may write anything
+                os.setgroups([])
+                os.setgid(54321)
+                os.setuid(54321)
+            said = str(action())
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as file:
+        return file.read().decode()
+
+
+@pytest.fixture
+def shared_home(repo, monkeypatch):
+    """A cache with runs/a.pth in it, which other users may read."""
+    with tempfile.TemporaryDirectory() as place:  # not below tmp_path, which is closed to others
+        use_in_this_process(repo, Path(place) / "home", monkeypatch)
+        repo.add("me/r", {"runs/a.pth": A, "about.json": SMALL})
+        fetch("hf://me/r/runs/a.pth")
+        (Path(place) / "home" / "mi_ml_gen" / "seen.json").unlink()  # as where the Hub's own client fetched it
+        folders = [Path(place), *(path for path in Path(place).rglob("*") if path.is_dir())]
+        for path in Path(place).rglob("*"):
+            if path.is_file():
+                path.chmod(0o444)
+        for folder in folders:
+            folder.chmod(0o555)
+        yield Path(place) / "home"
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def test_a_shared_cache_that_may_only_be_read_serves_what_is_in_it(shared_home, repo, tmp_path, monkeypatch):
+    path = as_reader(lambda: local_path("hf://me/r/runs/a.pth"))
+    assert path.startswith(str(shared_home)) and Path(path).read_bytes() == A
+    assert "cannot be written; set HF_HOME" in as_reader(lambda: fetch("hf://me/r/about.json"))
+    repo.add("me/r", {"runs/a.pth": A, "new.json": SMALL})  # another commit, the same file
+    assert as_reader(lambda: fetch("hf://me/r/runs/a.pth")) == path
+    with tempfile.TemporaryDirectory() as own:
+        os.chmod(own, 0o777)
+        there = as_reader(lambda: fetch("hf://me/r/about.json", local_dir=own))
+        assert there == f"{own}/about.json" and Path(there).read_bytes() == SMALL
+    set_offline(monkeypatch)
+    assert as_reader(lambda: fetch("hf://me/r/runs/a.pth")) == path
+
+
+def test_without_a_home_folder_there_is_one_line_and_nothing_is_written(repo, tmp_path, monkeypatch, capsys):
+    def nobody(_: object) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "MI_ML_GEN_CACHE", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(constants, "HF_HOME", "~/.cache/huggingface")  # as the client has it then
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    before = sorted(tmp_path.rglob("*"))
+    for reference in ("hf://me/r/runs/a.pth", f"{repo.endpoint}/web/a.bin"):
+        with pytest.raises(NoHome, match="set HF_HOME to a folder"):
+            fetch(reference)
+    assert "bigbigan" in catalogue.to_text(catalogue.catalogue(online=False).entries)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert fetch("hf://me/r/runs/a.pth", local_dir=tmp_path / "own").read_bytes() == A
+
+
+def test_a_disk_without_locks_serves_addresses_and_folders(repo, tmp_path, monkeypatch, caplog):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks, "_warned", set())
+    assert fetch("hf://me/r/runs/a.pth", local_dir=tmp_path / "own").read_bytes() == A
+    assert caplog.text.count("has no file locks") == 1
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "..", ".", "a%2F..", "a/", "%2e%2e%5C%2e%2e"])
+def test_the_name_of_an_address_stays_inside_its_folder(name, tmp_path):
+    target = tmp_path / WebFile(f"https://host/x/{name}").name
+    assert target.resolve().parent == tmp_path and target != tmp_path
+
+
+@pytest.mark.parametrize("path", ["../../out.pth", "/out.pth", "a/../../out.pth"])
+def test_a_listing_cannot_lead_out_of_the_folder(repo, tmp_path, monkeypatch, path):
+    listed = {path: weights.Listed(path, 1, None)}
+    monkeypatch.setattr(weights, "list_files", lambda *_, **__: listed)
+    for get in (lambda: fetch("hf://me/r/*out.pth", local_dir=tmp_path / "a" / "b"),
+                lambda: fetch_folder("hf://me/r", local_dir=tmp_path / "a" / "b")):  # fmt: skip
+        with pytest.raises(UsageError, match="is no path inside a repository"):
+            get()
+    assert not list(tmp_path.rglob("*out.pth"))
 
 
 EIGHT = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -470,6 +471,45 @@ def test_the_card_tells_the_record_of_the_run(tmp_path):
     assert 'Walker.from_pretrained("me/walker-0")' in card and 'load_generator("small.safetensors")' in card
     assert "@article{serez2025mutual" in card
     assert str(tmp_path) not in card and "someone" not in card and "~" not in card
+
+
+HOSTILE = (
+    "{}\n\n<img src=x>\n",
+    "`{} <img src=x>`",
+    "{}\\`<img src=x>",
+    "{}\\| a | <img src=x>",
+    "``` {}\n```\n<img src=x>",
+)
+
+
+@pytest.mark.parametrize("form", HOSTILE)
+def test_nothing_that_a_run_recorded_is_markup_of_the_card(tmp_path, form):
+    run = make_run(tmp_path, g_use=[form.format("use")], generator=form.format("generator"), note=form.format("note"))
+    record = json.loads((run / "environment.json").read_text())
+    for start in record["starts"]:
+        start |= {key: form.format(key) for key in ("command", "device", "cpu", "threads", "torch", "python", "at")}
+    (run / "environment.json").write_text(json.dumps(record))
+    (run / "other.json").write_text(json.dumps({form.format("figure"): 1.5}))
+    (run / "summary.json").write_text(json.dumps({form.format("reason"): form.format("because")}))
+    card = (sharing.save(make_walker(), tmp_path / "w", run, "me/walker-0", "mit") / "README.md").read_text()
+    assert card.count("img src=x") >= 8
+    text = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card.split("---\n", 2)[2], flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\\[`|\\]", "", text)  # escaped, so that they begin nothing
+    text = re.sub(r"(?<!`)`[^`\n]+`(?!`)", "", text)
+    assert set(re.findall(r"<[^>]*>?", text)) <= {
+        "<br>", "<code>", "</code>", "<details>", "<summary>", "</summary>", "</details>"
+    }  # fmt: skip
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in rows} <= {3, 4}
+
+
+@pytest.mark.parametrize("repo", ["me", "../x/y", "me/a\n<b>", "hf://me/x", "me/x/y"])
+def test_a_name_that_is_none_is_refused_before_anything_is_written(tmp_path, repo):
+    run = make_run(tmp_path)
+    for write in (lambda: sharing.prepare(run, repo), lambda: sharing.save(make_walker(), run / "shared", repo=repo)):
+        with pytest.raises(UsageError, match="write OWNER/NAME"):
+            write()
+    assert not (run / "shared").exists()
 
 
 def test_the_example_of_a_card_runs(tmp_path, monkeypatch):

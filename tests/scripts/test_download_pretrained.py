@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from mi_ml_gen.generators.registry import save_generator
-from mi_ml_gen.hub import downloads
+from mi_ml_gen.hub import catalogue, downloads
 from mi_ml_gen.hub.assets import assets
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.files import save_walker
@@ -37,6 +37,7 @@ ENCODER = "runs/encoders/bigbigan_simsiam/encoder_imagenet_chunks_learned/last.c
 @pytest.fixture
 def published(hub: HubServer, monkeypatch) -> HubServer:
     monkeypatch.setattr(downloads, "PAUSES_S", (0.01,) * 4)
+    monkeypatch.setattr(catalogue, "PATIENCE_S", 60.0)
     hub.add("SerezD/mi_ml_gen", {W_1_6: WALKER, CHUNK_0: WALKER, ENCODER: b"e" * 2000, "README.md": b"hello"})
     hub.add("SerezD/NVAE-from-scratch", {"cifar10/last.pt": b"n" * 70_000})
     return hub
@@ -78,6 +79,17 @@ def test_the_list_without_a_repository(published, run):
         code == 0 and "hf://SerezD/NVAE-from-scratch/  (not listed)" in out and "walker-bigbigan-1_6  (84.8 kB)" in out
     )
     assert err.startswith("warning: not listed: hf://SerezD/NVAE-from-scratch/: ") and "(HTTP 500)" in err
+
+
+def test_the_list_comes_at_once_where_the_hub_is_silent(published, run, monkeypatch):
+    set_offline(monkeypatch)
+    table = run("--list", "--walkers")[1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(catalogue, "PATIENCE_S", 0.0)
+    published.faults.append(Fault("/api/models/", stall_s=0.5))
+    code, out, err = run("--list", "--walkers")
+    assert code == 0 and out.startswith(table) and err.startswith("waiting for the repositories")
+    assert f"hf://SerezD/mi_ml_gen/{CHUNK_0}  (84.8 kB)" in out.removeprefix(table)
 
 
 def test_by_name_with_its_licence_first(published, run):
