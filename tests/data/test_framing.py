@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data import known
 from mi_ml_gen.data.framing import FRAMINGS, Framing, center_square, framing, shrink
 from tests.conftest import GOLDEN
 
@@ -73,3 +74,11 @@ def test_unknown_names_and_sizes_are_refused() -> None:
         framing("bigigan")
     with pytest.raises(UsageError, match="at least 1"):
         framing("whole", 0)
+
+
+def test_names_are_known_without_torch():
+    assert tuple(FRAMINGS) == known.FRAMINGS
+    assert known.published_framing("auto", "imagenet") == "bigbigan"
+    assert known.published_framing("auto", None) == "classification"
+    with pytest.raises(UsageError, match="whole"):
+        known.published_framing("whol", None)
