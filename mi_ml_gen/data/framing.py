@@ -8,13 +8,13 @@ stored with its longer side at most `stored_px`, a central square of it is broug
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mi_ml_gen.core.errors import UsageError, nearest
-from mi_ml_gen.data.resampling import resize, resize_area
+
+if TYPE_CHECKING:
+    import numpy as np  # these are imported where pixels are resized: command lines are checked without them
+    from torch import Tensor
 
 DEFAULT_SIZE_PX = 128
 
@@ -44,15 +44,19 @@ class Framing:
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """A stored uint8 image (H, W, 3) -> its central square, (cut_px, cut_px, 3)."""
+        from mi_ml_gen.data.resampling import resize_area
+
         return resize_area(center_square(image, self.ratio), self.cut_px, self.cut_px)
 
     def finish(self, squares: Tensor) -> Tensor:
         """Squares (n, 3, cut_px, cut_px), uint8 or [0, 1] -> (n, 3, size_px, size_px) of the same kind."""
         if squares.shape[-1] == self.size_px:
             return squares
-        if squares.dtype != torch.uint8:
+        from mi_ml_gen.data.resampling import resize
+
+        if squares.is_floating_point():
             return resize(squares, self.size_px, "corners")
-        return resize(squares.float(), self.size_px, "corners").round().to(torch.uint8)
+        return resize(squares.float(), self.size_px, "corners").round().byte()
 
 
 FRAMINGS = {
@@ -86,6 +90,8 @@ def center_square(image: np.ndarray, ratio: float = 1.0) -> np.ndarray:
 
 def shrink(image: np.ndarray, longest_px: int) -> np.ndarray:
     """A uint8 image (H, W, c) whose longer side is at most longest_px, as FFCV's writer shrinks it."""
+    from mi_ml_gen.data.resampling import resize_area
+
     height, width = image.shape[:2]
     ratio = longest_px / max(height, width)
     if ratio >= 1:

@@ -80,9 +80,9 @@ def test_a_redefined_option_keeps_its_rule_and_place():
          "data_root device no_cuda state_interval_s"),
         (gan.GanConfig, "steps device data_path save_every state_interval_s save_folder run_name"),
         (CalibrationConfig, "device save_folder save_freq state_interval_s"),
-        (BenchmarkConfig, "source batch_sizes g_path data_path energy save_folder"),
+        (BenchmarkConfig, "source batch_sizes g_path data_path skip_bad energy save_folder"),
         (NVAETrainConfig, "epochs device log_every save_every state_interval_s save_folder run_name"),
-        (ComparisonConfig, "rows seeds g_path device compile save_folder"),
+        (ComparisonConfig, "rows seeds g_path device compile skip_bad save_folder"),
     ],
 )  # fmt: skip
 def test_what_may_change_when_a_run_is_resumed(settings, free):
