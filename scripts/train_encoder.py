@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from mi_ml_gen.encoders.training import check_inputs
 
         found = check_inputs(settings)
-    if cli.is_dry_run(arguments, settings, found if arguments.dry_run else ()):
+    if cli.is_dry_run(arguments, settings, (found or ()) if arguments.dry_run else ()):
         return
     cli.loading()
     from mi_ml_gen.core import runtime

@@ -99,7 +99,7 @@ def test_what_may_change_when_a_data_set_goes_on():
 def test_names_known_without_torch_are_those_of_the_registries():
     assert set(known_data.NAMES) == set(NAMED) and set(gan.FAMILIES) == set(RECIPES)
     assert set(known.NEED_WEIGHTS) == {name for name in FAMILIES if FAMILIES[name].make is None}
-    assert set(known.SIZES) <= set(bundled())
+    assert set(known.SIZES) == set(bundled())
     for name, size in known.SIZES.items():
         generator = load_generator(name)
         assert (generator.layout.n_chunks, generator.resolution) == size
