@@ -42,8 +42,8 @@ FLOOR = 1e-6
 class PlainPoints:
     """The mixture of toy4: whatever the index, an item is a fresh draw."""
 
-    def __init__(self, law: datasets.toy.Mixture) -> None:
-        locs, scales = law.locs.cpu(), law.scales.cpu()
+    def __init__(self, distribution: datasets.toy.Mixture) -> None:
+        locs, scales = distribution.locs.cpu(), distribution.scales.cpu()
         self.components = [Normal(loc, scale) for loc, scale in zip(locs, scales, strict=True)]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:

@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     device = runtime.resolve_device(options.device)
     augment = Augment("none", 128).to(device)
-    law = TruncatedNormal()
+    distribution = TruncatedNormal()
 
     def step(plain: bool, precision: str = "fp32", compiled: bool = False):
         generator = build(device, plain)
@@ -83,7 +83,7 @@ def main() -> None:
             return infonce_loss(torch.stack(features.chunk(2), dim=1))
 
         def run() -> None:
-            pair = walker(generator, law.sample((options.batch, 120), rng))
+            pair = walker(generator, distribution.sample((options.batch, 120), rng))
             if plain:
                 images = generator.decode(pair.anchor), generator.decode(pair.positive)
                 views = torch.cat([augment(images[0]), augment(images[1])])

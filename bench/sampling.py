@@ -13,13 +13,13 @@ SHAPE = (500_000, 120)
 
 
 def main() -> None:
-    law, rng = TruncatedNormal(), torch.Generator().manual_seed(0)
+    distribution, rng = TruncatedNormal(), torch.Generator().manual_seed(0)
     ways = {
         "scipy.stats.truncnorm.rvs, cast to float32": lambda: stats.truncnorm.rvs(
             -2, 2, size=SHAPE, random_state=np.random.RandomState(0)
         ).astype(np.float32),
-        "TruncatedNormal.sample_reference": lambda: law.sample_reference(SHAPE, 0),
-        "TruncatedNormal.sample": lambda: law.sample(SHAPE, rng),
+        "TruncatedNormal.sample_reference": lambda: distribution.sample_reference(SHAPE, 0),
+        "TruncatedNormal.sample": lambda: distribution.sample(SHAPE, rng),
     }
     seconds = timing.compare(ways, repeats=3, warm_up=1)
     timing.write("sampling", "500,000 x 120 truncated normals", seconds, plain=next(iter(ways)))

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + table.to_terminal() + "\n")
     for name, correlation in nvae_ablation.correlations(parts).items():
         print(f"rank correlation of the KL divergence with {name}: {correlation}")
-    z = settings.law.sample((10, generator.noise_dim), runtime.stream(settings.seed, "page", 0, 0, device))
+    z = settings.distribution.sample((10, generator.noise_dim), runtime.stream(settings.seed, "page", 0, 0, device))
     command = shlex.join(["python", "scripts/nvae_ablation.py", *(argv or [])])
     page = nvae_ablation.write_page(arguments.out / "index.html", generator, parts, z, command)
     print(f"page: {page}")

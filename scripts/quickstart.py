@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)
         found = table1.find_walkers(folder)
-        rows = table1.estimate_rows(generator, found, whole.n_samples, own.law, own.seed, device, True)
+        rows = table1.estimate_rows(generator, found, whole.n_samples, own.distribution, own.seed, device, True)
         table1.write_table(rows, folder)
         print("\n" + table1.to_table(rows).to_terminal() + "\n")
-        z = own.law.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
+        z = own.distribution.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
         pictures.save_chunks(folder / "chunks.png", generator, [one.walker for one in found], z)
-        studies.append(table1.Study(generator, rows, own.law, own.seed, device))
+        studies.append(table1.Study(generator, rows, own.distribution, own.seed, device))
 
     command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
     title = f"What each latent variable of {' and '.join(chosen)} does"

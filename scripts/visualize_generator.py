@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     generator = load_generator(a.generator, a.g_path, device, a.g_use)
     groups = generator.groups(a.groups)
     shape = (a.n_images, generator.noise_dim)
-    z, donors = (a.law.sample(shape, runtime.stream(a.seed, name, 0, 0, device)) for name in ("shown", "donors"))
-    many = a.law.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
+    z, donors = (
+        a.distribution.sample(shape, runtime.stream(a.seed, name, 0, 0, device)) for name in ("shown", "donors")
+    )
+    many = a.distribution.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
     out = a.save_folder
     out.mkdir(parents=True, exist_ok=True)
     samples = pictures.decode_shown(generator, generator.latents(many))

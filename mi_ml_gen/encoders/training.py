@@ -192,8 +192,8 @@ def view_sampler(
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
         walker = walker_from(settings.Tz, generator, device, "--Tz")
         if runtime.is_main():
-            warn_of_differences(walker, generator, settings.law)
-        origin = GeneratedImages(generator, walker, settings.law, settings.decode_at_once)
+            warn_of_differences(walker, generator, settings.distribution)
+        origin = GeneratedImages(generator, walker, settings.distribution, settings.decode_at_once)
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")

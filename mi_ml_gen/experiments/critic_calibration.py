@@ -1,8 +1,8 @@
 """How far the trained critic's bound stays from the truth, on a generator whose information is known.
 
 For each of several mutual informations a critic is trained on pairs of the linear Gaussian generator, then measured
-in evaluation mode on fresh draws, beside the critic that knows the law (`information.gaussian.optimal_scores`) on the
-same draws. The levels go from much information to little, and each goes on from the critic of the level before: at
+in evaluation mode on fresh draws, beside the critic that knows the distribution (`gaussian.optimal_scores`) on the same
+draws. The levels go from much information to little, and each goes on from the critic of the level before: at
 half a nat a critic that starts from nothing gets less far (docs/information.md).
 """
 
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, generator: LinearGaussian, nats: float) -> Problem:
-        """A perturbation that leaves the marginal law as it is, so that InfoNCE bounds the information
+        """A perturbation that leaves the marginal distribution as it is, so that InfoNCE bounds the information
         alone."""
         perturbation = generator.stationary_perturbation(nats)
         return cls(generator, perturbation, generator.joint(perturbation))

@@ -209,7 +209,7 @@ class _Latents:
         self._walker = walker
         self._device = device
         self._seed = settings.starting_seed
-        self._law = TruncatedNormal(settings.mean, settings.std, settings.truncation)
+        self._distribution = TruncatedNormal(settings.mean, settings.std, settings.truncation)
         self._is_published = settings.published_seeds
         self._size = settings.batch_size if settings.published_seeds else BLOCK
         self._last: tuple[int, tuple[Tensor, ...]] | None = None
@@ -229,9 +229,9 @@ class _Latents:
         """Noise is drawn on the CPU, so that every device gives the same images."""
         shape = (self._size, self._generator.noise_dim)
         if self._is_published:
-            z = self._law.sample_reference(shape, self._seed + block)
+            z = self._distribution.sample_reference(shape, self._seed + block)
         else:
-            z = self._law.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
+            z = self._distribution.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
         z = z.to(self._device)
         if isinstance(self._walker, IdentityWalker):
             return (self._generator.latents(z),)

@@ -122,8 +122,12 @@ def run_ablation(
         own = folder / name.replace(" ", "_").replace(":", "_")
         train_navigator(dataclasses.replace(settings, chunks=str(chunks)), generator, own / "walker", progress)
         (walker,) = table1.find_walkers(own)
-        (row,) = table1.estimate_rows(generator, [walker], n_samples, settings.law, settings.seed, device, progress)
-        z = settings.law.sample((N_PAIRS, generator.noise_dim), runtime.stream(settings.seed, "ablation", 0, 0, device))
+        (row,) = table1.estimate_rows(
+            generator, [walker], n_samples, settings.distribution, settings.seed, device, progress
+        )
+        z = settings.distribution.sample(
+            (N_PAIRS, generator.noise_dim), runtime.stream(settings.seed, "ablation", 0, 0, device)
+        )
         changes = {t: _change(generator, walker.walker, z, t) for t in TEMPERATURES}
         random_change = _change(generator, walker.walker, z, 1.0, random_direction=True)
         part_kl = sum(kl[chunks.start : chunks.stop])

@@ -293,7 +293,7 @@ class Study(NamedTuple):
 
     generator: MultiLatentGenerator
     rows: Sequence[Row]
-    law: TruncatedNormal
+    distribution: TruncatedNormal
     seed: int
     device: torch.device | str
     notes: Sequence[str] = ()
@@ -320,7 +320,8 @@ def _add_study(page: Page, study: Study, n_images: int) -> None:
     generator, rows = study.generator, study.rows
     shape = (n_images, generator.noise_dim)
     z, donors = (
-        study.law.sample(shape, runtime.stream(study.seed, name, 0, 0, study.device)) for name in ("page", "donors")
+        study.distribution.sample(shape, runtime.stream(study.seed, name, 0, 0, study.device))
+        for name in ("page", "donors")
     )
     page.section(f"Table 1 of {generator.name}").table(to_table(rows, study.notes))
     page.text(

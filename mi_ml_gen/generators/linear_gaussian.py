@@ -28,8 +28,8 @@ HALF_RANGE_STD = 5.0
 class GaussianPerturbation:
     """z -> scale z + mean + std n on the perturbed chunks, n ~ Normal(0, I) fresh.
 
-    A random walker's additive noise has scale 1; it widens the law of the positives.  `stationary` keeps that
-    law equal to the anchors', which is what makes symmetric InfoNCE a bound on the information alone.
+    A random walker's additive noise has scale 1; it widens the distribution of the positives.  `stationary` keeps that
+    distribution equal to the anchors', which is what makes symmetric InfoNCE a bound on the information alone.
     """
 
     std: float = 0.0
@@ -42,7 +42,7 @@ class GaussianPerturbation:
 
     @classmethod
     def stationary(cls, correlation: float) -> GaussianPerturbation:
-        """Each perturbed number keeps its law and this correlation, from 0 (drawn anew) to 1 (unchanged)."""
+        """Each perturbed number keeps its distribution and this correlation, from 0 (drawn anew) to 1 (unchanged)."""
         if not 0 <= correlation <= 1:
             raise UsageError(f"correlation {correlation}: must lie within 0 and 1")
         return cls(std=math.sqrt(1 - correlation**2), scale=correlation)
@@ -157,7 +157,7 @@ class LinearGaussian(MultiLatentGenerator):
     # the truth
 
     def joint(self, perturbation: GaussianPerturbation, chunks: Chunks | None = None) -> JointGaussian:
-        """The law of (x of the anchor, x of the positive)."""
+        """The distribution of (x of the anchor, x of the positive)."""
         at = self.walk_slice(chunks or self.layout.all)
         scale = torch.ones(self.layout.dim, dtype=torch.float64)
         shift, variance = torch.zeros_like(scale), torch.zeros_like(scale)
@@ -198,7 +198,7 @@ class LinearGaussian(MultiLatentGenerator):
         return GaussianPerturbation.stationary(correlation)
 
     def additive_perturbation(self, nats: float, chunks: Chunks | None = None) -> GaussianPerturbation:
-        """As `stationary_perturbation`, for noise added to the chunks, which widens the law of the
+        """As `stationary_perturbation`, for noise added to the chunks, which widens the distribution of the
         positives."""
         log_std = _solve(
             lambda value: self.mutual_information(GaussianPerturbation(std=math.exp(value)), chunks),

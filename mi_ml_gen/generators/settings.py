@@ -38,5 +38,5 @@ class AnchorNoise:
     )
 
     @property
-    def law(self) -> TruncatedNormal:
+    def distribution(self) -> TruncatedNormal:
         return TruncatedNormal(self.mean, self.std, self.truncation)

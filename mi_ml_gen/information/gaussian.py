@@ -29,13 +29,13 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Normal law with mean (d,) and covariance (d, d)."""
+    """Normal distribution with mean (d,) and covariance (d, d)."""
 
     mean: Tensor
     cov: Tensor
 
     def whiten(self, x: Tensor) -> Tensor:
-        """(n, d) -> (n, d), independent standard normals if x follows this law."""
+        """(n, d) -> (n, d), independent standard normals if x follows this distribution."""
         return torch.linalg.solve_triangular(_cholesky(self.cov), (x - self.mean).T, upper=False).T
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class JointGaussian:
-    """Law of (x, y): means (d_x,), (d_y,) and covariances (d_x, d_x), (d_y, d_y), (d_x, d_y), float64."""
+    """Distribution of (x, y): means (d_x,), (d_y,) and covariances (d_x, d_x), (d_y, d_y), (d_x, d_y), float64."""
 
     mean_x: Tensor
     mean_y: Tensor
@@ -73,7 +73,7 @@ class JointGaussian:
 
     @property
     def swapped(self) -> JointGaussian:
-        """The law of (y, x)."""
+        """The distribution of (y, x)."""
         return JointGaussian(self.mean_y, self.mean_x, self.cov_y, self.cov_x, self.cov_xy.T)
 
     @property
@@ -101,7 +101,7 @@ class JointGaussian:
 
 
 def optimal_scores(joint: JointGaussian, x: Tensor, y: Tensor) -> Tensor:
-    """Scores (2n, 2n) of the critic that knows the law, rows = queries, as `infonce_loss` orders the points.
+    """Scores (2n, 2n) of the critic that knows the distribution, rows = queries, as `infonce_loss` orders the points.
 
     Among the candidates of a query stand draws of both marginals, so the score of candidate v for query x_i
     is log p(v | x_i) - log m(v) with m the mean of the two marginal densities (and the same for the queries
@@ -120,7 +120,7 @@ def optimal_scores(joint: JointGaussian, x: Tensor, y: Tensor) -> Tensor:
 def optimal_bound(
     joint: JointGaussian, n_pairs: int, n_batches: int = 200, rng: torch.Generator | None = None
 ) -> Estimate:
-    """What InfoNCE gives at 2 n_pairs - 1 candidates with the critic that knows the law, over `n_batches`
+    """What InfoNCE gives at 2 n_pairs - 1 candidates with the critic that knows the distribution, over `n_batches`
     batches.
 
     No training brings a critic reliably above it; it is below I(x; y) because the candidates are few, and
@@ -141,8 +141,8 @@ def marginal_divergence(joint: JointGaussian, n: int = 20_000, rng: torch.Genera
     """
     pair = joint.sample(n, rng)
     values = []
-    for points, law, other in ((pair.x, joint.x, joint.y), (pair.y, joint.y, joint.x)):
-        own = law.log_prob(points)
+    for points, distribution, other in ((pair.x, joint.x, joint.y), (pair.y, joint.y, joint.x)):
+        own = distribution.log_prob(points)
         values.append(own - torch.logaddexp(own, other.log_prob(points)) + math.log(2))
     return Estimate.of((0.5 * (values[0] + values[1])).tolist())
 
@@ -150,7 +150,7 @@ def marginal_divergence(joint: JointGaussian, n: int = 20_000, rng: torch.Genera
 def _cholesky(cov: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(cov)
     if info.item() != 0:
-        raise UsageError("a covariance is not positive definite: the law needs noise in every direction")
+        raise UsageError("a covariance is not positive definite: the distribution needs noise in every direction")
     return factor
 
 

@@ -12,7 +12,7 @@ pair). Then log(2B - 1) - CE bounds the mutual information I from below (van den
 Two cautions, both measured in docs/information.md:
 
 - The bound never exceeds log(2B - 1), so it says little once it comes near: see `Bound.saturated`.
-- Points of both sides stand among the candidates.  When anchors and positives follow different marginal laws,
+- Points of both sides stand among the candidates.  When anchors and positives follow different marginal distributions,
   a critic that tells the two apart rejects half of the candidates for free, and the bound then approaches I
   plus the Jensen-Shannon divergence of the two marginals (at most log 2 nats) instead of I.
 """

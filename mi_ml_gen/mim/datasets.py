@@ -1,9 +1,9 @@
-"""The data of the MIM experiments, by name: toy laws, PCA coefficients of Fashion-MNIST, MNIST.
+"""The data of the MIM experiments, by name: toy distributions, PCA coefficients of Fashion-MNIST, MNIST.
 
     data = datasets.load("toy4")
     items = data.draw_epoch(rng)            # a whole epoch at once: items.x (10,000, 2), shuffled, fresh
     data.test.x, data.test.labels           # always the same test set
-    data.anchor.log_prob(x)                 # log P(x), where the law is known
+    data.anchor.log_prob(x)                 # log P(x), where the distribution is known
 
 Where the published code departs from what the paper means, `as_published=True` does as the code did: toy test
 sets are drawn anew in every epoch (`draw_test`), and the PCA of the test images is fitted to the test images,
@@ -51,7 +51,7 @@ class Dataset(ABC):
 
     name: as given to `load`. text: one line about it. x_dim: numbers of an item. binary: whether they are
     probabilities of Bernoulli variables, within [DARKEST, BRIGHTEST]. n_train: items of an epoch. test: the
-    fixed test set. anchor: P(x), with `log_prob`, or None where the law is unknown.
+    fixed test set. anchor: P(x), with `log_prob`, or None where the distribution is unknown.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Dataset(ABC):
         """All training items of one epoch, shuffled."""
 
     def draw_test(self, rng: torch.Generator) -> Items:
-        """The test set of one epoch: the fixed one, but for toy laws under `as_published`."""
+        """The test set of one epoch: the fixed one, but for toy distributions under `as_published`."""
         return self.test
 
 
@@ -78,7 +78,7 @@ def load(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = "cpu",
 ) -> Dataset:
-    """The data set `name`, one of KNOWN (capital Toy for the self-supervised form of a toy law).
+    """The data set `name`, one of KNOWN (capital Toy for the self-supervised form of a toy distribution).
 
     root: the folder of the idx files, for MNIST and Fashion-MNIST. device: where the items will lie. The same
     generator gives the same items on every device if it lives on the CPU itself.
@@ -100,7 +100,7 @@ def load(
     )
 
 
-# --- toy laws -----------------------------------------------------------------------------------------------
+# --- toy distributions -----------------------------------------------------------------------------------------------
 
 
 class ToyDataset(Dataset):
@@ -111,12 +111,12 @@ class ToyDataset(Dataset):
 
     anchor: toy.Mixture
 
-    def __init__(self, name: str, law: toy.Mixture, self_supervised: bool, as_published: bool) -> None:
-        self.name, self.anchor, self.x_dim = name, law, law.dim
+    def __init__(self, name: str, distribution: toy.Mixture, self_supervised: bool, as_published: bool) -> None:
+        self.name, self.anchor, self.x_dim = name, distribution, distribution.dim
         self.self_supervised, self.as_published = self_supervised, as_published
         self.n_train = N_TOY_ITEMS
         pairs = ", the encoder sees another draw of the component" if self_supervised else ""
-        self.text = f"{law.n_components} Gaussians in {law.dim} dimensions{pairs}"
+        self.text = f"{distribution.n_components} Gaussians in {distribution.dim} dimensions{pairs}"
         self.test = self._draw(runtime.stream(0, f"mim test set {name.lower()}", 0, 0))
 
     def draw_epoch(self, rng: torch.Generator) -> Items:

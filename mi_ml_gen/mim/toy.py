@@ -1,4 +1,4 @@
-"""The toy laws of Livne, Swersky and Fleet (2019), section 5.1: mixtures of Gaussians on a circle, mixtures
+"""The toy distributions of Livne, Swersky and Fleet (2019), section 5.1: mixtures of Gaussians on a circle, mixtures
 drawn from a word, and pairs of one component (self-supervision).
 
     toyN      N on the unit circle and one at the origin: N + 1 components of standard deviation 1.25 / (N + 1)
@@ -7,7 +7,7 @@ drawn from a word, and pairs of one component (self-supervision).
     toyTEXT   a component for every lit pixel of the text in a small bitmap font
     Toy...    any of these; the encoder sees another draw from the component of the point to be explained
 
-Components are equally likely. Two oddities of the published laws are kept, as all published figures rest on
+Components are equally likely. Two oddities of the published distributions are kept, as all published figures rest on
 them: the angles of toyN are 2 pi i / (N + 1), so that its N modes leave a gap in the circle; and in D
 dimensions the components stand 20 (N + 1) / D apart or more along each further axis, far more than their width.
 """
@@ -80,9 +80,9 @@ class Mixture:
 
 
 def mixture(text: str) -> Mixture:
-    """The law that the rest of a name after "toy" stands for: "4", "-4", "4_20" or a text, in float32.
+    """The distribution that the rest of a name after "toy" stands for: "4", "-4", "4_20" or a text, in float32.
 
-    Raises UsageError for a law that cannot be, saying what can.
+    Raises UsageError for a distribution that cannot be, saying what can.
     """
     found = _MODES.fullmatch(text)
     if found is None:

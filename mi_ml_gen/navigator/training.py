@@ -92,7 +92,7 @@ def train_navigator(
     n_steps = max(1, settings.num_samples // pairs_per_step)
     n_pairs = pairs_per_step if settings.negatives == "global" else settings.batch_size
     independent = delta.independent_delta(
-        generator, chunks, distribution=settings.law, seed=settings.seed, device=device
+        generator, chunks, distribution=settings.distribution, seed=settings.seed, device=device
     )
     course = loop.Course(
         totals=torch.zeros(2, device=device),  # sums of loss and delta since the last row of metrics
@@ -103,16 +103,18 @@ def train_navigator(
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
-    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, settings.law))
+    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, settings.distribution))
     with loop.Session.open(path, described, free=config.free(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
-        shown = settings.law.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))
+        shown = settings.distribution.sample(
+            (8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device)
+        )
         steps = session.steps(n_steps, "pair", pairs_per_step, f"chunks {chunks}", progress)
         for step in steps if course.finished is None else ():
             # --- A pair, its images, its views
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
-            z = settings.law.sample((settings.batch_size, generator.noise_dim), rng)
+            z = settings.distribution.sample((settings.batch_size, generator.noise_dim), rng)
             pair = walker(generator, z, rng)
             with runtime.autocast(device, settings.precision):
                 images = decode_pair(pair.anchor, pair.positive, chunks, rng)
@@ -177,7 +179,7 @@ def train_navigator(
             pictures.save_pairs(run.images / "selected.png", generator, chosen.to(device), shown)
             pictures.save_curves(run.images / "curves.png", rows)
             n_draws = delta.quick_draws(generator)
-            measured = delta.estimate_delta(generator, chosen, n_draws, settings.law, settings.seed, device)
+            measured = delta.estimate_delta(generator, chosen, n_draws, settings.distribution, settings.seed, device)
             outcome = summary(rows, selection, independent, n_pairs, settings.temp, reason)
             outcome |= answer(rows, chosen, measured, independent, course.finished is not None, run.path)
             run.write_json("summary.json", outcome)

@@ -206,7 +206,7 @@ def test_the_plain_way_takes_the_same_step(tmp_path):
     adam_walker = torch.optim.Adam(walker.parameters(), lr=SETTINGS.lr_walk, **options)
     augment = Augment("none", 8)
     rng = stream(SETTINGS.seed, "pairs", 0, 0)
-    z = SETTINGS.law.sample((8, 8), rng)
+    z = SETTINGS.distribution.sample((8, 8), rng)
     pair = walker(generator, z)
     views = augment(generator.decode(pair.anchor)), augment(generator.decode(pair.positive))
 

@@ -146,7 +146,7 @@ def test_hyperparameters_of_the_paper():
         assert (settings.cumulative_bs, settings.warmup) == ((1024, True) if is_bigbigan else (512, False))
         assert settings.decay and settings.depth == 50 and settings.width == 64
         if "real" not in name:
-            assert settings.law.truncation == (2 if is_bigbigan else 0.9) and settings.law.std == 1
+            assert settings.distribution.truncation == (2 if is_bigbigan else 0.9) and settings.distribution.std == 1
 
 
 def test_flags_win_over_a_configuration(monkeypatch, capsys):

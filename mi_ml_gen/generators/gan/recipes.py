@@ -50,7 +50,7 @@ class Recipe(ABC):
     def __init__(self, width: int, discriminator_width: int): ...
 
     def noise(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        """Noise (n, noise_dim), of the law that everything here draws it from."""
+        """Noise (n, noise_dim), of the distribution that everything here draws it from."""
         return TruncatedNormal().sample((n, self.generator.noise_dim), rng)
 
     @abstractmethod
