@@ -110,7 +110,7 @@ def result_of(path: Path, without: str = "") -> dict[str, Any]:
         if file.suffix == ".safetensors":
             found[name] = flat(load_tensors(file).tensors)
         elif file.suffix in (".csv", ".json") and file.name != "environment.json":
-            found[name] = file.read_text()
+            found[name] = file.read_text().replace(str(path), "")
     return found
 
 
@@ -495,7 +495,7 @@ def _in_a_group(folder: str) -> dict[str, Any]:
                 trainer.train(path, **trainer.of_two)
             except Preempted as error:
                 errors.append(str(error))
-        with full_disk(), at_step(trainer.saves[-2], fill_disk if runtime.is_main() else lambda session: None):
+        with full_disk(), at_step(trainer.n_steps, fill_disk if runtime.is_main() else lambda session: None):
             try:
                 trainer.train(path, **trainer.of_two)
             except EnvironmentFault as error:
