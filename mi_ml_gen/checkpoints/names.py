@@ -17,6 +17,9 @@ from mi_ml_gen.checkpoints.values import (
     DtypeStub,
     Function,
     Meaning,
+    Name,
+    Passed,
+    Record,
     Span,
     Storage,
     StorageType,
@@ -24,6 +27,7 @@ from mi_ml_gen.checkpoints.values import (
     _counts,
     corrupt,
     is_count,
+    mentioned,
     shown,
 )
 from mi_ml_gen.core.errors import UnsafeCheckpointError
@@ -82,6 +86,7 @@ def _nested_storage(args: tuple, machine: PickleMachine) -> Storage:
 
 
 _NUMPY_DTYPE = re.compile(r"b1|\?|[iu][1248]|f[248]")
+_NUMPY_OTHER = re.compile(r"[US]\d{1,9}|[Mm]8|c8|c16")  # texts, dates and complex numbers, which are passed over
 _NDARRAY = "numpy.ndarray"
 
 
@@ -90,13 +95,15 @@ def _numpy_dtype(args: tuple, machine: PickleMachine) -> DtypeStub:
         corrupt("an odd numpy.dtype")
     has_order = args[0].startswith(("<", ">", "=", "|"))
     order, code = (args[0][0], args[0][1:]) if has_order else ("<", args[0])
-    if not _NUMPY_DTYPE.fullmatch(code):
+    if not (_NUMPY_DTYPE.fullmatch(code) or _NUMPY_OTHER.fullmatch(code)):
         raise UnsafeCheckpointError(f"holds an array of numpy dtype '{shown(args[0], 20)}', not of numbers")
     return DtypeStub(code, ">" if order == ">" else "<")
 
 
-def _numpy_scalar(args: tuple, machine: PickleMachine) -> bool | int | float:
+def _numpy_scalar(args: tuple, machine: PickleMachine) -> bool | int | float | Passed:
     span = machine.as_span(args[1]) if len(args) == 2 and isinstance(args[0], DtypeStub) else None
+    if span is not None and not _NUMPY_DTYPE.fullmatch(args[0].code):
+        return Passed("numpy", "generic", {"args": args})
     if span is None or span.size != args[0].dtype.itemsize:
         corrupt("a numpy scalar without its bytes")
     return np.frombuffer(span.bytes(), args[0].dtype)[0].item()
@@ -154,6 +161,94 @@ _FUNCTIONS: dict[tuple[str, str], Callable[[tuple, PickleMachine], Any]] = {
     ("_codecs", "encode"): _encode,
 }
 
+# ------------------------------------------------------------------------------------------------------------
+# What lies beside weights and is not needed: read as plain containers, or passed over
+
+
+def _mapping(args: tuple, machine: PickleMachine) -> dict:
+    """Counter(counts) and dict(pairs): its entries."""
+    if len(args) == 1 and type(args[0]) is dict:
+        machine.budget.spend(len(args[0]))
+        return dict(args[0])
+    return _ordered_dict(args, machine)
+
+
+def _defaultdict(args: tuple, machine: PickleMachine) -> dict:
+    """defaultdict(factory): its entries follow; the factory, a type or None, is not kept."""
+    factory = args[0] if args else None
+    if not (len(args) <= 1 and (factory is None or isinstance(factory, (Name, Record)))):
+        corrupt("an odd defaultdict")
+    return {}
+
+
+def _list_of(args: tuple, machine: PickleMachine) -> list:
+    """deque(items, longest) and list(items)."""
+    if len(args) > 2 or not all(isinstance(items, (list, tuple)) for items in args[:1]):
+        corrupt("a list of something that is not a list")
+    items = args[0] if args else ()
+    machine.budget.spend(len(items))
+    return list(items)
+
+
+def _passed(module: str, name: str) -> Function:
+    return Function(lambda args, machine: Passed(module, name, {"args": mentioned(args)}), makes_objects=True)
+
+
+_COLLECTIONS = {
+    ("collections", "Counter"): _mapping,
+    ("collections", "defaultdict"): _defaultdict,
+    ("collections", "deque"): _list_of,
+    ("builtins", "dict"): _mapping,
+    ("builtins", "list"): _list_of,
+    ("builtins", "frozenset"): _set,
+    ("__builtin__", "dict"): _mapping,
+    ("__builtin__", "list"): _list_of,
+    ("__builtin__", "frozenset"): _set,
+}
+_DICT_CLASSES = re.compile(
+    r"easydict\.EasyDict|addict\.(?:addict\.)?Dict|munch\.(?:Munch|DefaultMunch)|yacs\.config\.CfgNode"
+    r"|(?:pytorch_lightning|lightning\.pytorch)\.utilities\.parsing\.AttributeDict"
+    r"|(?:lightning_fabric|lightning\.fabric)\.utilities\.data\.AttributeDict"
+)
+"""Subclasses of dict in which programs keep their settings."""
+_VALUES = re.compile(
+    r"datetime\.(?:datetime|date|time|timedelta|timezone)"
+    r"|pathlib(?:\._local)?\.(?:Pure)?(?:Posix|Windows)?Path"
+    r"|functools\.partial|re\._compile|decimal\.Decimal|uuid\.(?:UUID|SafeUUID)|types\.SimpleNamespace"
+    r"|(?:builtins|__builtin__)\.(?:slice|range|xrange|complex|bytearray)"
+    r"|numpy\.random\._pickle\.__(?:randomstate|generator|bit_generator)_ctor"
+    r"|numpy\.random\.bit_generator\.(?:SeedSequence|__pyx_unpickle_SeedSequence)"
+    r"|torch\.serialization\._get_layout"
+    r"|torch\.optim\.(?:[a-z_]+\.)?[A-Za-z_]+"
+    r"|torch\.(?:cuda\.)?amp\.grad_scaler\.(?:GradScaler|OptState|_refresh_per_optimizer_state)"
+    r"|omegaconf\.(?:dictconfig|listconfig|base|nodes)\.[A-Za-z]+"
+)
+"""Classes and constructors whose objects are passed over: what they would have been called with is kept."""
+_TYPES = re.compile(
+    r"(?:builtins|__builtin__)\.(?:int|float|str|bool|tuple|object|type|long|unicode|NoneType)"
+    r"|typing\.[A-Za-z]+|types\.NoneType"
+    r"|torch\.nn\.functional\.[a-z_0-9]+"
+    r"|numpy\.(?:bool_?|u?int(?:8|16|32|64)|float(?:16|32|64))"
+    r"|numpy\.random\._(?:mt19937\.MT19937|pcg64\.PCG64(?:DXSM)?|philox\.Philox|sfc64\.SFC64)"
+    r"|(?:pytorch_lightning|lightning\.pytorch)\.callbacks\.[A-Za-z_.]+"
+)
+"""Types and functions that are only mentioned, and cannot be called: the factory of a defaultdict, a setting."""
+
+
+def _beside_weights(module: str, name: str) -> Meaning | None:
+    """The meaning of a name that checkpoints of training hold and weights do not need."""
+    if (module, name) in _COLLECTIONS:
+        return Function(_COLLECTIONS[module, name], makes_objects=True)
+    whole = f"{module}.{name}"
+    if "." in name:  # a class inside a class, or what somebody wants to be taken for one
+        return None
+    if _DICT_CLASSES.fullmatch(whole):
+        return Class(lambda module, name: {})
+    if _VALUES.fullmatch(whole):
+        return _passed(module, name)
+    return Constant(Passed(module, name)) if _TYPES.fullmatch(whole) else None
+
+
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -165,6 +260,8 @@ _STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGES.values()}
 
@@ -198,4 +295,4 @@ def checkpoint_names(module: str, name: str) -> Meaning | None:
         return Constant(_DTYPES[name])
     if (module, name) == ("numpy", "ndarray"):
         return Constant(_NDARRAY)
-    return storage_names(module, name)
+    return storage_names(module, name) or _beside_weights(module, name)

@@ -4,7 +4,9 @@ Python's unpickler calls whatever a file names. This machine knows the opcodes o
 name in a file is only text, looked up in a table of the names that checkpoints of this field hold
 (`checkpoint_names`). A name means one of three things: a function of ours that describes the arguments (a
 tensor becomes a `TensorStub`: where its bytes lie and how they are laid out), an inert object (a module
-becomes a `Record`: a class name and attributes), or a constant (a dtype). Any other name refuses the file.
+becomes a `Record`: a class name and attributes), or a constant (a dtype). Objects that often lie beside weights and
+are not needed (dates, paths, schedules) are passed over, as records of what the file said. Any other name refuses the
+file.
 Nothing is imported, no source is compiled, no attribute is looked up by a name that the file chose.
 
 The work is bounded: opcodes by the file's size; names, texts and keys by fixed lengths; byte strings are
@@ -31,20 +33,28 @@ from mi_ml_gen.checkpoints.values import (
     Function,
     Name,
     Names,
+    Passed,
     Record,
     Span,
     Storage,
     Stream,
+    TensorStub,
     _counts,
     corrupt,
     kind,
+    mentioned,
     shown,
 )
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 
 MAX_NUMBER_KEYS = 20_000  # keys of one dict that are not text: Python hashes numbers without a secret
 MAX_KEY_CHARACTERS = 4096
+MAX_KEY_ITEMS = 8  # of a tuple that is a key
 MAX_TEXT_BYTES = 64 << 20
+
+
+def _is_plain_key(key: Any) -> bool:
+    return key is None or type(key) in (bool, float) or (type(key) is int and abs(key) < 1 << 63)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -111,7 +121,12 @@ class PickleMachine:
         if type(key) is str:
             if len(key) > MAX_KEY_CHARACTERS:
                 corrupt(f"a key of {len(key)} characters")
-        elif not (key is None or type(key) is bool or (type(key) is int and abs(key) < 1 << 63)):
+        elif type(key) is tuple and len(key) <= MAX_KEY_ITEMS:
+            for item in key:
+                if not (type(item) is str or _is_plain_key(item)):
+                    corrupt(f"a tuple with {kind(item)} as a key, or as a member of a set")
+                self._check_key(item)
+        elif not (_is_plain_key(key) or isinstance(key, (Record, TensorStub))):  # the last two are hashed by identity
             corrupt(f"{kind(key)} as a key, or as a member of a set")
 
     def make_set(self, items: list | tuple) -> set:
@@ -341,6 +356,11 @@ class PickleMachine:
         self._make(cls, tuple(self._pop_mark()))
 
     def _make(self, cls: Any, args: Any) -> None:
+        if isinstance(cls, Name) and isinstance(cls.meaning, Function) and cls.meaning.makes_objects:
+            if not isinstance(args, tuple):
+                corrupt(f"an object of {kind(cls)} is made with {kind(args)}")
+            self._stack.append(cls.meaning.describe(args, self))
+            return
         if not (isinstance(cls, Name) and isinstance(cls.meaning, Class)):
             raise UnsafeCheckpointError(f"makes an object of {kind(cls)}")
         if not isinstance(args, tuple) or args:
@@ -349,7 +369,11 @@ class PickleMachine:
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, Record):
+        if isinstance(target, Passed):
+            if "state" in target.state:
+                corrupt(f"a second state of {kind(target)}")
+            target.state["state"] = mentioned(state)
+        elif isinstance(target, Record):
             if type(state) is not dict or target.state:
                 corrupt(f"an odd state of {kind(target)}")
             target.state = state

@@ -29,13 +29,17 @@ from mi_ml_gen.checkpoints.values import (
     ArrayStub,
     Budget,
     DtypeStub,
+    Function,
+    Name,
     Names,
+    Passed,
     Record,
     Span,
     Storage,
     TensorStub,
     corrupt,
     kind,
+    mentioned,
     shown,
 )
 from mi_ml_gen.core import files
@@ -94,21 +98,30 @@ class _Builder:
 
     def _build(self, value: Any, depth: int) -> Any:
         if isinstance(value, dict):
-            return {key: self.build(item, depth) for key, item in value.items()}
+            return {self._key(key, depth): self.build(item, depth) for key, item in value.items()}
         if isinstance(value, list):
             return [self.build(item, depth) for item in value]
         if isinstance(value, tuple):
             return tuple([self.build(item, depth) for item in value])
         if isinstance(value, Record):
-            return Record(value.module, value.name, self.build(value.state, depth))
+            make = Passed if isinstance(value, Passed) else Record
+            return make(value.module, value.name, self.build(value.state, depth))
+        if isinstance(value, ArrayStub) and not value.fits_torch:
+            return Passed("numpy", "ndarray", {"shape": value.shape})
         if isinstance(value, (TensorStub, ArrayStub)):
             return self._tensor(value)
         if isinstance(value, Span):
             self._charge(value.size)
             return value.bytes()
+        if isinstance(value, Name) and isinstance(value.meaning, Function) and value.meaning.makes_objects:
+            return mentioned(value)  # a type such as dict or Path, as a value
         if isinstance(value, DtypeStub):
             return str(value.dtype)
         corrupt(f"holds {kind(value)} where a value should be")
+
+    def _key(self, key: Any, depth: int) -> Any:
+        """A key of a dict: objects are built like values, and tuples of plain values stay as they are."""
+        return self.build(key, depth) if isinstance(key, (Record, TensorStub)) else key
 
     def _charge(self, n_bytes: int) -> None:
         self._bytes_left -= n_bytes

@@ -188,6 +188,14 @@ class Record:
         return f"Record({self.class_name})"
 
 
+@dataclass(eq=False)
+class Passed(Record):
+    """An object that weights do not need (a path, a date, a schedule): passed over, never made.
+
+    `state` keeps what the file said of it: "args", what its class would have been called with, and "state".
+    """
+
+
 @dataclass(frozen=True)
 class StorageType:
     dtype: torch.dtype
@@ -261,11 +269,16 @@ class ArrayStub:
     def n_bytes(self) -> int:
         return 0 if self.dtype is None else math.prod(self.shape) * self.dtype.dtype.itemsize
 
+    @property
+    def fits_torch(self) -> bool:
+        """Whether it becomes a tensor: not texts, dates, complex numbers, or the unsigned numbers of random states."""
+        return self.dtype is None or self.dtype.code in ("b1", "?", "i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8")
+
     def check(self) -> None:
         """Raise CorruptCheckpointError unless the bytes are those of an array of this shape."""
         if self.dtype is None or self.content is None:
             corrupt("an array without content")
-        if self.dtype.code in ("u2", "u4", "u8"):
+        if not self.fits_torch:
             corrupt(f"an array of {self.dtype.dtype}, which torch does not compute with")
         if self.n_bytes != self.content.size or math.prod(max(n, 1) for n in self.shape) >= 1 << 40:
             corrupt(f"an array of shape {self.shape} takes {self.n_bytes} bytes, {self.content.size} are there")
@@ -284,9 +297,13 @@ class ArrayStub:
 
 @dataclass(frozen=True)
 class Function:
-    """A name that files call; `describe(args, machine)` is ours, and gives an inert value."""
+    """A name that files call; `describe(args, machine)` is ours, and gives an inert value.
+
+    makes_objects: whether it is a class, which files may also make objects of by the instructions for that.
+    """
 
     describe: Callable[[tuple, Any], Any]
+    makes_objects: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,6 +329,17 @@ class Name:
     module: str
     name: str
     meaning: Function | Class
+
+
+def mentioned(value: Any) -> Any:
+    """What is kept of a value that an object was to be made with: a class or function only by its name."""
+    if isinstance(value, Name):
+        return Passed(value.module, value.name)
+    return (
+        tuple([mentioned(item) if isinstance(item, Name) else item for item in value])
+        if type(value) is tuple
+        else value
+    )
 
 
 def is_count(value: Any) -> bool:

@@ -9,7 +9,8 @@
     config.add_arguments(parser, NavigatorConfig)              # --num_samples N --lr_walk X --precision ...
     settings = config.from_arguments(NavigatorConfig, parser.parse_args(argv))
 
-Types of fields: int, float, str, bool, Path, Literal, any of these `| None`, and list or tuple of them.
+Types of fields: int, float, str, bool, Path, Literal, any of these `| None`, and list or tuple of them. A type beside
+a Literal, `int | Literal["random"]`, also takes those words.
 Whatever is wrong with a value is a UsageError that says where the value came from: `--num_samples -5: must be
 at least 1`.
 
@@ -335,6 +336,7 @@ class _Spec:
     length: int | None  # of a tuple of fixed length
     optional: bool
     choices: tuple[Any, ...] | None
+    words: tuple[str, ...] = ()  # taken as they are, beside values of the kind
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -360,10 +362,14 @@ def _section(config_class: type, name: str) -> str | None:
 
 def _spec(field: dataclasses.Field, hint: Any) -> _Spec:
     rule = _rule(field)
-    optional, many, length, choices = False, None, None, rule.choices
+    optional, many, length, choices, words = False, None, None, rule.choices, ()
     if typing.get_origin(hint) in (Union, types.UnionType):
         members = [member for member in typing.get_args(hint) if member is not type(None)]
         optional = len(members) < len(typing.get_args(hint))
+        literals = [member for member in members if typing.get_origin(member) is Literal]
+        if len(members) == 2 and len(literals) == 1:
+            members.remove(literals[0])
+            words = typing.get_args(literals[0])
         hint = members[0] if len(members) == 1 else Any
     if typing.get_origin(hint) in (list, tuple):
         many, items = typing.get_origin(hint), typing.get_args(hint)
@@ -373,7 +379,7 @@ def _spec(field: dataclasses.Field, hint: Any) -> _Spec:
         choices = typing.get_args(hint)
         hint = type(choices[0])
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return _Spec(field.name, rule.flag or field.name, rule, hint, default, many, length, optional, choices)
+    return _Spec(field.name, rule.flag or field.name, rule, hint, default, many, length, optional, choices, words)
 
 
 def _convert(spec: _Spec, value: Any, where: str) -> Any:
@@ -382,6 +388,8 @@ def _convert(spec: _Spec, value: Any, where: str) -> Any:
     try:
         if spec.optional and (value is None or value in NOTHING or value in [[word] for word in NOTHING]):
             return None
+        if isinstance(value, str) and value in spec.words:
+            return value
         if spec.many is None:
             return _checked(spec, _scalar(spec.kind, value))
         items = [_checked(spec, _scalar(spec.kind, item)) for item in _split(value)]
@@ -389,7 +397,7 @@ def _convert(spec: _Spec, value: Any, where: str) -> Any:
             raise ValueError(f"must be {spec.length} values, not {len(items)}")
         return spec.many(items)
     except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(" or ".join([f"{where}: {error}", *spec.words])) from None
 
 
 def _split(value: Any) -> list[Any]:

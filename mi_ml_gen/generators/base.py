@@ -74,6 +74,10 @@ class MultiLatentGenerator(Shared):
         """Take over values of some of the `use_fields`, of their types."""
         raise NotImplementedError
 
+    def remarks(self) -> list[str]:
+        """What a user should know of how the generator is used now; `load_generator` says it as warnings."""
+        return []
+
     def config(self) -> dict[str, Any]:
         """Plain values from which, with a state dict, `from_state` builds the same generator again: here none."""
         return {}
@@ -119,6 +123,13 @@ class MultiLatentGenerator(Shared):
         """Noise (n, noise_dim) -> latents (n, layout.dim); here the same."""
         return z
 
+    def moved_latents(self, z: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """Latents of `moved`, a perturbation of noise z, (n, noise_dim) both; here those of `moved` alone.
+
+        A family that decides something of a sample by its noise (a random class) decides it by z for both.
+        """
+        return self.latents(moved)
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 3, resolution, resolution) in [0, 1] -> the noise z (n, noise_dim) that reconstructs them.
 
@@ -127,12 +138,15 @@ class MultiLatentGenerator(Shared):
         raise UsageError(f"{self.name} cannot encode images")
 
     def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
-        """Euclidean length (n,) between the latents of two noises (n, noise_dim) on `chunks`."""
+        """Euclidean length (n,) between the latents of z and of `moved`, noises (n, noise_dim), on `chunks`."""
         at = self.layout.slice(chunks)
         rows = max(1, _LATENTS_AT_ONCE // self.layout.dim)
         parts = zip(z.split(rows), moved.split(rows), strict=True)
         return torch.cat(
-            [torch.linalg.vector_norm(self.latents(b)[:, at] - self.latents(a)[:, at], dim=1) for a, b in parts]
+            [
+                torch.linalg.vector_norm(self.moved_latents(a, b)[:, at] - self.latents(a)[:, at], dim=1)
+                for a, b in parts
+            ]
         )
 
     def synthesize(self, latents: torch.Tensor) -> torch.Tensor:

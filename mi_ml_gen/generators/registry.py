@@ -5,6 +5,7 @@ What a name may be is in families.py; weights that the package ships lie in pret
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from mi_ml_gen.generators.families import (
     register_generator,
 )
 from mi_ml_gen.hub import fetching as hub
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "FAMILIES",
@@ -73,6 +76,8 @@ def load_generator(
     generator = generator.use(use).freeze().to(device).to(memory_format=torch.channels_last)
     if family is not None and not family.is_checked:
         check_images(generator)
+    for remark in generator.remarks():
+        logger.warning(remark)
     return generator
 
 

@@ -72,7 +72,8 @@ class Walker(Shared):
         anchor = positive = generator.latents(z)
         for chunks, moved in self.moves(generator, z, rng):
             at = generator.layout.slice(chunks)
-            positive = torch.cat([positive[:, : at.start], generator.latents(moved)[:, at], positive[:, at.stop :]], 1)
+            latents = generator.moved_latents(z, moved)
+            positive = torch.cat([positive[:, : at.start], latents[:, at], positive[:, at.stop :]], 1)
         return Pair(anchor, positive)
 
 

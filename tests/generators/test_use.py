@@ -72,6 +72,8 @@ def test_a_saved_generator_remembers_its_use(tmp_path):
         (["psi=strong"], "--g_use psi=strong: must be a finite number"),
         (["psi=nan"], "--g_use psi=nan: must be a finite number"),
         (["label=first"], "--g_use label=first: must be a whole number"),
+        (["label=first"], "must be a whole number or random"),
+        (["label=random"], "label random: must be below the number of classes, 0"),
         (["crop=64"], "crop 64: must be at most 32, the side of the image"),
         (["size=0"], "size 0: must be None or a whole number of at least 1"),
         (["label=1"], "label 1: must be below the number of classes, 0"),

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mi_ml_gen.core.errors import UsageError, nearest
 from mi_ml_gen.generators.base import Use
 
+RANDOM = "random"
 NOISE_MODES = ("const", "random", "none")
 _GAINS = {"lrelu": math.sqrt(2), "linear": 1.0}
 _DEFAULT_TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -33,8 +34,9 @@ class StyleGAN2Use(Use):
     """Truncation: w_avg + psi (w - w_avg); 1 leaves w as it is."""
     cutoff: int | None = None
     """Number of rows that truncation applies to; None: all."""
-    label: int = 0
-    """Class of a label-conditional network where the caller names none."""
+    label: int | Literal["random"] = 0
+    """Class of a label-conditional network where the caller names none; random: one for each sample, which its noise z
+    decides, so that the same seed gives the same classes."""
     crop: int | None = None
     """Side of the centre crop that `decode` keeps, in pixels; None: 384 at 512 px (the paper's cars), else
     all."""
@@ -81,6 +83,7 @@ class StyleGAN2Config(StyleGAN2Use):
         for name, least in _WHOLE_OR_NONE.items():
             right = partial(_is_whole_or_none, least)
             self._require(name, right, f"None or a whole number of at least {least}")
+        self._require("label", _is_label, "a whole number of at least 0, or random")
         for name, choices in _CHOICES.items():
             self._require(name, choices.__contains__, f"one of {', '.join(map(str, choices))}")
         side = self.img_resolution
@@ -91,7 +94,8 @@ class StyleGAN2Config(StyleGAN2Use):
         self._require("w_avg_beta", lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "None or in [0, 1]")
         self._require("psi", _is_number, "a finite number")
         self._require("cutoff", lambda v: (v or 0) <= self.num_ws, f"at most {self.num_ws}, the number of layers")
-        self._require("label", lambda v: v < max(self.c_dim, 1), f"below the number of classes, {self.c_dim}")
+        of_classes = f"below the number of classes, {self.c_dim}"
+        self._require("label", lambda v: self.c_dim > 0 if v == RANDOM else v < max(self.c_dim, 1), of_classes)
         self._require("crop", lambda v: (v or 0) <= side, f"at most {side}, the side of the image")
 
     def _require(self, name: str, right: Callable[[Any], bool], wanted: str) -> None:
@@ -204,7 +208,7 @@ _STYLEGAN3_DEFAULTS: dict[str, Any] = {"num_fp16_res": 4, "conv_clamp": 256, "w_
 
 _WHOLE = {
     **dict.fromkeys(("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max"), 1),
-    **dict.fromkeys(("c_dim", "num_fp16_res", "label"), 0),
+    **dict.fromkeys(("c_dim", "num_fp16_res"), 0),
     "img_resolution": 4,
 }
 _WHOLE_OR_NONE = {"embed_features": 1, "layer_features": 1, "cutoff": 0, "crop": 1, "size": 1}
@@ -217,6 +221,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "noise_mode": NOISE_MODES,
     "resampling": (None, "corners", "antialias"),
 }
+
+
+def _is_label(value: Any) -> bool:
+    return value == RANDOM or _is_whole(0, value)
 
 
 def _is_whole(least: int, value: Any) -> bool:

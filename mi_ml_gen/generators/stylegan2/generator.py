@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.data.resampling import resize
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, check_state
-from mi_ml_gen.generators.stylegan2.config import _DEFAULT_TAPS, StyleGAN2Config, StyleGAN2Use
+from mi_ml_gen.generators.stylegan2.config import _DEFAULT_TAPS, RANDOM, StyleGAN2Config, StyleGAN2Use
 from mi_ml_gen.generators.stylegan2.network import (
     MappingNetwork,
     NoiseSource,
@@ -52,6 +52,7 @@ class StyleGAN2(MultiLatentGenerator):
         self.settings: StyleGAN2Config = config or StyleGAN2Config()
         config = self.settings
         self.name = name
+        self._label_was_chosen = config.label != 0
         self.layout = LatentLayout((config.w_dim,) * config.num_ws)
         self.noise_dim = config.z_dim
         self.resolution = config.size_px
@@ -95,7 +96,17 @@ class StyleGAN2(MultiLatentGenerator):
 
     def _use(self, given: dict[str, Any]) -> None:
         self.settings = replace(self.settings, **given)
+        self._label_was_chosen = self._label_was_chosen or "label" in given
         self.resolution = self.settings.size_px
+
+    def remarks(self) -> list[str]:
+        n_classes = self.settings.c_dim
+        if n_classes < 2 or self._label_was_chosen:
+            return []
+        return [
+            f"{self.name} is a network of {n_classes} classes and no label was chosen: all its images are of class 0; "
+            f"give --g_use label=random, or a class of 0 to {n_classes - 1} (label=0 says that class 0 is meant)"
+        ]
 
     def config(self) -> dict[str, Any]:
         return {**asdict(self.settings), "resample_filter": list(self.settings.resample_filter)}
@@ -112,16 +123,27 @@ class StyleGAN2(MultiLatentGenerator):
         """
         _check_shape("z", z, (self.noise_dim,))
         c_dim = self.settings.c_dim
-        if c_dim == 0:
-            if labels is not None:
-                raise UsageError(f"{self.name} is not conditional: it takes no labels")
-            return self.mapping(z)
         if labels is None:
-            labels = torch.full((len(z),), self.settings.label, device=z.device)
+            labels = self._labels(z)
+        elif c_dim == 0:
+            raise UsageError(f"{self.name} is not conditional: it takes no labels")
+        if labels is None:
+            return self.mapping(z)
         if labels.ndim == 1:
             labels = F.one_hot(labels, c_dim)
         _check_shape("labels", labels, (c_dim,))
         return self.mapping(z, labels)
+
+    def _labels(self, z: torch.Tensor) -> torch.Tensor | None:
+        """The classes (n,) that noise z (n, z_dim) has as configured; None for an unconditional network."""
+        c_dim, label = self.settings.c_dim, self.settings.label
+        if c_dim == 0:
+            return None
+        return _drawn_labels(z, c_dim) if label == RANDOM else torch.full((len(z),), int(label), device=z.device)
+
+    def moved_latents(self, z: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """A perturbed sample keeps its class: the label is that of z, also where it is random."""
+        return self.latents(moved, self._labels(z))
 
     def latents(self, z: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Noise z (n, z_dim) -> W+ (n, layout.dim), truncated as configured; the mapping runs once per z."""
@@ -137,7 +159,9 @@ class StyleGAN2(MultiLatentGenerator):
         self.layout.slice(chunks)  # refuses chunks beyond the last layer
         n_short = max(min(chunks.stop, self._n_truncated()) - chunks.start, 0)
         squared = self.settings.psi**2 * n_short + len(chunks) - n_short
-        return torch.linalg.vector_norm(self.styles(moved) - self.styles(z), dim=1) * math.sqrt(squared)
+        labels = self._labels(z)
+        difference = self.styles(moved, labels) - self.styles(z, labels)
+        return torch.linalg.vector_norm(difference, dim=1) * math.sqrt(squared)
 
     def _n_truncated(self) -> int:
         """Number of rows, from the first on, that truncation changes."""
@@ -191,6 +215,20 @@ class StyleGAN2(MultiLatentGenerator):
         image = resize(image, self.resolution, self.settings.resampling_kind)
         image = ((image * 127.5 + 128) / 255).clamp(0, 1)  # the authors' bytes, not rounded: 0 becomes 128/255
         return image.expand(-1, 3, -1, -1)
+
+
+def _drawn_labels(z: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """A class (n,) for each row of noise z (n, z_dim), uniform and, in effect, independent of what z does else.
+
+    A hash of the bits of z as float32 (multiply and shift, modulo 2**64), so that the seed of z decides, and no state
+    is kept.
+    """
+    bits = z.detach().float().contiguous().view(torch.int32).long() & 0xFFFFFFFF
+    odd = (2 * torch.arange(1, bits.shape[1] + 1, device=z.device) + 1) * 0x9E3779B97F4A7C1
+    mixed = (bits * odd).sum(1)
+    for shift in (32, 29, 32):
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * 0x5851F42D4C957F2D
+    return ((mixed >> 32) & 0x7FFFFFFF) % n_classes
 
 
 def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str = "stylegan2") -> StyleGAN2:
