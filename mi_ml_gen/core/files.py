@@ -78,7 +78,7 @@ def check_held(path: Path) -> None:
                 )
 
 
-def user_path(path: str | os.PathLike) -> Path:
+def user_path(path: str | os.PathLike[str]) -> Path:
     """A path with a leading ~ as the home folder that it means. Raises NoHome where there is none."""
     try:
         return Path(path).expanduser()

@@ -171,7 +171,8 @@ def test_caches_that_cannot_be_used(machine, tmp_path):
 
 
 NO_FCNTL = """
-import sys
+import sys, warnings
+warnings.filterwarnings("ignore", message="only soft file lock")  # of filelock, which knows that this is no Windows
 class No:
     def find_spec(self, name, path=None, target=None):
         if name == "fcntl":
