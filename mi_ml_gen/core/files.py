@@ -78,12 +78,12 @@ def check_held(path: Path) -> None:
                 )
 
 
-def user_path(path: str | os.PathLike) -> Path:
+def user_path(path: str | os.PathLike[str]) -> Path:
     """A path with a leading ~ as the home folder that it means. Raises NoHome where there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # no HOME and no passwd entry, as for a bare user number in a container, or ~somebody
-        raise NoHome(f"{path}: this user has no home folder here; set HOME, or give a path without ~") from None
+        raise NoHome(f"{path}: no home folder is known for it here; set HOME, or write the path without ~") from None
 
 
 class NoHome(EnvironmentFault):

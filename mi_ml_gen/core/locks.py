@@ -41,6 +41,11 @@ def check_system() -> None:
         raise EnvironmentFault(reason)
 
 
+def are_missing(error: OSError) -> bool:
+    """Whether an error of locking a file means that its disk has no locks."""
+    return error.errno in _NO_LOCKS
+
+
 def take(file: IO, wait: bool, of_process: bool = False) -> bool:
     """Lock an open, writable file until it is closed or its process dies; whether this process may go on.
 
@@ -55,7 +60,7 @@ def take(file: IO, wait: bool, of_process: bool = False) -> bool:
     except OSError as error:
         if error.errno in _BUSY and not wait:
             return False
-        if error.errno not in _NO_LOCKS:
+        if not are_missing(error):
             raise
         _warn(file, error)
     return True
@@ -69,7 +74,7 @@ def without_locks(file: IO) -> str | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_UN)
     except OSError as error:
-        return error.strerror if error.errno in _NO_LOCKS else None
+        return error.strerror if are_missing(error) else None
     return None
 
 

@@ -584,7 +584,7 @@ def _into_cache(file: HubFile, pinned: HubFile, artifact: Artifact | None, remot
             if (remote.size_bytes or 0) < CLIENT_ONLY_FROM_BYTES:
                 _carry(pinned, blob, expected)
                 by_client = False
-        with hub_faults(file), disk_faults(blob):
+        with hub_faults(file), disk_faults(blob), _client_locks(cache):
             path = Path(
                 hf_hub_download(file.repo, file.path, revision=file.revision, endpoint=endpoint(), cache_dir=cache)
             )
@@ -593,6 +593,20 @@ def _into_cache(file: HubFile, pinned: HubFile, artifact: Artifact | None, remot
             _drop(path, wrong)
             raise EnvironmentFault(f"{file}: what came from the Hub {wrong}; nothing was kept")
     return path
+
+
+@contextlib.contextmanager
+def _client_locks(cache: Path) -> Iterator[None]:
+    """Say what to do where the Hub's client cannot do without locks."""
+    try:
+        yield
+    except OSError as error:
+        if not locks.are_missing(error):
+            raise
+        raise EnvironmentFault(
+            f"the disk of {cache} has no file locks ({error.strerror}), which the Hub's own client needs; "
+            "set HF_HOME to a folder on another disk"
+        ) from error
 
 
 def _is_writable(folder: Path) -> bool:

@@ -80,6 +80,7 @@ def test_a_user_without_a_home_folder_is_told(tmp_path, monkeypatch):
     assert user_path("~/x") == tmp_path / "x" and user_path("x/~") == user_path("x") / "~"
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    with pytest.raises(NoHome, match=r"^~/x: this user has no home folder here; set HOME"):
-        user_path("~/x")
+    for path in ("~/x", "~nobody-of-this-name/x"):
+        with pytest.raises(NoHome, match=rf"^{path}: no home folder is known for it here; set HOME"):
+            user_path(path)
     assert str(user_path("x")) == "x"

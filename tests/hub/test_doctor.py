@@ -170,6 +170,46 @@ def test_caches_that_cannot_be_used(machine, tmp_path):
     assert line(output, "cache").startswith(f"ok: {tmp_path}/own")
 
 
+NO_FCNTL = """
+import sys, warnings
+warnings.filterwarnings("ignore", message="only soft file lock")  # of filelock, which knows that this is no Windows
+class No:
+    def find_spec(self, name, path=None, target=None):
+        if name == "fcntl":
+            raise ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
+sys.modules.pop("fcntl", None)
+sys.meta_path.insert(0, No())
+"""
+NO_HOME = """
+import os, pwd
+def nobody(number):
+    raise KeyError(number)
+pwd.getpwuid = nobody
+for name in ("HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "MI_ML_GEN_CACHE"):
+    os.environ.pop(name, None)
+"""
+NO_LOCKS = """
+import errno, fcntl, os
+def flock(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
+
+
+@pytest.mark.parametrize(
+    ("begins", "code", "name", "says"),
+    [
+        (NO_FCNTL, 4, "system", "fail: this Python has no file locks"),
+        (NO_HOME, 0, "cache", "warn: this user has no home folder"),
+        (NO_LOCKS, 0, "this folder", "has no file locks (No locks available)"),
+    ],
+)
+def test_systems_users_and_disks_that_lack_something(machine, begins, code, name, says):
+    (machine / "sitecustomize.py").write_text(begins)
+    found, out = run(machine)
+    assert found == code and says in line(out, name), out
+
+
 def test_a_damaged_generator_of_the_package(machine):
     shutil.copytree(ROOT / "mi_ml_gen", machine / "mi_ml_gen", ignore=shutil.ignore_patterns("__pycache__"))
     pretrained = machine / "mi_ml_gen" / "generators" / "pretrained"

@@ -396,6 +396,8 @@ def test_a_disk_without_locks_serves_addresses_and_folders(repo, tmp_path, monke
     monkeypatch.setattr(locks, "_warned", set())
     assert fetch("hf://me/r/runs/a.pth", local_dir=tmp_path / "own").read_bytes() == A
     assert caplog.text.count("has no file locks") == 1
+    with pytest.raises(EnvironmentFault, match="set HF_HOME to a folder on another disk"):
+        fetch("hf://me/r/runs/a.pth")
 
 
 @pytest.mark.parametrize("name", ["%2e%2e", "..", ".", "a%2F..", "a/", "%2e%2e%5C%2e%2e"])
