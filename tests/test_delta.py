@@ -207,7 +207,7 @@ def test_long_latents_need_no_more_memory(generator, chunks, monkeypatch):
     walkers = learned_walker(generator, chunks), RandomWalker(chunks, 0.5)
     n = block_rows(generator.noise_dim)
     with PeakBytes() as counted:
-        trained = [table1.TrainedWalker(Path("w"), walker, 2048, 1.0, 64, 0.1) for walker in walkers]
+        trained = [table1.TrainedWalker(Path("w"), walker, 2048, 1.0, 1.0, 64, 0.1) for walker in walkers]
         rows = table1.estimate_rows(generator, trained, n)
         several = estimate_delta(generator, random, n)
     assert counted.peak < 500_000_000

@@ -66,3 +66,8 @@ def nearest(word: str, known: Iterable[str], what: str) -> str:
 
 class CollapseError(NonFiniteError):
     """The features of an encoder in training collapsed, and the run was told to stop at that."""
+
+
+def with_article(noun: str) -> str:
+    """ "an encoder", "a walker": for messages."""
+    return f"{'an' if noun[:1].lower() in tuple('aeiou') else 'a'} {noun}"

@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from mi_ml_gen.core import files
-from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, NonFiniteError, UsageError, nearest
+from mi_ml_gen.core.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    NonFiniteError,
+    UsageError,
+    nearest,
+    with_article,
+)
 from mi_ml_gen.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -217,7 +224,7 @@ def read(path: str | Path, kind: str | None = None) -> Content:
     if content is None:
         raise CorruptCheckpointError(f"{path}: its head describes no {kind or 'model'} of mi_ml_gen")
     if kind is not None and content.kind != kind:
-        raise CorruptCheckpointError(f"{path}: holds a {content.kind}, not a {kind}")
+        raise CorruptCheckpointError(f"{path}: holds {with_article(content.kind)}, not {with_article(kind)}")
     check_finite(path, tensors)
     return content
 

@@ -31,7 +31,14 @@ from torch import nn
 
 from mi_ml_gen import __version__
 from mi_ml_gen.core import files, weights
-from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, EnvironmentFault, UsageError, nearest
+from mi_ml_gen.core.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    EnvironmentFault,
+    UsageError,
+    nearest,
+    with_article,
+)
 from mi_ml_gen.core.weights import KINDS, Kind
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub import model_card
@@ -79,7 +86,7 @@ class Shared(nn.Module):
         """As `load`. Raises UsageError where a model of another class is found."""
         model = load(source, device, revision)
         if not isinstance(model, cls):
-            raise UsageError(f"{source}: holds a {type(model).__name__}, not a {cls.__name__}")
+            raise UsageError(f"{source}: holds {with_article(type(model).__name__)}, not {with_article(cls.__name__)}")
         return model
 
 

@@ -32,6 +32,8 @@ def test_each_start_of_a_run_is_noted_with_its_time(tmp_path, monkeypatch):
 
 
 def test_a_damaged_record_stops_nothing(tmp_path, caplog):
+    with RunFolder.open(tmp_path, {"seed": 1}):
+        pass
     for content in ("", "[]", '{"starts": [1]}', "\0"):
         (tmp_path / "environment.json").write_text(content)
         assert provenance.read(tmp_path) == []

@@ -207,7 +207,7 @@ def test_foreign_tensors_need_no_hash(tmp_path):
     assert load_tensors(path).metadata == {}
     for data in (b"", b"PK\3\4" + bytes(100), path.read_bytes()[:-1], b"\xff" * 64):
         path.write_bytes(data)
-        with pytest.raises(CorruptCheckpointError, match="not a whole safetensors file"):
+        with pytest.raises(CorruptCheckpointError, match="not a (whole )?safetensors file"):
             load_tensors(path)
     for missing in (tmp_path / "none", tmp_path, path / "below"):
         with pytest.raises(UsageError, match=re.escape(str(missing))):

@@ -65,7 +65,7 @@ def test_a_run_from_the_command_line(monkeypatch, capsys, tmp_path):
     "argv, code, message",
     [
         ((), 2, "--encoder must be given"),
-        (("--encoder", "moco"), 2, "must be one of byol, simclr, simsiam"),
+        (("--encoder", "moco"), 2, "must be one of simclr, simsiam, byol"),
         (("--encoder", "byol"), 2, "give --generator NAME, or --data_path"),
         (("--conf", "simsiam_bigbigan/encoder_imagenet_baseline_reel"), 2, "baseline_real"),
         (("--conf", "x", "--config", "y"), 2, "give one of them"),

@@ -169,7 +169,7 @@ def test_wrong_settings(monkeypatch, capsys, tmp_path, encoder, data, flags, cod
         (lambda p, e: p / "absent.ckpt", 2, "absent.ckpt"),
         (lambda p, e: p, 2, "no classifier.safetensors or last.ckpt"),
         (lambda p, e: cut(e, 1000), 3, "encoder.safetensors"),
-        (lambda p, e: e, 3, "no linear classifier"),
+        (lambda p, e: e, 3, "holds an encoder, not a classifier"),
         (lambda p, e: text(p / "last.ckpt", "text"), 3, "last.ckpt"),
         (lambda p, e: hostile(p / "evil.ckpt"), 3, "evil.ckpt"),
     ],
@@ -184,7 +184,7 @@ def test_wrong_classifiers(monkeypatch, capsys, tmp_path, encoder, data, make, c
 def test_test_images_are_never_the_training_images(monkeypatch, capsys, encoder, data):
     """A folder that is not divided into splits gives the same images for every split."""
     argv = ["--lin_cls_path", encoder, "--data_path", data / "train", "--device", "cpu"]
-    assert_refused(monkeypatch, capsys, "eval_classifier", argv, 3, "no linear classifier")
+    assert_refused(monkeypatch, capsys, "eval_classifier", argv, 3, "holds an encoder, not a classifier")
     code, _, err = call(
         monkeypatch, capsys, "train_classifier", "--encoder_path", encoder, "--data_path", data / "train",
         "--device", "cpu", "--save_folder", data / "runs", "--hold_out", "0.25", "--readouts", "ridge",
