@@ -99,7 +99,7 @@ def test_the_grid_shows_the_views_that_were_used(whole_run):
     sampler = view_sampler(SETTINGS, make_small_generator())
     views = sampler(0)
     shown = [half * sampler.augment.std + sampler.augment.mean for half in views]
-    wanted = pair_grid(*shown, n_columns=8)
+    wanted = pair_grid(*shown, n_columns=8, labels=("view 1", "view 2"))
     np.testing.assert_array_equal(np.asarray(Image.open(path / "images" / "views_0000.png")), wanted)
     assert sorted(p.name for p in (path / "images").glob("views_*")) == ["views_0000.png", "views_0002.png"]
 

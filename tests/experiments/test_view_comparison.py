@@ -197,7 +197,7 @@ def test_a_stop_within_an_encoder_changes_nothing(monkeypatch, capsys, tmp_path,
         (["--samples", "0"], 2, "--samples 0: must be at least 2"),
         (["--walkers", "absent"], 2, "--walkers absent: no such folder or file; groups are written"),
         (["--walkers", "0_1=0.5"], 2, "must perturb all of chunks 1_2, and no others; these perturb 0_1"),
-        (["--sample", "9"], 2, "nearest known flag: --samples"),
+        (["--num_sample", "9"], 2, "nearest known flag: --num_samples"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -150,6 +150,8 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     last = sorted((other / "checkpoints").glob("*.pt"))[-1].name
     mine, theirs = (torch.load(path / "checkpoints" / last, weights_only=True) for path in (one, other))
+    for state in (mine, theirs):  # the settings, but for the folder that each run is in
+        del state["settings"]["save_folder"]
     assert flat(mine) == flat(theirs)
 
 
