@@ -45,10 +45,11 @@ def tiny(folder, family: str, **settings) -> GanConfig:
 
 
 def last_state(path) -> dict:
-    """The newest state of a run, without its clock."""
+    """The newest state of a run, without its clock and settings."""
     newest = max((path / "checkpoints").glob("state_*.pt"))
     state = torch.load(newest, weights_only=True)
     state["state"]["course"].pop("elapsed_s")
+    state.pop("settings")
     return state
 
 
