@@ -129,7 +129,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         mine, theirs = load_tensors(one / name).tensors, load_tensors(other / name).tensors
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     last = f"checkpoints/state_{STEPS:012d}.pt"
-    mine, theirs = (torch.load(path / last, weights_only=True) for path in (one, other))
+    mine, theirs = (torch.load(path / last, weights_only=True)["state"] for path in (one, other))
     assert flat(mine) == flat(theirs)
 
 

@@ -149,9 +149,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         mine, theirs = load_tensors(one / name).tensors, load_tensors(other / name).tensors
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     last = sorted((other / "checkpoints").glob("*.pt"))[-1].name
-    mine, theirs = (torch.load(path / "checkpoints" / last, weights_only=True) for path in (one, other))
-    for state in (mine, theirs):  # the settings, but for the folder that each run is in
-        del state["settings"]["save_folder"]
+    mine, theirs = (torch.load(path / "checkpoints" / last, weights_only=True)["state"] for path in (one, other))
     assert flat(mine) == flat(theirs)
 
 
