@@ -21,7 +21,7 @@ from mi_ml_gen.hub.convert import convert
 from mi_ml_gen.walkers.files import read_about, save_walker
 from mi_ml_gen.walkers.spec import load_walker
 from tests import hostile
-from tests.conftest import GOLDEN, make_small_generator
+from tests.conftest import GOLDEN, load_helper, make_small_generator
 from tests.scripts.test_scripts import call
 
 FIXTURES = GOLDEN / "fixtures"
@@ -101,12 +101,15 @@ def test_every_family_with_a_published_file_is_told_from_the_others(tmp_path, bi
     from mi_ml_gen.checkpoints.reading import CheckpointFile
     from mi_ml_gen.generators.registry import published_names
 
+    nvae = tmp_path / "last.pt"
+    torch.save(load_helper("nvae").checkpoint(), nvae)
     found = {}
-    for path in (bigbigan_file, *(FIXTURES / name for name in PICKLES), FIXTURES / "walker_bigbigan_1_6.pth"):
+    for path in (bigbigan_file, nvae, *(FIXTURES / name for name in PICKLES), FIXTURES / "walker_bigbigan_1_6.pth"):
         with CheckpointFile(path, published_names) as file:
             found[path.name] = [name for name, family in FAMILIES.items() if family.is_published(file.root)]
     assert found == {
-        "in.pth": ["bigbigan"], PICKLES[0]: ["stylegan2"], PICKLES[1]: ["stylegan2"], "walker_bigbigan_1_6.pth": []
+        "in.pth": ["bigbigan"], "last.pt": ["nvae"], PICKLES[0]: ["stylegan2"], PICKLES[1]: ["stylegan2"],
+        "walker_bigbigan_1_6.pth": [],
     }  # fmt: skip
     with_files = {name for name, family in FAMILIES.items() if family.read_published is not None}
     assert with_files == {name for names in found.values() for name in names}
