@@ -75,7 +75,7 @@ def test_the_commands_of_the_page_work(folder, monkeypatch, capsys):
     assert (folder / "walker_runs" / "0_Discs_0_1_none" / "walker.safetensors").is_file()
     assert (folder / "walker_runs" / "table1.md").is_file() and len(list((folder / "discs").glob("*.png"))) == 16
 
-    path = folder / "encoder_runs" / "BarlowTwins_tiny-bigbigan_no_color_seed0" / "encoder.safetensors"
+    path = folder / "encoder_runs" / "BarlowTwins_tiny-bigbigan_torchvision_no_color_seed0" / "encoder.safetensors"
     assert load_encoder(path).method == "barlow" and type(load_whole(path)).__name__ == "BarlowTwins"
 
 
