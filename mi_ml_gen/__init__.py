@@ -7,7 +7,7 @@ encoders. Importing the package imports nothing heavy: each name lives in its ow
 
 from mi_ml_gen.core import registry
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _import_rooms() -> None:

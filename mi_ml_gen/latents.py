@@ -51,10 +51,13 @@ class Chunks:
         `name` is the generator that error messages speak of, `flag` the option that the text came from.
         Raises UsageError for anything but two whole numbers with 0 <= start < stop <= n_chunks.
         """
-        has = f"{name} has chunks 0_{n_chunks}"
+        has = f"{name} has chunks 0_{n_chunks}, which means 0 to {n_chunks - 1}"
         match = re.fullmatch(r"\s*(-?\d+)_(-?\d+)\s*", str(text), re.ASCII)
         if match is None:
-            raise UsageError(f"{flag} {text}: write START_STOP, the first chunk included, the last excluded; {has}")
+            raise UsageError(
+                f"{flag} {text}: write START_STOP, the first chunk included, the last excluded, "
+                f"such as 0_1 for chunk 0; {has}"
+            )
         start, stop = int(match[1]), int(match[2])
         if start < 0:
             raise UsageError(f"{flag} {text}: start must be at least 0; {has}")

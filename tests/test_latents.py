@@ -41,7 +41,7 @@ def test_malformed_chunks_name_the_range(text, wrong):
         Chunks.parse(text, 6, "bigbigan")
     assert wrong in str(error.value)
     assert str(error.value).startswith(f"--chunks {text}: ")
-    assert str(error.value).endswith("bigbigan has chunks 0_6")
+    assert str(error.value).endswith("bigbigan has chunks 0_6, which means 0 to 5")
 
 
 def test_layout_slices_unequal_chunks():

@@ -504,10 +504,11 @@ def _metavar(spec: _Spec) -> str:
 
 def _description(spec: _Spec) -> str:
     default = _plain(spec.default)
-    if spec.kind is bool or default in (None, ""):
+    if spec.kind is bool or default in (None, "", [], ()):
         note = ""
     elif spec.default is REQUIRED:
         note = " (must be given)"
     else:
-        note = f" (default {default})"
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+        note = f" (default {shown})"
     return (spec.rule.help + note).strip().replace("%", "%%") or spec.name

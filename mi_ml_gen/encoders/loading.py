@@ -64,7 +64,7 @@ class LoadedEncoder:
 
 def load_encoder(path: str | Path, device: torch.device | str | None = None) -> LoadedEncoder:
     """The backbone in a run folder, a .safetensors file of ours, or a published checkpoint; or of a reference to a
-    file (see hub.py).
+    file (see hub/fetching.py).
 
     Published: the Lightning checkpoints of SimSiam, BYOL and the linear classifiers, COP-Gen's SimCLR encoders, and
     torchvision's ResNet-18 and -50. Raises UsageError for a missing file, UnsafeCheckpointError or

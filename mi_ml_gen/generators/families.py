@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.errors import UsageError, nearest
 from mi_ml_gen.core.registry import Registry, short_name
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def canonical(name: str) -> str:
 def check_name(name: str) -> None:
     """Raise UsageError for what can name no generator; FILE.py:CLASS is believed, and nothing is imported."""
     if ":" not in name and canonical(name) not in names():
-        raise UsageError(f"--generator {name}: must be one of {', '.join(names())}, or FILE.py:CLASS")
+        near = nearest(name, names(), "generator")
+        raise UsageError(f"--generator {name}: must be one of {', '.join(names())}, or FILE.py:CLASS{near}")
 
 
 def families() -> Iterator[tuple[str, Family]]:

@@ -66,7 +66,7 @@ def load_generator(
 
     name: a family, registered or in a file of the user's ("path/to/file.py:Class"), or a generator that comes with the
         package ("tiny-bigbigan"); published names ("stylegan") count as ours.
-    path: its weights, a file as published or one that `save_generator` wrote, or a reference to one (see hub.py);
+    path: its weights, a file as published or one that `save_generator` wrote, or a reference (see hub/fetching.py);
         needed only where none are bundled.
     use: how it is used, see `MultiLatentGenerator.use`: {"psi": 0.7} or ["psi=0.7"], as the flag --g_use has it.
     Raises UsageError for an unknown name or option, a missing path, and a user's family one of whose images leaves

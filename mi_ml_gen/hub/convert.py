@@ -31,8 +31,8 @@ class Conversion(NamedTuple):
 
 
 def convert(source: str | Path, target: str | Path) -> Conversion:
-    """Read a published generator, walker or encoder, a path or a reference (see hub.py), and write it as `target`, a
-    .safetensors file that is not there yet.
+    """Read a published generator, walker or encoder, a path or a reference (see hub/fetching.py), and write it as
+    `target`, a .safetensors file that is not there yet.
 
     A walker gets a .json beside it, all files their SHA-256. Raises UsageError for paths that make no sense,
     UnsafeCheckpointError or CorruptCheckpointError for a file that is refused or not known, EnvironmentFault when

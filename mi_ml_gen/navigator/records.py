@@ -174,7 +174,10 @@ def _network_notes(
             "give the run's weights by --g_path, or these by --g_path to measure on them all the same"
         )
     if recorded.fingerprints:
-        return [f"network {generator.name} ({own}) where the runs had another {recorded.generator}"]
+        return [
+            f"network {generator.name} ({own}), while the runs were made on another {recorded.generator}, of other "
+            "weights"
+        ]
     if name != recorded.generator:
         return [f"generator {name} where the runs had {recorded.generator}"]
     if flags.g_path not in (None, recorded.g_path):

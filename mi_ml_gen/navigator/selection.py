@@ -53,6 +53,8 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
     lasting = list(accumulate((row["smoothed_loss"] for row in reversed(after)), min))[::-1]  # least from here on
     low, high = lasting[0], lasting[-1]
     chosen = next(row for row, loss in zip(after, lasting, strict=True) if loss >= low + RISE * (high - low))
+    if high <= low:
+        return Selection(chosen["samples"], f"the loss has not risen from its trough, {low:.3f}: train longer")
     reason = f"the first that keeps {RISE:.0%} of the loss's rise from its trough, {low:.3f}, to {high:.3f}"
     return Selection(chosen["samples"], reason)
 

@@ -27,7 +27,7 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     removeCrop: bool = option(False, help="augment as --simclr_aug does, but crop at the centre")
     removeColor: bool = option(False, help="augment as --simclr_aug does, but leave the colours as they are")
     img_size: int | None = option(
-        None, at_least=8, flag="image_size", help="side of the decoded images, in pixels (default: the generator's own)"
+        None, at_least=8, flag="image_size", help="side of the decoded images, in pixels; must be the generator's own"
     )
 
     batch_size: int = option(64, at_least=2, help="pairs of each step, in each process")

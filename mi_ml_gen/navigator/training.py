@@ -203,7 +203,7 @@ def _infonce(features: torch.Tensor, settings: NavigatorConfig) -> torch.Tensor:
 def _views(settings: NavigatorConfig, generator: MultiLatentGenerator) -> Augment:
     if settings.img_size not in (None, generator.resolution):
         raise UsageError(
-            f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px; leave the flag out"
+            f"--image_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px; omit the flag"
         )
     return Augment(settings.policy, generator.resolution)
 

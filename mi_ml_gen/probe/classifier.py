@@ -123,7 +123,7 @@ class ClassifierFiles(Kind[LinearClassifier]):
 
 def load_classifier(path: str | Path) -> LinearClassifier:
     """The classifier of a probe's run folder, of its classifier.safetensors, or of a published Lightning checkpoint, a
-    path or a reference (see hub.py).
+    path or a reference (see hub/fetching.py).
 
     Every tensor of the network must be there, and no other. A published file names no classes, so they are "0", "1"
     ..., and was trained on images of 128 px.

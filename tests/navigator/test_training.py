@@ -235,7 +235,7 @@ def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch):
 
 
 def test_image_size_is_the_generators(tmp_path):
-    with pytest.raises(UsageError, match="--img_size 128: small decodes to 8 px"):
+    with pytest.raises(UsageError, match="--image_size 128: small decodes to 8 px"):
         train(tmp_path / "run", img_size=128)
     assert not (tmp_path / "run").exists()
 

@@ -85,7 +85,7 @@ NAVIGATOR = [
     (["--chunks", "0_1", "--precision", "fp8"], 2, "--precision fp8: must be one of fp32, tf32, bf16"),
     (["--chunks", "0_1", "--lr_wakl", "1"], 2, "lr_walk"),
     (["--chunks", "0_1", "--device", "gpu"], 2, "--device gpu: must be auto, cpu, cuda, cuda:N or mps"),
-    (["--chunks", "0_1", "--img_size", "128"], 2, "--img_size 128: small decodes to 8 px"),
+    (["--chunks", "0_1", "--img_size", "128"], 2, "--image_size 128: small decodes to 8 px"),
     (["--chunks", "0_1", "--generator", "biggan"], 2, "--generator biggan: must be one of bigbigan"),
     (["--chunks", "0_1", "--config", "absent.yaml"], 2, "absent.yaml"),
 ]
