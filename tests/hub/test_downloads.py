@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from mi_ml_gen.hub import downloads
 from mi_ml_gen.hub.downloads import PAUSES_S, Address, Expected, Missing, Unreachable, download, in_units
 from tests.hub_server import Fault, HubServer
 
-CONTENT = os.urandom(300_000)
+CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 WHOLE = Expected(len(CONTENT), SHA256, says="the test")
 
