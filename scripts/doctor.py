@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(works_anywhere=True, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="do not start processes by torchrun")
     arguments = parser.parse_args(argv)
-    print("checking this machine; this can take half a minute ...", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("checking this machine; this can take half a minute ...", file=sys.stderr, flush=True)
     findings = doctor.examine(processes=not arguments.quick)
     print(doctor.to_text(findings, min(120, shutil.get_terminal_size((100, 24)).columns)))
     return 0 if doctor.is_well(findings) else EnvironmentFault.exit_code
