@@ -17,6 +17,11 @@ GOLDEN = Path(__file__).parent / "golden"
 collect_ignore = [] if importlib.util.find_spec("ffcv") else ["with_ffcv"]
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names bytes by their number. Every process must collect the same names, and bytes may hold the time."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def load_helper(name: str):
     """A module of tests/golden by its file's name."""
     spec = importlib.util.spec_from_file_location(f"golden_{name}", GOLDEN / f"{name}.py")
