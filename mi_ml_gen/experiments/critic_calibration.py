@@ -22,7 +22,7 @@ from mi_ml_gen.experiments.settings import CalibrationConfig
 from mi_ml_gen.generators.base import ImagePair
 from mi_ml_gen.generators.linear_gaussian import HALF_RANGE_STD, GaussianPerturbation, LinearGaussian
 from mi_ml_gen.information.critic import Critic
-from mi_ml_gen.information.estimate import Estimate
+from mi_ml_gen.information.estimate import MonteCarloMean
 from mi_ml_gen.information.gaussian import JointGaussian, optimal_scores
 from mi_ml_gen.information.infonce import candidate_cross_entropy, infonce_bound, infonce_loss
 from mi_ml_gen.report import tables as report
@@ -52,8 +52,8 @@ class Measurement(NamedTuple):
     nats: float
     """The truth."""
     n_candidates: int
-    critic: Estimate
-    optimal: Estimate
+    critic: MonteCarloMean
+    optimal: MonteCarloMean
     ceiling_nats: float
     saturated: bool
 
@@ -164,9 +164,10 @@ def measure(critic: torch.nn.Module, problem: Problem, nats: float, settings: Ca
             bounds.append(bound.nats)
             x, y = (problem.generator.observe(images).cpu().double() for images in pair)
             best.append(bound.ceiling_nats - candidate_cross_entropy(optimal_scores(problem.joint, x, y)).item())
-        mean = Estimate.of(bounds)
+        mean = MonteCarloMean.of(bounds)
         whole = infonce_bound((bound.ceiling_nats - mean.nats), n_pairs, 1.0, 1.0)
-        result.append(Measurement(nats, 2 * n_pairs - 1, mean, Estimate.of(best), whole.ceiling_nats, whole.saturated))
+        optimal = MonteCarloMean.of(best)
+        result.append(Measurement(nats, 2 * n_pairs - 1, mean, optimal, whole.ceiling_nats, whole.saturated))
     return result
 
 
@@ -220,4 +221,4 @@ def _as_row(m: Measurement) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any]) -> Measurement:
-    return Measurement(**row | {"critic": Estimate(*row["critic"]), "optimal": Estimate(*row["optimal"])})
+    return Measurement(**row | {"critic": MonteCarloMean(*row["critic"]), "optimal": MonteCarloMean(*row["optimal"])})

@@ -6,7 +6,7 @@ from mi_ml_gen.core.faces import face
 
 if TYPE_CHECKING:
     from mi_ml_gen.information.critic import Critic
-    from mi_ml_gen.information.estimate import Estimate
+    from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
     from mi_ml_gen.information.gaussian import JointGaussian, marginal_divergence, optimal_bound
     from mi_ml_gen.information.infonce import Bound, infonce_bound, infonce_loss
     from mi_ml_gen.information.ksg import KsgEstimate, ksg_mutual_information

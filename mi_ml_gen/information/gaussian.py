@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.information.estimate import Estimate
+from mi_ml_gen.information.estimate import MonteCarloMean
 from mi_ml_gen.information.infonce import candidate_cross_entropy
 
 
@@ -119,7 +119,7 @@ def optimal_scores(joint: JointGaussian, x: Tensor, y: Tensor) -> Tensor:
 
 def optimal_bound(
     joint: JointGaussian, n_pairs: int, n_batches: int = 200, rng: torch.Generator | None = None
-) -> Estimate:
+) -> MonteCarloMean:
     """What InfoNCE gives at 2 n_pairs - 1 candidates with the critic that knows the distribution, over `n_batches`
     batches.
 
@@ -128,10 +128,11 @@ def optimal_bound(
     """
     ceiling_nats = math.log(2 * n_pairs - 1)
     draws = (joint.sample(n_pairs, rng) for _ in range(n_batches))
-    return Estimate.of(ceiling_nats - candidate_cross_entropy(optimal_scores(joint, *pair)).item() for pair in draws)
+    losses = (candidate_cross_entropy(optimal_scores(joint, *pair)).item() for pair in draws)
+    return MonteCarloMean.of(ceiling_nats - loss for loss in losses)
 
 
-def marginal_divergence(joint: JointGaussian, n: int = 20_000, rng: torch.Generator | None = None) -> Estimate:
+def marginal_divergence(joint: JointGaussian, n: int = 20_000, rng: torch.Generator | None = None) -> MonteCarloMean:
     """Jensen-Shannon divergence of the marginals of x and y (0 where they agree, at most log 2), by Monte
     Carlo.
 
@@ -144,7 +145,7 @@ def marginal_divergence(joint: JointGaussian, n: int = 20_000, rng: torch.Genera
     for points, distribution, other in ((pair.x, joint.x, joint.y), (pair.y, joint.y, joint.x)):
         own = distribution.log_prob(points)
         values.append(own - torch.logaddexp(own, other.log_prob(points)) + math.log(2))
-    return Estimate.of((0.5 * (values[0] + values[1])).tolist())
+    return MonteCarloMean.of((0.5 * (values[0] + values[1])).tolist())
 
 
 def _cholesky(cov: Tensor) -> Tensor:

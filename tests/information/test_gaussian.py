@@ -9,7 +9,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.information.estimate import Estimate
+from mi_ml_gen.information.estimate import MonteCarloMean
 from mi_ml_gen.information.gaussian import JointGaussian, marginal_divergence, optimal_bound, optimal_scores
 from mi_ml_gen.information.infonce import candidate_cross_entropy
 
@@ -59,7 +59,7 @@ def test_log_ratio_equals_the_difference_of_log_densities():
 
 def test_mean_log_ratio_is_the_information():
     joint = _any_joint()
-    estimate = Estimate.of(joint.log_ratio(*joint.sample(50_000, _rng())).tolist())
+    estimate = MonteCarloMean.of(joint.log_ratio(*joint.sample(50_000, _rng())).tolist())
     assert abs(estimate.nats - joint.mutual_information) < 4 * estimate.standard_error_nats
 
 
