@@ -99,12 +99,12 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 
 def is_dry_run(arguments: argparse.Namespace, settings: Any, found: Sequence[str] = ()) -> bool:
-    """Whether --dry-run was given; if so, the settings are printed as YAML, in the form that --config reads, under
-    comments with what was `found`."""
+    """Whether --dry-run was given; if so, the settings are printed as YAML by the names of their flags, in a form that
+    --config reads, under comments with what was `found`."""
     if arguments.dry_run:
         for line in found:
             print(f"# {line}")
-        print(config.to_yaml(settings), end="")
+        print(config.to_yaml(settings, as_flags=True), end="")
     return arguments.dry_run
 
 
@@ -170,7 +170,7 @@ def as_known(error: BaseException) -> MiMlGenError | None:
     if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
         return EnvironmentFault(f"out of memory: {str(error) or 'this machine has no more'}")
     if "DistError" in classes or ("RuntimeError" in classes and "gloo" in str(error)):
-        return EnvironmentFault(f"lost touch with the other processes: {error}")
+        return EnvironmentFault(f"lost the connection to the other processes: {error}")
     return None
 
 

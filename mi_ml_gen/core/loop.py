@@ -60,10 +60,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, NonFiniteError, Preempted
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.core.runtime import is_distributed
 
@@ -146,7 +146,7 @@ class Session:
         self._per_step = 1
         self._n_steps = 0
         self._ended = 0
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
         self._began_s = self._saved_at_s = time.monotonic()
 
     @classmethod
@@ -156,15 +156,16 @@ class Session:
         settings: Mapping[str, Any],
         free: Collection[str] = (),
         state_interval_s: float | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Session:
         """Open the run folder, new or of an interrupted run with the same settings, but for those in `free`.
 
-        state_interval_s: least seconds between saved states (default: the setting of that name, else 60). Raises
-        what `RunFolder.open` raises.
+        defaults: as for `RunFolder.open`; `config.resuming` gives both. state_interval_s: least seconds between saved
+        states (default: the setting of that name, else 60). Raises what `RunFolder.open` raises.
         """
         if state_interval_s is None:
             state_interval_s = settings.get("state_interval_s", 60.0)
-        return cls(RunFolder.open(path, settings, free), state_interval_s)
+        return cls(RunFolder.open(path, settings, free, defaults=defaults), state_interval_s)
 
     def __enter__(self) -> Session:
         self._preemption.__enter__()
@@ -242,7 +243,7 @@ class Session:
         likes).
         """
         self._per_step, self._n_steps = per_step, n_steps
-        self._bar = tqdm(
+        self._bar = Bar(
             total=n_steps * per_step, initial=self.first * per_step, unit=unit, unit_scale=per_step > 1, desc=title,
             miniters=bar_interval and bar_interval * per_step, disable=not (progress and runtime.is_main()),
         )  # fmt: skip

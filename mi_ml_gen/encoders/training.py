@@ -108,7 +108,7 @@ def train_encoder(
     if isinstance(sampler.origin, GeneratedImages):
         described |= fingerprint_record(path, sampler.origin.generator)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
-    with loop.Session.open(path, described, free=config.free(EncoderConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(EncoderConfig)) as session:
         run = session.run
         session.resume(course, encoder=encoder, optimizer=optimizer)
         for step in session.steps(n_steps, "image", settings.cumulative_bs, settings.encoder, progress):
@@ -264,10 +264,10 @@ def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
 def epoch_length(settings: EncoderConfig, origin: PairSource) -> int:
     """Steps of an epoch: whole batches only. Raises UsageError where there is none."""
     if origin.n_images is not None and settings.samples_per_epoch is not None:
-        raise UsageError("--samples_per_epoch: an epoch of stored images is each of them once; leave it out")
+        raise UsageError("--samples_per_epoch: an epoch of stored images holds each image once; leave the flag out")
     n_samples = settings.samples_per_epoch if origin.n_images is None else origin.n_images
     if n_samples is None:
-        raise UsageError("--samples_per_epoch must be given: generated images have no end")
+        raise UsageError("--samples_per_epoch must be given: generated images never run out")
     if n_samples < settings.cumulative_bs:
         raise UsageError(f"--cumulative_bs {settings.cumulative_bs}: an epoch has only {n_samples} samples")
     return n_samples // settings.cumulative_bs

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.files import UNFINISHED, atomic_write, disk_faults
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.data.beton.format import Encoded, write_beton
@@ -140,7 +140,8 @@ def export_images(settings: ExportConfig) -> Export:
     about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
     about |= fingerprint_record(record, generator)
     began = time.monotonic()
-    with RunFolder.open(record, about, settings.free), loop.Preemption() as preemption:
+    reopened = config.resuming(ExportConfig) | {"free": settings.free}
+    with RunFolder.open(record, about, **reopened), loop.Preemption() as preemption:
         names = _Names(settings, record, kinds)
         n_new = 0
         if not names.containers or not all(path.exists() for path in names.containers):
@@ -258,7 +259,7 @@ def _write_missing(
     running: deque[Future] = deque()
     with (
         ThreadPoolExecutor(settings.n_workers, thread_name_prefix="encode") as pool,
-        tqdm(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
+        Bar(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
     ):
         # A batch is decoded whole where any image of it is wanted: rounding may depend on an image's neighbours.
         for start in sorted({i // size * size for i in wanted}):

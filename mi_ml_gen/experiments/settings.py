@@ -105,7 +105,7 @@ class BenchmarkConfig(Compiled, Seeded, InFolder, FromGenerator):
 
     def __post_init__(self) -> None:
         if len(set(self.source)) != len(self.source) or not self.source or not self.batch_sizes:
-            raise UsageError("--source and --batch_sizes: must hold at least one value each, no source twice")
+            raise UsageError("--source and --batch_sizes: must hold at least one value each, and no source twice")
         if max(self.batch_sizes) > self.samples_per_epoch:
             raise UsageError(
                 f"--batch_sizes {max(self.batch_sizes)}: an epoch has only {self.samples_per_epoch} samples"
@@ -415,7 +415,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
         for name in ("rows", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one, none twice")
+                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one value, and none twice")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""

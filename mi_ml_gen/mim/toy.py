@@ -132,10 +132,10 @@ def bitmap(text: str) -> np.ndarray:
     try:
         left, top, right, bottom = font.getbbox(text)
     except UnicodeEncodeError:
-        raise UsageError(f"toy{text}: the font knows the letters of Latin-1 alone") from None
+        raise UsageError(f"toy{text}: the font has only the letters of Latin-1") from None
     image = Image.new("1", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(image).text((0, 0), text, font=font, fill=1)
     lit = np.asarray(image, dtype=bool)
     if not lit.any():
-        raise UsageError(f"toy{text}: not a pixel of that text is lit; for example toyMIM")
+        raise UsageError(f"toy{text}: none of the pixels of that text are lit; for example toyMIM")
     return lit

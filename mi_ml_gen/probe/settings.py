@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mi_ml_gen.core.config import inside, option, redefined
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.settings import InFolder, InNamedFolder, Precise, Resumed, Seeded, StoredImages
 from mi_ml_gen.data.known import check_data_path, published_framing
 from mi_ml_gen.hub.assets import check_path
+from mi_ml_gen.views.registry import POLICIES
 
 READOUTS = ("sgd", "knn", "ridge")
 
@@ -19,6 +20,8 @@ READOUTS = ("sgd", "knn", "ridge")
 @dataclass
 class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
     """What `scripts/train_classifier.py` takes."""
+
+    CONFIGS: ClassVar[str] = "classifiers"
 
     encoder_path: str | None = option(
         None, help="the encoder to probe: a run folder, encoder.safetensors, or a published file"
@@ -48,10 +51,10 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
     )  # fmt: skip
     readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd, knn, ridge")
 
-    views: Literal["none", "no_color", "torchvision_no_color"] = option(
+    views: str = option(
         "none", flag="Tx",
-        help="none computes features of the centre crops once; no_color crops and mirrors anew in each epoch, as "
-        "published; torchvision_no_color does so with antialiased crops",
+        help="augmentation of the training images: none computes features of the centre crops once; no_color crops and "
+        "mirrors anew in each epoch, as published; or any other that train_encoder.py takes",
     )  # fmt: skip
     scale: Literal["unit", "none"] = option(
         "unit",
@@ -77,6 +80,7 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
 
     def __post_init__(self) -> None:
         self.framing = published_framing(self.framing, self.dataset)
+        POLICIES.check(self.views)
         if not self.readouts or len(set(self.readouts)) != len(self.readouts):
             raise UsageError(f"--readouts {' '.join(self.readouts)}: give each of {', '.join(READOUTS)} at most once")
 

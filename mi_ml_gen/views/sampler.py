@@ -155,7 +155,7 @@ class StoredImages:
 class ViewSampler:
     """Two batches of views for each step: T_z, decode, T_x, or T_x of stored images.
 
-    origin: GeneratedImages or StoredImages. policy: T_x, a key of POLICIES. batch_size: samples a step, of this
+    origin: GeneratedImages or StoredImages. policy: T_x, a name of POLICIES. batch_size: samples a step, of this
     process. crop_size: side of the views, as in Augment. precision: of the generator. rank and world_size: by
     default this process's.
 

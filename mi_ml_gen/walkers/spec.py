@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.texts import TextError, parse_yaml
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.hub import assets
 from mi_ml_gen.hub import fetching as hub
@@ -97,7 +97,7 @@ def read_groups(written: str | Path | Mapping[Any, Any], flag: str = "T_z") -> d
     """The groups of a T_z, CHUNKS -> WALKER, from text, a mapping or a YAML file of groups, whose paths then count from
     the working directory; no walker is read.
 
-    Raises UsageError where a group is empty or stands there twice, and for a file that is not one of groups.
+    Raises UsageError where a group is empty or is given twice, and for a file that is not one of groups.
     """
     if isinstance(written, Mapping):
         return {str(chunks): member for chunks, member in written.items()}
@@ -112,7 +112,7 @@ def read_groups(written: str | Path | Mapping[Any, Any], flag: str = "T_z") -> d
         if not member:
             raise UsageError(f"{flag} {written}: nothing follows {chunks}=; write for example {EXAMPLE}")
         if chunks in groups:
-            raise UsageError(f"{flag} {written}: group {chunks} stands there twice")
+            raise UsageError(f"{flag} {written}: group {chunks} is given twice")
         groups[chunks] = member
     return groups
 
@@ -133,11 +133,11 @@ def load_walker(
     path = hub.local_path(path)
     if path.suffix in (".yaml", ".yml"):
         if generator is None:
-            raise UsageError(f"{path}: a file of groups, where a single walker's file must stand")
+            raise UsageError(f"{path}: is a file of groups, but the file of a single walker is needed")
         return load_groups(path, generator, device)
     if path.is_dir():
         if not (path / "walker.safetensors").exists():
-            raise UsageError(f"{path}: this folder holds no walker.safetensors, which a finished run of a walker has")
+            raise UsageError(f"{path}: holds no walker.safetensors, which every finished run of train_navigator.py has")
         path = path / "walker.safetensors"
     return load_walker_file(path, device)
 
@@ -204,7 +204,7 @@ def _of_file(
         whole = generator.layout.all
         if _numbers(text) is not None:
             raise UsageError(
-                f"{flag} {text}: says no chunks; for noise on all of {generator.name} write {whole}={text}"
+                f"{flag} {text}: names no chunks; for noise on all of {generator.name} write {whole}={text}"
             )
         if "=" in text:
             raise UsageError(
@@ -251,15 +251,11 @@ def _hide_quoted(text: str) -> str:
 def _read_groups_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, every scalar as text: YAML itself takes the chunks 0_4 for the number 4."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-        content = yaml.load(text, Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        content = parse_yaml(path.read_bytes(), as_text=True, unique=True)
+    except TextError as error:
+        raise UsageError(f"{path}: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    if not isinstance(root, yaml.MappingNode) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{path}: must hold lines of the form START_STOP: walker, [mean, std, truncation] or null")
-    if len(content) < len(root.value):
-        raise UsageError(f"{path}: a group stands there twice")
     return content

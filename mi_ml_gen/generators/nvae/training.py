@@ -118,7 +118,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     # --- Run folder
     path = config.inside(settings.save_folder, settings.run_name or settings.name)
     course = loop.Course(elapsed_s=0.0)
-    with loop.Session.open(path, config.to_dict(settings), free=config.free(NVAETrainConfig)) as session:
+    with loop.Session.open(path, config.to_dict(settings), **config.resuming(NVAETrainConfig)) as session:
         session.resume(course, network=network, spectral=spectral, optimizer=optimizer)
         started_s = time.monotonic() - course.elapsed_s
         for step in session.steps(n_steps, title=settings.name, progress=progress):
