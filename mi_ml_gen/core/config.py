@@ -58,6 +58,7 @@ class Rule:
     aliases: tuple[str, ...] = ()  # further spellings, which work and are not shown
     free: bool = False  # may differ when a run is resumed
     inside: bool = False  # part of a path that must stay inside the folder it is joined to
+    later: bool = False  # younger than the first run folders: left out of records while it has its default
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
@@ -73,6 +74,7 @@ def option(
     aliases: Collection[str] = (),
     free: bool = False,
     inside: bool = False,
+    later: bool = False,
     positive: bool = False,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -83,7 +85,9 @@ def option(
 
     flag: its name on the command line, where it differs from the field's ("--lr_MI" or "lr_MI"). The field's own name
     then still works, and so do the `aliases`; the help shows none of them. free: the value may change when a run is
-    resumed. inside: the text becomes part of a path and must not lead out of its folder. positive: short for above=0.
+    resumed. inside: the text becomes part of a path and must not lead out of its folder. later: the option came when
+    there were run folders already; `to_dict` leaves it out while it has its default, so that those can be resumed.
+    positive: short for above=0.
     """
     rule = Rule(
         help=help,
@@ -92,6 +96,7 @@ def option(
         aliases=tuple(alias.lstrip("-") for alias in aliases),
         free=free,
         inside=inside,
+        later=later,
         at_least=at_least,
         at_most=at_most,
         above=0 if positive else above,
@@ -222,8 +227,13 @@ def validate(config: Any) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """All settings by name, in values that YAML and JSON know: paths as text, tuples as lists."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    """All settings by name, in values that YAML and JSON know: paths as text, tuples as lists.
+
+    Those that are `later` are left out while they have their defaults.
+    """
+    values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    unset = {f.name for f in dataclasses.fields(config) if _rule(f).later and getattr(config, f.name) == f.default}
+    return {name: value for name, value in values.items() if name not in unset}
 
 
 def to_yaml(config: Any, as_flags: bool = False) -> str:

@@ -132,6 +132,9 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
             raise UsageError(NOTHING_TO_TRAIN_ON)
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use)
+            self.check_anchors()
+        elif self.anchors == "real":
+            raise UsageError("--anchors real: the anchors are those of a generator; give --generator")
         for flag, reference in (("--data_path", self.data_path), ("--knn_data", self.knn_data)):
             if reference is not None:
                 check_data_path(flag, reference)

@@ -23,6 +23,7 @@ from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.encoders.settings import NOTHING_TO_TRAIN_ON, EncoderConfig
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -190,10 +191,11 @@ def view_sampler(
             generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
+        distribution = anchor_distribution(settings, generator)
         walker = walker_from(settings.Tz, generator, device, "--Tz")
         if runtime.is_main():
-            warn_of_differences(walker, generator, settings.distribution)
-        origin = GeneratedImages(generator, walker, settings.distribution, settings.decode_at_once)
+            warn_of_differences(walker, generator, distribution)
+        origin = GeneratedImages(generator, walker, distribution, settings.decode_at_once)
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")

@@ -32,10 +32,11 @@ from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.data.beton.format import Encoded, write_beton
 from mi_ml_gen.experiments.settings import ExportConfig
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -132,8 +133,9 @@ def export_images(settings: ExportConfig) -> Export:
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
+    distribution = anchor_distribution(settings, generator)
     walker = walker_from(settings.Tz, generator, device, "--Tz")
-    warn_of_differences(walker, generator, TruncatedNormal(settings.mean, settings.std, settings.truncation))
+    warn_of_differences(walker, generator, distribution)
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 
     record = settings.save_folder / RECORD
@@ -145,7 +147,7 @@ def export_images(settings: ExportConfig) -> Export:
         names = _Names(settings, record, kinds)
         n_new = 0
         if not names.containers or not all(path.exists() for path in names.containers):
-            n_new = _write_missing(settings, generator, walker, device, names, preemption)
+            n_new = _write_missing(settings, generator, distribution, walker, device, names, preemption)
             _assemble(names, settings.n_images, generator.resolution)
         shutil.rmtree(names.parts, ignore_errors=True)
     return Export(settings.save_folder, settings.n_images, n_new, time.monotonic() - began)
@@ -205,12 +207,19 @@ class _Names:
 class _Latents:
     """The latents of any images by their numbers: block after block of noise, each a function of seed and block."""
 
-    def __init__(self, settings: ExportConfig, generator: MultiLatentGenerator, walker: Walker, device) -> None:
+    def __init__(
+        self,
+        settings: ExportConfig,
+        generator: MultiLatentGenerator,
+        distribution: NoiseDistribution,
+        walker: Walker,
+        device: torch.device,
+    ) -> None:
         self._generator = generator
         self._walker = walker
         self._device = device
         self._seed = settings.starting_seed
-        self._distribution = TruncatedNormal(settings.mean, settings.std, settings.truncation)
+        self._distribution = distribution
         self._is_published = settings.published_seeds
         self._size = settings.batch_size if settings.published_seeds else BLOCK
         self._last: tuple[int, tuple[Tensor, ...]] | None = None
@@ -230,6 +239,7 @@ class _Latents:
         """Noise is drawn on the CPU, so that every device gives the same images."""
         shape = (self._size, self._generator.noise_dim)
         if self._is_published:
+            assert isinstance(self._distribution, TruncatedNormal)
             z = self._distribution.sample_reference(shape, self._seed + block)
         else:
             z = self._distribution.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
@@ -246,6 +256,7 @@ class _Latents:
 def _write_missing(
     settings: ExportConfig,
     generator: MultiLatentGenerator,
+    distribution: NoiseDistribution,
     walker: Walker,
     device: torch.device,
     names: _Names,
@@ -255,7 +266,7 @@ def _write_missing(
     n, size = settings.n_images, settings.batch_size
     progress = _Progress(names.record / "progress.json")
     wanted = _wanted(names, n, progress.n_safe)
-    latents = _Latents(settings, generator, walker, device)
+    latents = _Latents(settings, generator, distribution, walker, device)
     running: deque[Future] = deque()
     with (
         ThreadPoolExecutor(settings.n_workers, thread_name_prefix="encode") as pool,

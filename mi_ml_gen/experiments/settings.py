@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,8 +11,11 @@ from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.settings import Compiled, InFolder, OnDevice, Precise, Resumed, Seeded
 from mi_ml_gen.data.known import check_data_path
+from mi_ml_gen.generators.families import bundled
 from mi_ml_gen.generators.known import check_generator_settings
-from mi_ml_gen.generators.settings import AnchorNoise, FromGenerator
+from mi_ml_gen.generators.settings import AnchorNoise, Anchors, FromGenerator
+from mi_ml_gen.hub.assets import check_path
+from mi_ml_gen.navigator.settings import NavigatorConfig
 
 # --- the calibration of the critic --------------------------------------------------------------------------
 
@@ -139,9 +142,11 @@ class FromRuns(AnchorNoise, FromGenerator):
     """Generator and noise are those that the runs recorded, unless a flag says something else."""
 
     SECTION: ClassVar[str] = "generator and noise (default: what the runs recorded)"
+    RECORDED: ClassVar[bool] = True
 
     generator: str | None = redefined(FromGenerator, "generator", None)  # type: ignore[assignment]
     g_use: list[str] | None = redefined(FromGenerator, "g_use", None)  # type: ignore[assignment]
+    anchors: Literal["prior", "real"] | None = redefined(Anchors, "anchors", None)  # type: ignore[assignment]
     mean: float | None = redefined(AnchorNoise, "mean", None)  # type: ignore[assignment]
     std: float | None = redefined(AnchorNoise, "std", None, above=None, at_least=0)  # type: ignore[assignment]
     truncation: float | None = redefined(AnchorNoise, "truncation", None)  # type: ignore[assignment]
@@ -172,8 +177,87 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
         """Refuse by UsageError what is wrong and can be seen without torch."""
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use or (), needs_weights=False)
+        self.check_anchors()
         if not (self.all_chunks or self.walkers_base_path.is_dir()):
             raise UsageError(f"--walkers_base_path {self.walkers_base_path}: no such folder")
+
+
+# --- NVAE -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NVAEEvaluationConfig(OnDevice, Seeded, FromGenerator):
+    """What `scripts/evaluate_nvae.py` takes."""
+
+    generator: str = redefined(FromGenerator, "generator", "nvae", help="name of an NVAE: nvae, tiny-nvae ...")
+    data_path: str = option(
+        "fashion-mnist", aliases=("data",), help="images: fashion-mnist, torchvision:CIFAR10:data, a folder ..."
+    )
+    n_images: int | None = option(None, at_least=1, help="number of test images (default: all)")
+    importance_samples: int = option(1, at_least=1, help="samples for each image, for the bits per dimension")
+    batch_size: int = option(100, at_least=1, help="images at a time")
+    frechet: bool = option(
+        False, help="also measure samples in the features of a small classifier, which is trained here on the labels"
+    )
+    features: str | None = option(
+        None, help="also measure samples in the features of this encoder or classifier: a file, or a run folder"
+    )
+    card: Path | None = option(None, help="folder for a model card and its picture")
+    output: Path | None = option(None, help="JSON file for the numbers")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        check_data_path("--data_path", self.data_path)
+        if self.features is not None:
+            check_path("--features", self.features)
+
+
+@dataclass
+class BatchStatisticsConfig(OnDevice, Seeded, FromGenerator):
+    """What `scripts/update_bn_stats.py` takes."""
+
+    generator: str = redefined(FromGenerator, "generator", "nvae", help="name of an NVAE: nvae, tiny-nvae ...")
+    temperature: float = option(above=0, help="temperature, the factor of sigma, to estimate statistics for")
+    output: Path = option(help="the generator to write, FILE.safetensors")
+    batches: int = option(500, at_least=1, aliases=("n_batches",), help="batches of samples")
+    batch_size: int = option(100, at_least=2, help="samples in a batch")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        if self.output.suffix != ".safetensors":
+            raise UsageError(f"--output {self.output}: must end in .safetensors")
+
+
+@dataclass
+class NVAEAblationConfig(NavigatorConfig):
+    """What `scripts/nvae_ablation.py` takes: the settings of the walkers, and its own."""
+
+    generator: str = redefined(FromGenerator, "generator", "tiny-nvae", help="name of an NVAE: nvae, tiny-nvae ...")
+    chunks: str = redefined(NavigatorConfig, "chunks", "0_1", help="not used: each group and each scale has its turn")
+    data_path: str = option("fashion-mnist", aliases=("data",), help="test images for the KL divergences")
+    n_images: int = option(1000, at_least=1, help="number of these images")
+    n_samples: int = option(100_000, at_least=1, help="draws for each delta")
+    save_folder: Path = redefined(  # type: ignore[assignment]
+        InFolder, "save_folder", Path("nvae_ablation"), flag="out", help="folder of all results; the same one resumes"
+    )
+
+    @classmethod
+    def preset(cls, generator: str | None) -> str | None:
+        """As for the navigator, with fewer samples."""
+        return "navigator/nvae" if generator in (None, *bundled()) else None
+
+    @property
+    def walkers(self) -> NavigatorConfig:
+        """The settings of the walkers alone."""
+        own = {field.name: getattr(self, field.name) for field in fields(NavigatorConfig)}
+        return NavigatorConfig(**own | {"save_folder": str(self.save_folder)})
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        super().check()
+        check_data_path("--data_path", self.data_path)
 
 
 # --- pictures of a generator and of a walker ----------------------------------------------------------------
@@ -191,6 +275,7 @@ class GeneratorPicturesConfig(OnDevice, Seeded, InFolder, AnchorNoise, FromGener
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_anchors()
 
 
 @dataclass
@@ -218,6 +303,7 @@ class WalkerPicturesConfig(OnDevice, Seeded, InFolder, FromRuns):
             raise UsageError("--generator must be given with --Tz")
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use or ())
+        self.check_anchors()
 
 
 # --- .beton files -------------------------------------------------------------------------------------------
@@ -257,7 +343,7 @@ class BetonConfig(InFolder):
 
 
 @dataclass
-class ViewGenerationConfig(FromGenerator):
+class ViewGenerationConfig(Anchors, FromGenerator):
     """What `generate_views` draws; the keys are those of the reference's YAML files, and two more."""
 
     anchor_params: tuple[float, float, float] = option(
@@ -284,6 +370,17 @@ class ViewGenerationConfig(FromGenerator):
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_anchors()
+
+    def check_anchors(self) -> None:
+        """As in `Anchors`; with real images nothing may be said of random noise."""
+        super().check_anchors()
+        if self.anchors == "real" and self.seeds == "published":
+            raise UsageError("--anchors real: the published seeds draw from the prior; leave out --seeds published")
+        if self.anchors == "real" and self.anchor_params != type(self).anchor_params:
+            raise UsageError(
+                "--anchors real: anchor_params have no effect on real images; give 0 1 2 or leave them out"
+            )
 
 
 @dataclass
@@ -332,6 +429,9 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_anchors()
+        if self.anchors == "real" and self.published_seeds:
+            raise UsageError("--anchors real: the published seeds draw from the prior; leave out --published_seeds")
         if self.layout == "cop-gen" and self.format == "beton":
             raise UsageError("--layout cop-gen: is a layout of image files, not of --format beton")
         if self.published_seeds and self.Tz is not None:

@@ -24,7 +24,7 @@ from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.delta import DeltaEstimate
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.infonce import infonce_bound
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.selection import near, select_checkpoint
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -208,7 +208,7 @@ def estimate_rows(
     generator: MultiLatentGenerator,
     found: Sequence[TrainedWalker],
     n_samples: int,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -292,7 +292,7 @@ class Study(NamedTuple):
 
     generator: MultiLatentGenerator
     rows: Sequence[Row]
-    distribution: TruncatedNormal
+    distribution: NoiseDistribution
     seed: int
     device: torch.device | str
     notes: Sequence[str] = ()

@@ -133,9 +133,14 @@ class MultiLatentGenerator(Shared):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 3, resolution, resolution) in [0, 1] -> the noise z (n, noise_dim) that reconstructs them.
 
-        An ability of some families. Raises UsageError for a generator without it.
+        An ability of some families, which define this method. Raises UsageError for a generator without it.
         """
         raise UsageError(f"{self.name} cannot encode images")
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether the family defines `encode`."""
+        return type(self).encode is not MultiLatentGenerator.encode
 
     def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """Euclidean length (n,) between the latents of z and of `moved`, noises (n, noise_dim), on `chunks`."""

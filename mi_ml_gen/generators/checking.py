@@ -40,6 +40,12 @@ def check_generator(generator: MultiLatentGenerator, n: int = 2, seed: int = 0) 
             pair = generator.decode_pair(latents, latents.flip(0), Chunks(0, generator.layout.n_chunks), _rng(seed, z))
         for image in pair:
             _check_image(generator, image, n)
+        if generator.can_encode:
+            with torch.no_grad():
+                noise = generator.encode(pair.anchor)
+            if not isinstance(noise, torch.Tensor) or noise.shape != z.shape or not noise.isfinite().all():
+                shape = tuple(getattr(noise, "shape", ()))
+                _refuse(generator, f"encode gives shape {shape}; {n} images must give finite noise, {tuple(z.shape)}")
 
 
 def check_images(generator: MultiLatentGenerator, n: int = 1, seed: int = 0) -> None:

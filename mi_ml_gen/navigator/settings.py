@@ -85,3 +85,4 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use, self.chunks)
+        self.check_anchors()

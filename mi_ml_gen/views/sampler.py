@@ -17,7 +17,7 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.views.augment import Augment, unit_range
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 
@@ -77,7 +77,7 @@ class GeneratedImages:
         self,
         generator: MultiLatentGenerator,
         walker: Walker | None = None,
-        distribution: TruncatedNormal | None = None,
+        distribution: NoiseDistribution | None = None,
         decode_at_once: int | None = None,
         *,
         law: TruncatedNormal | None = None,
@@ -85,7 +85,7 @@ class GeneratedImages:
         assert decode_at_once is None or decode_at_once >= 1
         self.generator = generator
         self.walker = IdentityWalker() if walker is None else walker
-        self.distribution = distribution or law or TruncatedNormal()
+        self.distribution: NoiseDistribution = distribution or law or TruncatedNormal()
         self.decode_at_once = decode_at_once
         self.image_size = generator.resolution
         self.decode, self.decode_pair = generator.decode, generator.decode_pair

@@ -19,6 +19,8 @@ from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import TruncatedNormal
 
+VALUES_AT_ONCE = 2**22
+"""Numbers of noise that are decoded at a time, which bounds the memory; at most 500 images."""
 N_NEAREST = 3
 """Neighbours that the balls of precision and recall reach to."""
 
@@ -127,7 +129,8 @@ def measure_quality(
         for i in range(0, n, 500):
             rng = runtime.stream(seed, "quality", i, 0, device)
             z = TruncatedNormal().sample((min(500, n - i), generator.noise_dim), rng)
-            parts.append(generator.decode(generator.latents(z), rng).mean(dim=1, keepdim=True).cpu())
+            for latents in generator.latents(z).split(max(1, min(500, VALUES_AT_ONCE // generator.noise_dim))):
+                parts.append(generator.decode(latents, rng).mean(dim=1, keepdim=True).cpu())
         return torch.cat(parts)
 
     real, real_probabilities = features(held_out[:n])
