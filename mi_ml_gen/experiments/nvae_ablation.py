@@ -144,7 +144,7 @@ def _change(generator: NVAE, walker: Walker, z: Tensor, temperature: float, rand
     step = pair.positive - pair.anchor
     if random_direction:
         rng = runtime.stream(0, "random directions", 0, 0, z.device)
-        direction = torch.randn(step.shape, generator=rng, device=z.device) * (step != 0).any(0)
+        direction = runtime.normal(step.shape, rng) * (step != 0).any(0)
         step = direction * (step.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp(min=1e-12))
     squares = []
     for anchor, moved in zip(pair.anchor.split(64), step.split(64), strict=True):
