@@ -236,14 +236,13 @@ class _Latents:
         return tuple(torch.cat(kind) for kind in zip(*parts, strict=True))
 
     def _draw(self, block: int) -> tuple[Tensor, ...]:
-        """Noise is drawn on the CPU, so that every device gives the same images."""
         shape = (self._size, self._generator.noise_dim)
         if self._is_published:
             assert isinstance(self._distribution, TruncatedNormal)
-            z = self._distribution.sample_reference(shape, self._seed + block)
+            z = self._distribution.sample_reference(shape, self._seed + block).to(self._device)
         else:
-            z = self._distribution.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
-        z = z.to(self._device)
+            rng = runtime.stream(self._seed, "export: anchors", block, 0, self._device)
+            z = self._distribution.sample(shape, rng)
         if isinstance(self._walker, IdentityWalker):
             return (self._generator.latents(z),)
         return self._walker(self._generator, z, runtime.stream(self._seed, "export: positives", block, 0, self._device))
@@ -276,8 +275,9 @@ def _write_missing(
         for start in sorted({i // size * size for i in wanted}):
             stop = min(start + size, n)
             rng = runtime.stream(settings.starting_seed, "export: decode", start, 0, device)
+            kinds = latents.of(start, stop)  # in float32, whatever the precision of the decoder
             with runtime.autocast(device, settings.precision):
-                images = [generator.decode(kind, rng) for kind in latents.of(start, stop)]
+                images = [generator.decode(kind, rng) for kind in kinds]
             arrays = [to_bytes(kind, settings.published_seeds).cpu().numpy() for kind in images]
             new = [i for i in range(start, stop) if i in wanted]
             for i in new:

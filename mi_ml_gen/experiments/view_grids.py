@@ -79,7 +79,7 @@ def draw_variants(
             assert isinstance(distribution, TruncatedNormal)
             z = distribution.sample_reference(shape, settings.starting_seed + b).to(device)
         else:
-            z = distribution.sample(shape, _stream(settings, "anchors", b)).to(device)
+            z = distribution.sample(shape, _stream(settings, "anchors", b, device))
         latents = [generator.latents(z)]
         latents += [walker(generator, z, _rng(settings, b, i, device)).positive for i in range(settings.augmentations)]
         n = min(settings.batch_size, settings.n_images - first)

@@ -161,7 +161,8 @@ class MultiLatentGenerator(Shared):
     def decode(self, latents: torch.Tensor, rng: torch.Generator | None = None) -> torch.Tensor:
         """Latents (n, layout.dim) -> images (n, 3, resolution, resolution) in [0, 1].
 
-        `rng` serves families whose images have randomness beyond the latents; the others ignore it.
+        `rng` serves families whose images have randomness beyond the latents; the others ignore it. It is the host's,
+        so draw with `core.runtime.normal(shape, rng, latents.device)` and its kin.
         """
         raise NotImplementedError
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.generators.waves import Waves
@@ -172,8 +173,7 @@ class LinearGaussian(MultiLatentGenerator):
         """Images of x with fresh noise from `rng`, drawn even where the latents are the same."""
         x = self.synthesize(latents)
         if self.noise > 0:
-            device = x.device if rng is None else rng.device
-            x = x + self.noise * torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype).to(x.device)
+            x = x + self.noise * runtime.normal(x.shape, rng, x.device, x.dtype)
         return self.render(x)
 
     def render(self, x: Tensor) -> Tensor:
@@ -201,9 +201,8 @@ class LinearGaussian(MultiLatentGenerator):
         all)."""
         chunks = chunks or self.layout.all
         at = self.walk_slice(chunks)
-        device = self.mixing.device if rng is None else rng.device
-        z = torch.randn(n, self.noise_dim, generator=rng, device=device).to(self.mixing.device)
-        fresh = torch.randn(n, at.stop - at.start, generator=rng, device=device).to(self.mixing.device)
+        z = runtime.normal((n, self.noise_dim), rng, self.mixing.device)
+        fresh = runtime.normal((n, at.stop - at.start), rng, self.mixing.device)
         moved = perturbation.scale * z[:, at] + perturbation.mean + perturbation.std * fresh
         positive = torch.cat([z[:, : at.start], moved, z[:, at.stop :]], 1)
         anchor, positive = (self.latents(self.noise_of(scores)) for scores in (z, positive))

@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 
 SPREAD = 0.25 * 5
@@ -72,11 +73,13 @@ class Mixture:
 
     def draw_from(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """A draw from the component that each of labels (n,) names: (n, d)."""
-        noise = torch.randn(len(labels), self.dim, generator=rng, device=rng.device).to(self.locs.device)
+        noise = runtime.normal((len(labels), self.dim), rng, self.locs.device)
         return self.locs[labels] + self.scales[labels] * noise
 
     def _labels(self, n: int, rng: torch.Generator) -> Tensor:
-        return torch.randint(self.n_components, (n,), generator=rng, device=rng.device).to(self.locs.device)
+        return runtime.drawn(
+            lambda place: torch.randint(self.n_components, (n,), generator=rng, device=place), rng, self.locs.device
+        )
 
 
 def mixture(text: str) -> Mixture:

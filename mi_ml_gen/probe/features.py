@@ -96,7 +96,7 @@ def extract_features(
     bar = Bar(total=n, desc=f"features {split}".strip(), unit="image", disable=not how.progress)
     with bar, frozen(backbone):
         for images in batches(source, mine, how.batch_size):
-            views = augment(images.to(how.device, non_blocking=True).float() / 255)
+            views = augment(runtime.to_device(images, how.device).float() / 255)
             with runtime.autocast(how.device, how.precision):
                 parts.append(backbone(views).float().cpu())
             bar.update(len(images) * world)

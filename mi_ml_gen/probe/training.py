@@ -281,7 +281,7 @@ class _Steps:
             start = max(first - epoch * self.per_epoch, 0)
             order = self.order(epoch)[start:]
             if self.kept is not None:
-                yield from map(self.kept.rows, order.to(self.device))
+                yield from map(self.kept.rows, runtime.to_device(order, self.device))
             else:
                 yield from self._augmented(order, epoch * self.per_epoch + start)
 
@@ -296,10 +296,10 @@ class _Steps:
         images = batches(self.source, order.flatten(), self.n_own)
         for i, (chosen, raw) in enumerate(zip(order, images, strict=True)):
             rng = runtime.stream(self.settings.seed, "probe views", step + i, runtime.rank(), self.device)
-            views = self.augment(unit_range(raw.to(self.device, non_blocking=True)), rng)
+            views = self.augment(unit_range(runtime.to_device(raw, self.device)), rng)
             with frozen(self.backbone), runtime.autocast(self.device, self.settings.precision):
                 values = self.backbone(views).float()
-            yield Features(values, self.labels[chosen].to(self.device))
+            yield Features(values, runtime.to_device(self.labels[chosen], self.device))
 
 
 def _folded(layer: nn.Linear, standard: Affine) -> Linear:

@@ -16,7 +16,7 @@ Every sample has parameters of its own; only the order of the four colour operat
 in kornia's convention, as in kornia. For given parameters every operation equals its library's on that sample, to
 float32 rounding.
 
-How it stays fast: drawing is one call of the random generator, nothing is read back by the host, crop, resize and flip
+How it stays fast: drawing is one call of the host's generator and one copy, nothing is read back, crop, resize and flip
 are two batched matrix products (exact, and unlike grid_sample deterministic in the backward pass on CUDA), and the
 colour operations run on all samples at once with neutral factors where a sample does not take part. All of it is
 differentiable in the images.
@@ -30,6 +30,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.views.colors import (
     LUMA,
@@ -161,8 +162,8 @@ class Augment(nn.Module):
     def forward(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Images (n, 3, image_size, image_size) in [0, 1] -> views (n, 3, crop_size, crop_size), normalised.
 
-        rng: a generator on the images' device; without it that device's default one. Half precision comes in
-        as it is and is worked on, and returned, in float32, inside autocast too.
+        rng: a generator of the host or on the images' device; without it that device's default one. Half precision
+        comes in as it is and is worked on, and returned, in float32, inside autocast too.
         Raises UsageError for other shapes and for a generator on another device.
         """
         size = (3, self.image_size, self.image_size)
@@ -173,18 +174,18 @@ class Augment(nn.Module):
         return self.view(images, self.draw(len(images), rng, images.device))
 
     def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters:
-        """Parameters for n samples: one call of the generator (two for a policy with a part of its own), then tensor
-        operations only."""
+        """Parameters for n samples: one call of the generator (two for a policy with a part of its own), and as many
+        copies where it is the host's."""
         device = torch.device(device)
-        if rng is not None and rng.device.type != device.type:
-            raise UsageError(f"random generator on {rng.device}: must be on the images' device, {device}")
+        if rng is not None and rng.device.type not in ("cpu", device.type):
+            raise UsageError(f"random generator on {rng.device}: must be on the CPU or on the images' device, {device}")
         color = self.policy.color
         drawn = draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order)
         if not self.policy.flip:
             drawn = replace(drawn, flip=torch.zeros_like(drawn.flip))
         if not self.policy.n_draws:
             return drawn
-        return replace(drawn, own=torch.rand((n, self.policy.n_draws), generator=rng, device=device))
+        return replace(drawn, own=runtime.uniform((n, self.policy.n_draws), rng, device))
 
     def view(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
         """Views for given parameters (None only where the policy draws nothing), without randomness.
@@ -224,10 +225,35 @@ def draw_parameters(
 
     A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision and kornia.
     shares_order: one order of the colour operations for all samples of this call, that of the first sample's draw.
+    They are computed where they are drawn, so that no rounding of a device changes them, and travel as one matrix.
     """
-    uniform = torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=device)
+    rows = runtime.drawn(lambda place: _drawn_rows(n, image_size, rng, place, shares_order), rng, device)
+    top, left, height, width, hue = rows[:5]
+    coins = rows[5:8] > 0
+    places = rows[8:12].long()
+    return ViewParameters(
+        top=top,
+        left=left,
+        height=height,
+        width=width,
+        flip=coins[0],
+        jitter=coins[1],
+        grayscale=coins[2],
+        blends=rows[12:].T,
+        hue=hue,
+        blend_order=places[:3].T,
+        hue_position=places[3],
+    )
+
+
+def _drawn_rows(
+    n: int, image_size: int, rng: torch.Generator | None, place: torch.device, shares_order: bool
+) -> Tensor:
+    """The parameters as rows of one matrix, float32 (12 + N_BLENDS, n): top, left, height, width, hue; 1 for flip,
+    jitter and grayscale; blend_order; hue_position; blends."""
+    uniform = torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=place)
     area, ratio, rest = uniform.split((CROP_TRIES, CROP_TRIES, 14), dim=1)
-    place, coins, factors, order, hue_position = rest.split((2, 3, 4, 3, 2), dim=1)
+    corner, coins, factors, order, hue_position = rest.split((2, 3, 4, 3, 2), dim=1)
 
     # Boxes: rounded sides of a random area and a log-uniform ratio.
     area = image_size**2 * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * area)
@@ -239,24 +265,20 @@ def draw_parameters(
     found = fits.any(dim=1)
     width = torch.where(found, width.gather(1, first)[:, 0], image_size)
     height = torch.where(found, height.gather(1, first)[:, 0], image_size)
-    top = torch.minimum(torch.floor(place[:, 0] * (image_size - height + 1)), image_size - height)
-    left = torch.minimum(torch.floor(place[:, 1] * (image_size - width + 1)), image_size - width)
+    top = torch.minimum(torch.floor(corner[:, 0] * (image_size - height + 1)), image_size - height)
+    left = torch.minimum(torch.floor(corner[:, 1] * (image_size - width + 1)), image_size - width)
 
     if shares_order:
         order, hue_position = order[:1].expand(n, -1), hue_position[:1].expand(n, -1)
-    return ViewParameters(
-        top=top,
-        left=left,
-        height=height,
-        width=width,
-        flip=coins[:, 0] < FLIP_PROBABILITY,
-        jitter=coins[:, 1] < JITTER_PROBABILITY,
-        grayscale=coins[:, 2] < GRAYSCALE_PROBABILITY,
-        blends=1 + JITTER_BLEND * (2 * factors[:, :N_BLENDS] - 1),
-        hue=JITTER_HUE * (2 * factors[:, N_BLENDS] - 1),
-        blend_order=order.argsort(dim=1),  # with the next line: each of the 24 orders equally likely
-        hue_position=(hue_position[:, 0] * (N_BLENDS + 1)).long().clamp(max=N_BLENDS),
+    probabilities = (FLIP_PROBABILITY, JITTER_PROBABILITY, GRAYSCALE_PROBABILITY)
+    parts = (
+        torch.stack([top, left, height, width, JITTER_HUE * (2 * factors[:, N_BLENDS] - 1)], dim=1),
+        torch.stack([coins[:, i] < probability for i, probability in enumerate(probabilities)], dim=1),
+        order.argsort(dim=1),  # with the next line: each of the 24 orders equally likely
+        (hue_position[:, :1] * (N_BLENDS + 1)).floor().clamp(max=N_BLENDS),
+        1 + JITTER_BLEND * (2 * factors[:, :N_BLENDS] - 1),
     )
+    return torch.cat([part.float() for part in parts], dim=1).T.contiguous()
 
 
 # The deterministic half: boxes and colours of ViewParameters

@@ -146,9 +146,7 @@ class StoredImages:
             self._reading, images = (key, reader), next(reader)
         assert self._reading is not None
         self._reading = replace(key, step=key.step + 1), self._reading[1]
-        if key.device.type == "cuda":
-            images = images.pin_memory()
-        images = images.to(key.device, non_blocking=True)
+        images = runtime.to_device(images, key.device)
         return ImagePair(images, images)
 
 
