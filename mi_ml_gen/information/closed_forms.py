@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from scipy.special import digamma, gammaln
+import numpy as np
+from scipy.special import digamma, entr, gammaln, ndtr, ndtri
 
 from mi_ml_gen.core.errors import UsageError
 
@@ -97,6 +98,32 @@ def symmetric_bits_information(agreement: float) -> float:
     return math.log(2) + sum(share * math.log(share) for share in (agreement, 1 - agreement) if share > 0)
 
 
+def binned_normal_information(correlation: float, n_bins: int) -> float:
+    """Two normal numbers of this correlation, one of them known by its bin alone, of `n_bins` equally likely ones:
+    log n_bins less the mean entropy of the bin given the other number, by one integral."""
+    if not -1 <= correlation <= 1 or n_bins < 1:
+        raise UsageError(f"correlation {correlation} and {n_bins} bins: must lie within -1 and 1, and be at least 1")
+    size = abs(correlation)
+    rest = math.sqrt(max(1 - size**2, 0.0))
+    if size == 0 or n_bins == 1:
+        return 0.0
+    if rest == 0:
+        return math.log(n_bins)
+    edges = ndtri(np.arange(n_bins + 1) / n_bins)
+    # Gauss-Legendre between knots, close where the entropy changes fast: a few `rest` about each edge.
+    near = np.array([0.0, 1, 2, 3, 5, 8]) * rest / size
+    knots = np.concatenate(
+        [(edges[1:-1, None] / size + sign * near).ravel() for sign in (-1, 1)] + [np.linspace(-9, 9, 37)]
+    )
+    knots = np.unique(np.clip(knots, -9, 9))
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    half, middle = np.diff(knots) / 2, (knots[1:] + knots[:-1]) / 2
+    t = (middle[:, None] + half[:, None] * nodes).ravel()
+    weight = (half[:, None] * weights).ravel() * np.exp(-0.5 * t**2) / math.sqrt(2 * math.pi)
+    above = ndtr((size * t[:, None] - edges) / rest)  # that the other number lies above each edge
+    return float(math.log(n_bins) - weight @ entr(above[:, :-1] - above[:, 1:]).sum(1))
+
+
 def solve(information: Callable[[float], float], nats: float, least: float, most: float) -> float:
     """Where the monotone `information` takes the value `nats`, by bisection; least, most: where it is least and most.
 
@@ -110,7 +137,7 @@ def solve(information: Callable[[float], float], nats: float, least: float, most
             return True
 
     if not math.isfinite(nats) or above(least) or not above(most):
-        raise UsageError(f"{nats} nats: out of reach")
+        raise UsageError(f"{nats} nats: out of reach with these settings")
     for _ in range(60):
         middle = 0.5 * (least + most)
         least, most = (least, middle) if above(middle) else (middle, most)
