@@ -142,6 +142,21 @@ class MultiLatentGenerator(Shared):
         """Whether the family defines `encode`."""
         return type(self).encode is not MultiLatentGenerator.encode
 
+    def first_weights(self, chunks: Chunks) -> torch.Tensor:
+        """The first weights that act on the walk slice of chunks, (outputs, length of the walk slice).
+
+        An ability of some families: SeFa's directions are their singular vectors. Raises UsageError for a generator
+        without it.
+        """
+        raise UsageError(f"{self.name} does not name its first weights, which sefa needs; use ganspace")
+
+    def early_features(self, latents: torch.Tensor, chunks: Chunks) -> torch.Tensor | None:
+        """What an early layer that chunks reach makes of latents (n, layout.dim): (n, ...), for GANSpace.
+
+        None for a family that names no such layer.
+        """
+        return None
+
     def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """Euclidean length (n,) between the latents of z and of `moved`, noises (n, noise_dim), on `chunks`."""
         at = self.layout.slice(chunks)

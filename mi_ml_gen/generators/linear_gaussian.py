@@ -190,6 +190,13 @@ class LinearGaussian(MultiLatentGenerator):
         shown = (2 * images.flatten(1) - 1) @ (self.pattern / self.pattern.sum(1, keepdim=True)).T
         return shown * self.half_range
 
+    def first_weights(self, chunks: Chunks) -> Tensor:
+        return self.mixing[:, self.walk_slice(chunks)]
+
+    def early_features(self, latents: Tensor, chunks: Chunks) -> Tensor:
+        """x before its noise."""
+        return self.synthesize(latents)
+
     def draw_pair(
         self,
         n: int,
