@@ -3,11 +3,12 @@
     T_z     nothing                          images without perturbation
             FILE                             one walker, or a file of groups
             CHUNKS=WALKER CHUNKS=WALKER ...  a walker for each group of chunks
-    WALKER  nothing | NOISE | FILE
+    WALKER  nothing | NOISE | FILE | budget:NATS
     NOISE   STD | MEAN,STD,TRUNCATION | LOW,HIGH
     FILE    a path or a reference (docs/pretrained.md)
     nothing none | null | ~ | no text at all
     CHUNKS  START_STOP, the first chunk included, the last excluded: 1_6 is chunks 1 to 5
+    budget:NATS  noise after which image and positive share so many nats; solved where it is used (budget.py)
 
     none                                     the anchor itself
     walker_runs/coarse                       the selected walker of a run of train_navigator.py
@@ -19,6 +20,7 @@
     0_6=0,0.2,2                              noise of mean 0, standard deviation 0.2, truncation 2 on all six chunks
     0_6=0.1,0.5                              half of the samples: noise of a standard deviation between 0.1 and 0.5
     0_1=walker_runs/coarse 1_4=0.5 4_6=none  a group of its own each
+    0_1=budget:3.0                           noise on chunk 0 that leaves 3 nats of information between the images
 
 Text that begins with CHUNKS= is groups, all other text is a FILE; so a file named "0_1=x" is written "./0_1=x". A group
 reaches to the next blank that CHUNKS= follows, so paths may hold blanks and equal signs; one that holds " 0_1=" stands
@@ -179,6 +181,11 @@ def _member(written: Any, chunks: Chunks, device: torch.device | str | None, whe
         return written
     if written is None or _is_nothing(written):
         return None
+    if isinstance(written, str) and written.startswith("budget:"):
+        raise UsageError(
+            f"{where}: {written}: a budget is solved by train_encoder.py, generate_dataset.py and view_generation.py "
+            "only; give its noise here, which their budget.json tells"
+        )
     numbers = _numbers(written)
     if numbers is None and not isinstance(written, str | Path):
         raise UsageError(f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high] or null")
