@@ -7,7 +7,7 @@
 
 For each range: delta of redrawing it, the information that is left when it is redrawn, the information that it carries
 alone, and what a label loses when it is redrawn; each with a 95% interval and a verdict. Writes map.html, map.json and
-the table as Markdown, CSV and LaTeX into --out. The same command resumes an interrupted run.
+the table as table.md, .csv, .json and .tex into --out. The same command resumes an interrupted run.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def train_encoder(
     # --- Run folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     described |= view_record(path, settings.policy)
-    solved = []
+    solved: list[dict[str, Any]] = []
     if isinstance(sampler.origin, GeneratedImages):
         described |= fingerprint_record(path, sampler.origin.generator)
         solved = budget.solved(sampler.origin.walker)

@@ -275,7 +275,7 @@ def map_generator(
             session.end_of_step(save=True)
         content = _content(generator, settings, session.rows)
         session.run.write_json("map.json", content)
-        to_table(content).write(session.run.path, "map")
+        to_table(content).write(session.run.path, "table")
         write_page(path / "map.html", generator, settings, content)
     return GeneratorMap(path, content)
 
@@ -355,8 +355,7 @@ def _cell(generator: MultiLatentGenerator, pairs: Pairs, chunks: Chunks, setting
     for name, mask in (("shared", redrawn), ("carried", others)):
         cell[name] = _measured(pairs, mask).to_json() if mask else None
     i, j = pairs.mixed.pairs[redrawn][0]
-    rng = runtime.stream(settings.seed, f"map: labels {chunks}", 0, 0)
-    cell["class_lost"] = discrete.label_loss(pairs.labels[:, i], pairs.labels[:, j], rng).to_json()
+    cell["class_lost"] = discrete.label_loss(pairs.labels[:, i], pairs.labels[:, j]).to_json()
     return cell
 
 
@@ -370,12 +369,13 @@ def _measured(pairs: Pairs, mask: Mask) -> Estimate:
 
 def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     noise = settings.distribution
+    truncation = noise.truncation if math.isfinite(noise.truncation) else None  # JSON has no infinity
     kind = f"classifier {settings.classifier}" if settings.classifier is not None else f"k-means, {settings.n_labels}"
     return {
         "generator": generator.name,
         "n_chunks": generator.layout.n_chunks,
         "chunk_sizes": list(generator.layout.sizes),
-        "noise": {"mean": noise.mean, "std": noise.std, "truncation": noise.truncation},
+        "noise": {"mean": noise.mean, "std": noise.std, "truncation": truncation},
         "seed": settings.seed,
         "label": {"kind": kind, "entropy_nats": rows[0]["label_entropy_nats"]},
         "n_decoded_images": rows[0]["n_images"],
@@ -424,11 +424,11 @@ FIGURES = {
 
 def heat_map(content: Mapping[str, Any], name: str) -> Any:
     """One quantity of the map as a triangle."""
-    values = {
-        tuple(map(int, cell["chunks"].split("_"))): (cell[name]["nats"], _mark(cell[name]))
-        for cell in content["ranges"]
-        if cell[name] is not None
-    }
+    values = {}
+    for cell in content["ranges"]:
+        if cell[name] is not None:
+            chunks = Chunks.of(cell["chunks"])
+            values[chunks.start, chunks.stop] = cell[name]["nats"], _mark(cell[name])
     return triangle(values, content["n_chunks"], FIGURES[name])
 
 
@@ -468,7 +468,7 @@ def write_page(path: Path, generator: MultiLatentGenerator, settings: MapConfig,
     page.section("What each range does").text(
         "The same images in every block. `redrawn` has only the range drawn anew, `all else` everything but the range."
     )
-    shown = [Chunks(*map(int, cell["chunks"].split("_"))) for cell in cells]
+    shown = [Chunks.of(cell["chunks"]) for cell in cells]
     shown = [chunks for chunks in shown if len(chunks) < n_chunks]
     if len(shown) > MOST_ROWS:
         shown = [chunks for chunks in shown if len(chunks) == 1]
@@ -491,7 +491,7 @@ def write_page(path: Path, generator: MultiLatentGenerator, settings: MapConfig,
         f"{content['n_decoded_images']:,} images were decoded. For each range a critic in closed form (canonical "
         f"correlations of principal components) was made from {settings.n_train:,} groups of images, and measured on "
         f"{settings.n_eval:,} others, so {math.log(settings.n_eval):.2f} nats are the most that it can show. Intervals "
-        "of `shared` and `carried` are one-sided, by the jackknife; those of the label are by the bootstrap."
+        "are the jackknife's, one-sided for `shared` and `carried`."
     )
     return page.write(path)
 

@@ -228,10 +228,11 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> Path:
 
 
 def _curve_names(courses: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """The navigator's three quantities where there are any of them, else every column of numbers, at most 9."""
-    names = list(dict.fromkeys(name for rows in courses for name in quantities(rows)))
-    known = [name for name in QUANTITIES if name in names]
-    return known if len(known) == len(QUANTITIES) else names[:9]
+    """The navigator's three quantities where every run has them, else all columns of numbers, at most 9."""
+    columns = [quantities(rows) for rows in courses]
+    if all(set(QUANTITIES) <= set(names) for names in columns):
+        return list(QUANTITIES)
+    return list(dict.fromkeys(name for names in columns for name in names))[:9]
 
 
 def pictures(path: Path) -> list[Path]:

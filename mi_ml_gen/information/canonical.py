@@ -68,12 +68,17 @@ class Whitening(nn.Module):
 
     @classmethod
     def of(cls, images: Tensor, most: int = 256) -> Whitening:
-        """From images (n, ...), at most n - 1 and `most` components; fewer where the images have no more."""
+        """From images (n, ...), at most n - 1 and `most` components; fewer where the images have no more.
+
+        Raises UsageError where all images are the same.
+        """
         flat = images.flatten(1).double()
         centred = flat - flat.mean(0)
         gram = centred @ centred.T / (len(flat) - 1)  # (n, n): its vectors give the components of the pixels
         variance, vectors = torch.linalg.eigh(gram)
         std = variance.clamp(min=0).sqrt().flip(0)[:most]
+        if not std[0] > 0:
+            raise UsageError(f"{len(flat)} images: all are the same, so there is nothing to measure")
         n_components = max(1, int((std > LEAST_STD * std[0]).sum()))
         std, vectors = std[:n_components], vectors.flip(1)[:, :n_components]
         axes = centred.T @ vectors / (std * math.sqrt(len(flat) - 1))
@@ -232,7 +237,7 @@ def matching_estimate(bound: MatchingBound, with_half_the_pairs: MatchingBound |
 
     with_half_the_pairs: the bound, on the same pairs, of the critic that was made from half as many.
     """
-    low = bound.nats - student.ppf(0.95, N_GROUPS - 1) * bound.standard_error_nats
+    low = bound.nats - float(student.ppf(0.95, N_GROUPS - 1)) * bound.standard_error_nats
     half = with_half_the_pairs
     verdict, reason = judge(
         bound.nats,

@@ -1,21 +1,22 @@
-"""Information between labels: entropies of counts, with the bias of small samples taken off and a bootstrap interval.
+"""Information between labels: entropies of counts, with the bias of small samples taken off, and an interval.
 
-For labels a and b of n pairs, with K_a, K_b and K_ab the numbers of labels and of pairs of labels that occur, the
-plug-in entropy H = - sum p log p is too small by about (K - 1) / 2n (Miller 1955; Madow 1948). So
+For n pairs of labels (a, b) with counts c_ab, c_a and c_b, and S = sum c log c over the counts that are named,
 
-    H(a)     = plug-in + (K_a - 1) / 2n
-    I(a; b)  = H(a) + H(b) - H(a, b) = plug-in - (K_ab - K_a - K_b + 1) / 2n
-    H(a | b) = H(a, b) - H(b)        = plug-in + (K_ab - K_b) / 2n
+    H(a)     = log n - S_a / n
+    I(a; b)  = log n - (S_a + S_b - S_ab) / n
+    H(a | b) = (S_b - S_ab) / n
 
-The interval is the basic bootstrap's (Davison and Hinkley 1997, section 5.2): pairs are drawn again with replacement,
-and the spread of the plug-in value about its own mean is put around the estimate. Its centre is left out, because
-drawing again adds the bias once more. tests/information/test_discrete.py measures how often it holds the truth.
+are the plug-in values, whose bias is about the number of cells over 2n. The jackknife (every pair left out in turn;
+Zahl 1977 for entropies) takes it off and gives the standard error of the interval. Pairs in one cell count alike, so it
+needs one term for each cell that occurs, and no random numbers. The bootstrap was tried and has too short intervals
+where cells are sparse: it held the truth in 88% of 200 repetitions, n = 1,000, 8 labels, 3 pairs in most cells.
+tests/information/test_discrete.py holds this one to 93%.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,86 +25,77 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
 from mi_ml_gen.information.verdicts import judge
 
-N_BOOTSTRAP = 500
 FEWEST_PAIRS_PER_CELL = 5.0
 """Pairs for each pair of labels that occurs, below which the correction of the bias is itself a guess."""
 
 
+class Weights(NamedTuple):
+    """A quantity as (S_a, S_b, S_ab) times these over n, plus log n times the last."""
+
+    a: float
+    b: float
+    ab: float
+    log_n: float
+
+
+ENTROPY = Weights(-1.0, 0.0, 0.0, 1.0)
+INFORMATION = Weights(-1.0, -1.0, 1.0, 1.0)
+CONDITIONAL_ENTROPY = Weights(0.0, 1.0, -1.0, 0.0)
+
+
 def entropy(labels: Tensor) -> float:
-    """Of labels (n,), whole numbers from 0 on, in nats, with the correction of the header."""
-    counts = torch.bincount(labels).double()
-    return (_plug_in(counts) + (counts.count_nonzero() - 1) / (2 * counts.sum())).item()
+    """H of labels (n,), whole numbers from 0 on, in nats."""
+    return _jackknife(labels, labels, ENTROPY).nats
 
 
-def label_information(a: Tensor, b: Tensor, rng: torch.Generator | None = None) -> Estimate:
-    """I(a; b) of labels (n,), whole numbers from 0 on. Raises UsageError for fewer than two pairs, and other shapes."""
-    return _estimate(a, b, _information, "labels: information", rng)
+def label_information(a: Tensor, b: Tensor) -> Estimate:
+    """I(a; b) of labels (n,), whole numbers from 0 on. Raises UsageError for fewer than four pairs, and other
+    shapes."""
+    return _estimate(a, b, INFORMATION, "labels: information")
 
 
-def label_loss(a: Tensor, b: Tensor, rng: torch.Generator | None = None) -> Estimate:
+def label_loss(a: Tensor, b: Tensor) -> Estimate:
     """H(a | b) of labels (n,): what b does not tell of a. Raises as `label_information`."""
-    return _estimate(a, b, _conditional_entropy, "labels: conditional entropy", rng)
+    return _estimate(a, b, CONDITIONAL_ENTROPY, "labels: conditional entropy")
 
 
-Quantity = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From tables of counts (..., n_a, n_b) to the plug-in value and what is added to it, both (...)."""
+def _jackknife(a: Tensor, b: Tensor, weights: Weights) -> MonteCarloMean:
+    """A quantity with its bias taken off, and its standard error."""
+    n = len(a)
+    _, of_pair = torch.unique(torch.stack([a, b], dim=1).cpu(), dim=0, return_inverse=True)
+    first = torch.zeros(int(of_pair.max()) + 1, dtype=torch.long).scatter_(0, of_pair, torch.arange(n))  # one of each
+    cells = torch.bincount(of_pair).double()
+    of_a, of_b = (torch.bincount(labels.cpu()).double() for labels in (a, b))
+    in_a, in_b = of_a[a.cpu()[first]], of_b[b.cpu()[first]]  # counts of the labels of each cell
+
+    def value(s_a: Tensor, s_b: Tensor, s_ab: Tensor, m: int) -> Tensor:
+        return (weights.a * s_a + weights.b * s_b + weights.ab * s_ab) / m + weights.log_n * math.log(m)
+
+    sums = [_sum(counts).sum() for counts in (of_a, of_b, cells)]
+    whole = value(*sums, n).item()
+    parts = [s - _sum(c) + _sum(c - 1) for s, c in zip(sums, (in_a, in_b, cells), strict=True)]
+    left_out = value(*parts, n - 1)  # for each cell the value without one of its pairs
+    mean = (cells * left_out).sum() / n
+    variance = (n - 1) / n * (cells * (left_out - mean).square()).sum()
+    return MonteCarloMean(n * whole - (n - 1) * mean.item(), math.sqrt(max(variance.item(), 0.0)))
 
 
-def _information(counts: Tensor) -> tuple[Tensor, Tensor]:
-    n = counts.sum((-2, -1))
-    of_a, of_b = counts.sum(-1), counts.sum(-2)
-    value = _plug_in(of_a) + _plug_in(of_b) - _plug_in(counts.flatten(-2))
-    occurring = counts.flatten(-2).count_nonzero(-1) - of_a.count_nonzero(-1) - of_b.count_nonzero(-1)
-    return value, -(occurring + 1) / (2 * n)
+def _sum(counts: Tensor) -> Tensor:
+    """c log c, 0 where c is 0."""
+    return torch.special.xlogy(counts, counts)
 
 
-def _conditional_entropy(counts: Tensor) -> tuple[Tensor, Tensor]:
-    n, of_b = counts.sum((-2, -1)), counts.sum(-2)
-    value = _plug_in(counts.flatten(-2)) - _plug_in(of_b)
-    return value, (counts.flatten(-2).count_nonzero(-1) - of_b.count_nonzero(-1)) / (2 * n)
-
-
-def _plug_in(counts: Tensor) -> Tensor:
-    """Entropy in nats of counts (..., k): (...)."""
-    n = counts.sum(-1, keepdim=True)
-    return torch.special.entr(counts / n).sum(-1)
-
-
-def _estimate(a: Tensor, b: Tensor, quantity: Quantity, name: str, rng: torch.Generator | None) -> Estimate:
-    if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
-        raise UsageError(f"labels of shapes {tuple(a.shape)} and {tuple(b.shape)}: must both be (n,), n at least 2")
-    n_a, n_b = int(a.max()) + 1, int(b.max()) + 1
-    cells = (a * n_b + b).cpu()
-    n = len(cells)
-
-    def value_of(part: Tensor) -> float:
-        value, correction = quantity(_table(part[None], n_a, n_b))
-        return (value + correction).item()
-
-    counts = _table(cells[None], n_a, n_b)
-    plug_in, correction = quantity(counts)
-    nats = (plug_in + correction).item()
-    draws = torch.cat(
-        [
-            quantity(_table(cells[torch.randint(n, (50, n), generator=rng)], n_a, n_b))[0]
-            for _ in range(N_BOOTSTRAP // 50)
-        ]
-    )
-    deviations = draws - draws.mean()
-    low, high = (nats - deviations.quantile(q).item() for q in (0.975, 0.025))
-    halves = MonteCarloMean(
-        (value_of(cells[: n // 2]) + value_of(cells[n // 2 :])) / 2, draws.std().item() / math.sqrt(2)
-    )
-    verdict, reason = judge(nats, low, high, at_half_n=halves, rate=1.0)
-    n_cells = int(counts.count_nonzero())
+def _estimate(a: Tensor, b: Tensor, weights: Weights, name: str) -> Estimate:
+    if a.ndim != 1 or a.shape != b.shape or len(a) < 4:
+        raise UsageError(f"labels of shapes {tuple(a.shape)} and {tuple(b.shape)}: must both be (n,), n at least 4")
+    n = len(a)
+    found = _jackknife(a, b, weights)
+    low, high = (found.nats + sign * 1.96 * found.standard_error_nats for sign in (-1, 1))
+    halves = [_jackknife(a[part], b[part], weights).nats for part in (slice(0, n // 2), slice(n // 2, n))]
+    at_half = MonteCarloMean(sum(halves) / 2, found.standard_error_nats)
+    verdict, reason = judge(found.nats, low, high, at_half_n=at_half, rate=1.0)
+    n_cells = len(torch.unique(torch.stack([a, b], dim=1), dim=0))
     if n < FEWEST_PAIRS_PER_CELL * n_cells:
         verdict, reason = Verdict.NOT_TRUSTED, f"{n:,} pairs for {n_cells:,} pairs of labels are too few"
     assumes = "the pairs are independent, and every pair of labels that matters occurs among them"
-    return Estimate(nats, low, high, n, name, assumes, verdict, reason, {"n_labels": n_a, "n_cells": n_cells})
-
-
-def _table(cells: Tensor, n_a: int, n_b: int) -> Tensor:
-    """Counts (m, n_a, n_b), float64, of m samples of cells (m, n)."""
-    m = len(cells)
-    offset = torch.arange(m)[:, None] * (n_a * n_b)
-    return torch.bincount((cells + offset).flatten(), minlength=m * n_a * n_b).double().view(m, n_a, n_b)
+    return Estimate(found.nats, low, high, n, name, assumes, verdict, reason, {"n_cells": n_cells})

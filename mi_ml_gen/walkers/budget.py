@@ -40,8 +40,9 @@ from mi_ml_gen.walkers.noise import RandomWalker
 from mi_ml_gen.walkers.spec import is_groups, read_groups
 
 WORD = "budget:"
-LEAST_STRENGTH, MOST_STRENGTH = 1e-3, 10.0
-"""Ends of the search, in standard deviations of the anchors' noise."""
+LEAST_STRENGTH, MOST_STRENGTH = 1e-3, 3.0
+"""Ends of the search, in standard deviations of the anchors' noise. Beyond the upper one latents lie far outside of
+what a generator knows, and images lose what the other chunks say, too."""
 TOLERANCE = 0.02
 """The search ends where the logarithm of the strength is known to this."""
 N_PAIRS = 1024

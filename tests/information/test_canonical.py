@@ -93,7 +93,7 @@ def test_the_bound_and_its_parts_are_those_of_a_slow_twin():
 
 def test_the_standard_error_is_the_spread_over_repetitions_and_the_interval_holds_the_truth():
     true = truth([0.6])
-    found = [matching_bound(optimal(256, 0.6, torch.Generator().manual_seed(i))) for i in range(200)]
+    found = [matching_bound(optimal(512, 0.6, torch.Generator().manual_seed(i))) for i in range(200)]
     spread = torch.tensor([one.nats for one in found]).std().item()
     claimed = sum(one.standard_error_nats for one in found) / 200
     assert 0.85 < claimed / spread < 1.25
@@ -104,7 +104,7 @@ def test_the_standard_error_is_the_spread_over_repetitions_and_the_interval_hold
 
 def test_verdicts():
     saturated = matching_estimate(matching_bound(optimal(256, 0.99999, torch.Generator().manual_seed(0), dim=3)))
-    assert saturated.verdict is Verdict.SATURATED and saturated.nats <= math.log(256)
+    assert saturated.verdict is Verdict.SATURATED and saturated.nats <= math.log(256) + 1e-9
     rng = torch.Generator().manual_seed(0)
     few = measure(*pairs(128, [0.95] + [0.5] * 20, rng), *pairs(512, [0.95] + [0.5] * 20, rng))
     assert few.verdict is Verdict.NOT_TRUSTED and "half as many pairs" in few.reason
@@ -113,5 +113,7 @@ def test_verdicts():
 def test_wrong_arguments_are_refused():
     with pytest.raises(UsageError, match="at least 32"):
         matching_bound(torch.zeros(31, 31))
+    with pytest.raises(UsageError, match="all are the same"):
+        Whitening.of(torch.ones(8, 3, 4, 4))
     with pytest.raises(UsageError, match="at least 64 pairs"):
         CanonicalCritic.of(torch.zeros(10, 3), torch.zeros(10, 3))
