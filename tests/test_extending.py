@@ -15,6 +15,7 @@ import torch
 from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError
 from mi_ml_gen.encoders.loading import load_encoder, load_whole
+from mi_ml_gen.information import estimate_information, make_task
 from tests.conftest import GOLDEN
 from tests.scripts.test_scripts import call
 
@@ -42,7 +43,8 @@ def folder(tmp_path_factory) -> Path:
     for text in blocks("python"):
         if (name := re.match(r"# (\w+\.py)\n", text)) is not None:
             (place / name[1]).write_text(text)
-    assert {path.name for path in place.iterdir()} == {"discs.py", "test_discs.py", "barlow.py", "test_barlow.py"}
+    files = {"discs.py", "test_discs.py", "barlow.py", "test_barlow.py", "spearman.py"}
+    assert {path.name for path in place.iterdir()} == files
     return place
 
 
@@ -77,6 +79,13 @@ def test_the_commands_of_the_page_work(folder, monkeypatch, capsys):
 
     path = folder / "encoder_runs" / "BarlowTwins_tiny-bigbigan_torchvision_no_color_seed0" / "encoder.safetensors"
     assert load_encoder(path).method == "barlow" and type(load_whole(path)).__name__ == "BarlowTwins"
+
+
+def test_the_estimator_of_the_page_works_by_its_file(folder):
+    pairs = make_task("half-cube", 1.0).sample(5000, torch.Generator().manual_seed(0))
+    estimate = estimate_information(*pairs, f"{folder}/spearman.py:Spearman", z=3.0)
+    assert estimate.low_nats < 1.0 < estimate.high_nats
+    assert not estimate.verdict.is_warning
 
 
 def test_files_of_a_class_that_was_not_imported(folder):

@@ -40,6 +40,16 @@ class CalibrationConfig(OnDevice, Seeded, Resumed, InFolder):
         0.05, flag="temperature", positive=True,
         help="temperature of InfoNCE; at 0.1 the scores span too few nats to show 4",
     )  # fmt: skip
+    estimator: str | None = option(
+        None, free=True,
+        help="measure with this estimator of the registry (doe, ksg, infonce ...) instead of the image critic",
+    )  # fmt: skip
+    pairs: Path | None = option(
+        None, free=True, help="with --estimator: an .npz file with arrays x (n, d_x) and y (n, d_y) to measure instead"
+    )
+    n_pairs: int = option(
+        10_000, free=True, at_least=200, help="with --estimator: pairs of the generator at each level"
+    )
     save_freq: int = option(200, free=True, aliases=("save_every",), help="steps between saved states", positive=True)
     save_folder: Path = redefined(
         InFolder, "save_folder", Path("calibration"), flag="out", help="folder of all results; the same one resumes"
@@ -48,6 +58,47 @@ class CalibrationConfig(OnDevice, Seeded, Resumed, InFolder):
     def __post_init__(self) -> None:
         if not self.nats or not self.eval_pairs:
             raise UsageError("--nats and --eval_pairs: must hold at least one number each")
+        if self.pairs is not None and self.estimator is None:
+            raise UsageError("--pairs needs --estimator, such as --estimator doe")
+
+
+# --- the calibration of the estimators of information --------------------------------------------------------
+
+
+@dataclass
+class InformationConfig(OnDevice, Seeded, InFolder):
+    """What `scripts/calibrate_information.py` takes; the defaults give the page that docs/information.md quotes."""
+
+    estimators: list[str] = option(
+        ["doe", "gaussian", "ksg", "minde", "infonce", "dv", "nwj", "smile"],
+        free=True, help="estimators, by their names in the registry",
+    )  # fmt: skip
+    tasks: list[str] = option(
+        ["normal", "normal-dense", "half-cube", "wiggly", "bimodal", "asinh-cauchy", "student", "spiral", "tangled",
+         "additive-uniform", "gamma-exponential", "clusters"],
+        help="families of tasks of known information: see docs/tasks.md",
+    )  # fmt: skip
+    nats: list[float] = option([0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0], at_least=0, help="levels of information, in nats")
+    dims: list[int] = option([1, 2, 5, 20, 50], at_least=1, help="pairs of coordinates")
+    sizes: list[int] = option([500, 2000, 10_000, 50_000], at_least=200, flag="n", help="numbers of pairs")
+    n_tasks: int = option(
+        60, at_least=0, free=True, help="tasks that are drawn from the grid of all; each goes to every estimator"
+    )
+    most_values: int = option(
+        500_000, positive=True, help="tasks with more pairs times coordinates than this are not drawn"
+    )
+    table: bool = option(True, free=True, help="also the tasks of mutinfo's public table (10,000 normal pairs)")
+    picture: bool = option(True, free=True, help="also the picture of the bounds (20 + 20 normal numbers)")
+    quick: bool = option(False, help="a small grid of a few minutes: few values, and neither table nor picture")
+    save_folder: Path = redefined(
+        InFolder, "save_folder", Path("information_calibration"), flag="out",
+        help="folder of all results; the same one goes on with what is left",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("estimators", "tasks", "nats", "dims", "sizes"):
+            if not getattr(self, name):
+                raise UsageError(f"--{'n' if name == 'sizes' else name}: must hold at least one value")
 
 
 # --- continuous sampling against stored images --------------------------------------------------------------

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from mi_ml_gen.information.critic import Critic
     from mi_ml_gen.information.discrete import entropy, label_information, label_loss
     from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
-    from mi_ml_gen.information.estimator import Estimator, estimate_information
+    from mi_ml_gen.information.estimation import estimate_information
+    from mi_ml_gen.information.estimator import Estimator
     from mi_ml_gen.information.gaussian import JointGaussian, marginal_divergence, optimal_bound
     from mi_ml_gen.information.infonce import Bound, infonce_bound, infonce_loss
     from mi_ml_gen.information.ksg import KsgEstimate, ksg_mutual_information

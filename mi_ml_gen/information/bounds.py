@@ -38,7 +38,6 @@ from mi_ml_gen.information import copula
 from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Mlp, Split, Training, fit
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
 from mi_ml_gen.information.estimator import N_BLOCKS, Estimator, quantile
-from mi_ml_gen.information.registry import register_estimator
 from mi_ml_gen.information.verdicts import Finding, findings, rests_on_few_draws, tolerance
 
 CriticKind = Literal["separable", "joint"]
@@ -158,8 +157,8 @@ class CriticBound(Estimator):
     """An estimator that trains a critic. Subclasses say what its scores are worth and what it is trained by."""
 
     critic: CriticKind = "separable"
-    hidden: int = 128
-    n_steps: int = 1500
+    hidden: int = 64
+    n_steps: int = 1000
     batch_size: int = 128
 
     is_bound: ClassVar[bool] = True
@@ -234,8 +233,15 @@ class CriticBound(Estimator):
         return self.result(
             nats, low, high, n_test, found, ceiling_nats=ceiling, train_nats=train_nats, n_steps=course.n_steps,
             members_nats=[m.nats for m in of_members], half_candidates_nats=half, standard_error_nats=error,
-            curve_nats=course.of_full, critic=self.critic,
+            curve_nats=course.of_full, critic=self.critic, **self.single_batches(scores[FULL]),
         )  # fmt: skip
+
+    def single_batches(self, scores: Tensor) -> dict[str, float]:
+        """Mean and standard deviation of the value of one batch of held-out pairs, as training sees it."""
+        size = min(self.batch_size, scores.shape[-1] // 2)
+        starts = range(0, scores.shape[-1] - size + 1, size)
+        values = torch.stack([self.value(scores[..., i : i + size, i : i + size]) for i in starts]).flatten()
+        return {"batch_pairs": size, "batch_nats": values.mean().item(), "batch_std_nats": values.std().item()}
 
     def measure(self, scores: Tensor) -> _Measured:
         """Value and standard error of (n, n): a jackknife that leaves one of `N_BLOCKS` blocks of pairs out at a time
@@ -260,22 +266,22 @@ def _halves(scores: Tensor) -> list[Tensor]:
     return [scores[..., :half, :half], scores[..., half : 2 * half, half : 2 * half]]
 
 
-@register_estimator("infonce")
 @dataclass(frozen=True)
 class InfoNCE(CriticBound):
     """InfoNCE on held-out pairs, with as many candidates as there are held-out pairs (at most 2,048)."""
 
+    name: ClassVar[str] = "infonce"
     assumes: ClassVar[str] = "A lower bound for any critic: the information is at least the lower end."
 
     def value(self, scores: Tensor) -> Tensor:
         return infonce_value(scores)
 
 
-@register_estimator("dv")
 @dataclass(frozen=True)
 class DonskerVaradhan(CriticBound):
     """The Donsker-Varadhan bound, trained as MINE is, with the bias of its gradient taken off."""
 
+    name: ClassVar[str] = "dv"
     assumes: ClassVar[str] = "A lower bound, where many draws decide the mean of exponentials."
 
     def value(self, scores: Tensor) -> Tensor:
@@ -296,11 +302,11 @@ class DonskerVaradhan(CriticBound):
         return _few(scores)
 
 
-@register_estimator("nwj")
 @dataclass(frozen=True)
 class NguyenWainwrightJordan(CriticBound):
     """The bound of Nguyen, Wainwright and Jordan, also called f-GAN KL and MINE-f."""
 
+    name: ClassVar[str] = "nwj"
     assumes: ClassVar[str] = "A lower bound, where many draws decide the mean of exponentials."
 
     def value(self, scores: Tensor) -> Tensor:
@@ -316,11 +322,11 @@ class NguyenWainwrightJordan(CriticBound):
         return _few(scores)
 
 
-@register_estimator("smile")
 @dataclass(frozen=True)
 class Smile(CriticBound):
     """SMILE: little variance for some bias, upwards where scores beyond tau are clipped."""
 
+    name: ClassVar[str] = "smile"
     tau: float = 5.0
 
     is_bound: ClassVar[bool] = False

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.information.estimator import Estimator, quantile
-from mi_ml_gen.information.registry import register_estimator
 from mi_ml_gen.information.verdicts import Finding, too_uncertain
 
 PAIRS_PER_KNOT, FEWEST_KNOTS, MOST_KNOTS = 50, 12, 200
@@ -186,7 +185,6 @@ def base_findings(pairs: Canonical) -> list[Finding]:
     return found
 
 
-@register_estimator("gaussian")
 @dataclass(frozen=True)
 class GaussianCopula(Estimator):
     """The closed form for jointly Gaussian pairs after smooth scores, without the bias of few pairs.
@@ -194,6 +192,7 @@ class GaussianCopula(Estimator):
     Right where the dependence is a Gaussian copula; too low in most other cases, which its verdict tests for.
     """
 
+    name: ClassVar[str] = "gaussian"
     assumes: ClassVar[str] = "Monotone functions of the coordinates make x and y jointly Gaussian."
     fewest: ClassVar[int] = 20
 
@@ -209,8 +208,10 @@ class GaussianCopula(Estimator):
             found.append(
                 Finding(Verdict.NOT_TRUSTED, f"the pairs are not Gaussian by {abs(deviations):.0f} standard deviations")
             )
-        wide = too_uncertain(part.nats, part.nats - half_width, part.nats + half_width)
+        low, high = part.nats - half_width, part.nats + half_width
+        if (wide := too_uncertain(part.nats, low, high)) is not None:
+            found.append(wide)
         return self.result(
-            part.nats, part.nats - half_width, part.nats + half_width, n, found + [wide] * (wide is not None),
+            part.nats, low, high, n, found,
             correlations=pairs.correlations.tolist(), standard_error_nats=error,
         )  # fmt: skip

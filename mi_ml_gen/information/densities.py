@@ -34,7 +34,6 @@ from mi_ml_gen.information.copula import Canonical
 from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Linear, Split, Training, fit
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
 from mi_ml_gen.information.estimator import Estimator, quantile
-from mi_ml_gen.information.registry import register_estimator
 from mi_ml_gen.information.verdicts import Finding, findings
 
 _ROWS_AT_ONCE = 4096
@@ -76,11 +75,11 @@ class Correction(NamedTuple):
     is_used: bool
 
 
-@register_estimator("doe")
 @dataclass(frozen=True)
 class DifferenceOfEntropies(Estimator):
     """Closed form of the Gaussian copula, corrected by two autoregressive density models: see densities.py."""
 
+    name: ClassVar[str] = "doe"
     hidden: int = 128
     n_components: int = 6
     n_steps: int = 2000

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ HALF = 2
 AVERAGED_OVER = 0.99
 """Each step the averaged weights keep this share of themselves."""
 MOST_GRADIENT = 10.0
+WORTHWHILE_NATS = 1e-3
+"""An improvement by less does not keep a training going."""
 
 
 class Split(NamedTuple):
@@ -121,8 +123,8 @@ class Training:
     n_steps: int = 2000
     batch_size: int = 256
     lr: float = 2e-3
-    every: int = 50
-    """Steps between two evaluations on the validation pairs."""
+    most_every: int = 50
+    """Most steps between two evaluations on the validation pairs; there are at least 20 of them."""
     patience: int = 6
     """Evaluations without an improvement of any member, after which training stops."""
 
@@ -151,7 +153,7 @@ def fit(
     optimizer = torch.optim.Adam(parameters.values(), lr=training.lr, foreach=True)
     course = Course()
     batches = _batches(split, min(training.batch_size, len(split.of_member(HALF))), seed)
-    n_idle = 0
+    n_idle, every = 0, min(training.most_every, max(1, training.n_steps // 20))
     _look(model, averaged, best, valid_value, course)
     with tqdm(total=training.n_steps, desc=title, unit="step", disable=not progress) as bar:
         for step in range(training.n_steps):
@@ -167,7 +169,7 @@ def fit(
             bar.update()
 
             # --- Now and then a look at the validation pairs
-            if (step + 1) % training.every == 0:
+            if (step + 1) % every == 0:
                 n_idle = 0 if _look(model, averaged, best, valid_value, course) else n_idle + 1
                 bar.set_postfix(nats=f"{course.of_full[-1]:.3f}")
                 if n_idle >= training.patience:
@@ -187,17 +189,18 @@ def _look(
     valid_value: Callable[[nn.Module], Tensor],
     course: Course,
 ) -> bool:
-    """Evaluate the averaged weights, and keep each member's where they are its best. Whether any was."""
+    """Evaluate the averaged weights, and keep each member's where they are its best. Whether any member improved by
+    what is worth going on for."""
     with torch.no_grad():
         values = valid_value(_With(model, averaged)).tolist()
         course.curve.append(values)
-        better = [value > before for value, before in zip(values, course.best, strict=True)]
-        for member, is_better in enumerate(better):
-            if is_better:
+        gains = [value - before for value, before in zip(values, course.best, strict=True)]
+        for member, gain in enumerate(gains):
+            if gain > 0:
                 course.best[member] = values[member]
                 for name, value in averaged.items():
                     best[name][member] = value[member]
-    return any(better)
+    return any(gain > WORTHWHILE_NATS for gain in gains)
 
 
 class _With(nn.Module):
@@ -212,10 +215,10 @@ class _With(nn.Module):
         return functional_call(self._model[0], self._weights, arguments)
 
 
-def _clip(parameters: Iterator[Tensor] | object) -> None:
+def _clip(parameters: Iterable[Tensor]) -> None:
     """Bound the length of each member's gradient."""
-    gradients = [p.grad for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
-    length = sum(g.flatten(1).square().sum(1) for g in gradients).sqrt()  # type: ignore[union-attr]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    length = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
     factor = (MOST_GRADIENT / length.clamp_min(1e-12)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))

@@ -13,11 +13,9 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
 from mi_ml_gen.information.estimator import Estimator, quantile
 from mi_ml_gen.information.ksg import ksg_mutual_information
-from mi_ml_gen.information.registry import register_estimator
 from mi_ml_gen.information.verdicts import Finding, changes_with_n, too_uncertain
 
 
-@register_estimator("ksg")
 @dataclass(frozen=True)
 class Ksg(Estimator):
     """Kraskov, Stoegbauer and Grassberger 2004, equation 8, on normal scores: see `ksg_mutual_information`.
@@ -26,6 +24,7 @@ class Ksg(Estimator):
     information and the dimensions; the estimate from half of the pairs shows it.
     """
 
+    name: ClassVar[str] = "ksg"
     k: int = 5
 
     assumes: ClassVar[str] = "The density is about constant within the distance of the k-th neighbour."

@@ -44,7 +44,7 @@ WRONG_RELATIVE, WRONG_NATS, RIGHT_RELATIVE = 0.10, 0.10, 0.05
 """An estimate is wrong beyond both of the first two, and right within the third."""
 FEWEST_DRAWS = 30.0
 """Effective draws on which a mean of exponentials must rest."""
-LEAST_POINTS = 8
+LEAST_POINTS = 4
 """Held-out values, at equal distances in training, from which `still_rising` can tell anything."""
 
 
@@ -100,10 +100,10 @@ def near_ceiling(nats: float, ceiling_nats: float, margin_nats: float = SATURATI
 
 def rises_with_candidates(nats: float, with_half: MonteCarloMean) -> Finding | None:
     """Rule 3. with_half: the same critic's value with half as many candidates, and the standard error of the
-    difference. What InfoNCE lacks for want of candidates is about proportional to 1 over their number, so what is still
-    missing is about what the last doubling brought."""
+    difference. What InfoNCE lacks for want of candidates falls as 1 over their number, or slower where scores have long
+    tails, so what is still missing is what the last doubling brought, or more: half a tolerance counts."""
     rise = nats - with_half.nats
-    if rise <= max(tolerance(nats), 2 * with_half.standard_error_nats):
+    if rise <= max(tolerance(nats) / 2, 2 * with_half.standard_error_nats):
         return None
     return Finding(Verdict.SATURATED, f"half as many candidates give {with_half.nats:.2f} nats, so more would raise it")
 
@@ -113,7 +113,7 @@ def still_rising(curve_nats: Sequence[float], standard_error_nats: float = 0.0) 
     standard_error_nats: that of the mean of a quarter of them, where it is known.
 
     The rule compares the mean of the last quarter with the quarter before. A rise of half a tolerance counts: what is
-    still to come is often more than what the last quarter brought. Fewer than eight values say nothing.
+    still to come is often more than what the last quarter brought. Fewer than four values say nothing.
     """
     values = [value for value in curve_nats if math.isfinite(value)]
     if len(values) < LEAST_POINTS:

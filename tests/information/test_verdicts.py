@@ -92,6 +92,7 @@ def test_a_slower_estimator_has_more_left_to_move():
 
 def test_short_or_broken_curves_say_nothing():
     assert verdicts.still_rising([0.0, 1.0, 2.0]) is None
+    assert verdicts.still_rising([0.0, 1.0, 2.0, 3.0]) is not None
     assert verdicts.still_rising([math.nan] * 20) is None
 
 
