@@ -37,6 +37,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -134,16 +135,19 @@ def export_images(settings: ExportConfig) -> Export:
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     distribution = anchor_distribution(settings, generator)
-    walker = walker_from(settings.Tz, generator, device, "--Tz")
+    record = settings.save_folder / RECORD
+    written = budget.resolved(settings.Tz, generator, distribution, settings.starting_seed, record)
+    walker = walker_from(written, generator, device, "--Tz")
     warn_of_differences(walker, generator, distribution)
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 
-    record = settings.save_folder / RECORD
     about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
     about |= fingerprint_record(record, generator)
     began = time.monotonic()
     reopened = config.resuming(ExportConfig) | {"free": settings.free}
-    with RunFolder.open(record, about, **reopened), loop.Preemption() as preemption:
+    with RunFolder.open(record, about, **reopened) as run, loop.Preemption() as preemption:
+        if solved := budget.solved(walker):
+            run.write_json(budget.RECORD, solved)
         names = _Names(settings, record, kinds)
         n_new = 0
         if not names.containers or not all(path.exists() for path in names.containers):

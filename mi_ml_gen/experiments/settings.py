@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from mi_ml_gen.core import threads
 from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.registry import short_name
 from mi_ml_gen.core.settings import Compiled, InFolder, OnDevice, Precise, Resumed, Seeded
 from mi_ml_gen.data.known import check_data_path
 from mi_ml_gen.generators.families import bundled
@@ -355,6 +356,74 @@ class WalkerPicturesConfig(OnDevice, Seeded, InFolder, FromRuns):
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use or ())
         self.check_anchors()
+
+
+# --- the map of a generator ---------------------------------------------------------------------------------
+
+
+@dataclass
+class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator):
+    """What `scripts/map_generator.py` takes; the defaults need minutes for a bundled generator on two cores."""
+
+    ranges: Literal["auto", "all", "tree", "single"] = option(
+        "auto", help="ranges of chunks: all of them, a binary tree, or single chunks; auto takes all up to 8 chunks"
+    )
+    classifier: str | None = option(
+        None, help="file or run folder of a classifier whose label is followed (default: clusters of the pixels)"
+    )
+    n_labels: int = option(10, at_least=2, help="clusters of k-means, where no classifier is given")
+    n_train: int = option(2048, at_least=64, help="groups of images from which the critics are made")
+    n_eval: int = option(1024, at_least=64, help="pairs of images that each number is measured on")
+    n_inputs: int = option(192, at_least=1, help="principal components of the images that the critics see, at most")
+    critic_size: int = option(32, at_least=4, help="side in pixels of the images that the critics see, at most")
+    n_images: int = option(8, at_least=1, free=True, help="images of a row on the page")
+    save_folder: Path | None = redefined(
+        InFolder, "save_folder", None, flag="out", help="folder of the map (default: maps/ and the generator's name)"
+    )
+
+    @property
+    def folder(self) -> Path:
+        return self.save_folder if self.save_folder is not None else Path("maps") / short_name(self.generator)
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        if self.classifier is not None:
+            check_path("--classifier", self.classifier)
+
+
+# --- the explorer -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ExplorerConfig(OnDevice, Seeded, AnchorNoise, FromGenerator):
+    """What `scripts/explore.py` takes."""
+
+    out: Path = option(Path("explorer.html"), free=True, help="the HTML file to write")
+    walkers: str | None = option(
+        None, aliases=("Tz",),
+        help="learned walkers beside random directions: a run folder, a folder with one for each chunk, or a T_z",
+    )  # fmt: skip
+    map: Path | None = option(None, help="map.json of map_generator.py: what was measured stands beside the sliders")
+    table: Path | None = option(None, help="table1.json of Table 1, for the same")
+    sliders: int = option(4, at_least=1, help="sliders at most, where no walkers say which chunks go together")
+    positions: int | None = option(
+        None, at_least=3, at_most=101,
+        help="odd number of positions of each slider (default: 11, or fewer so that 8,000 images are enough)",
+    )  # fmt: skip
+    anchors: int = option(3, at_least=1, help="images that the sliders can begin with")
+    image_size: int = option(128, at_least=8, help="side of the images in the page, in pixels, at most the generator's")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        if self.positions is not None and self.positions % 2 == 0:
+            raise UsageError(f"--positions {self.positions}: must be odd, so that one of them is the anchor")
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--out {self.out}: must end in .html")
+        for flag, path in (("--map", self.map), ("--table", self.table)):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{flag} {path}: no such file")
 
 
 # --- .beton files -------------------------------------------------------------------------------------------

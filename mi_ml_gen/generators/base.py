@@ -193,6 +193,11 @@ class MultiLatentGenerator(Shared):
         return ImagePair(anchor_image, self.decode(positive, rng))
 
 
+def device_of(generator: MultiLatentGenerator) -> torch.device:
+    """Where its weights are; the CPU for a generator without any."""
+    return next((tensor.device for tensor in (*generator.parameters(), *generator.buffers())), torch.device("cpu"))
+
+
 def check_state(network: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
     """Keys and shapes of a state dict must be exactly those expected; no value is looked at.
 

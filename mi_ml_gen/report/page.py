@@ -1,8 +1,8 @@
 """What a run shows of itself: one HTML page that holds image grids, figures and tables.
 
-A page is one file: the styles of page.css inside, images as data, no script, nothing fetched. It reads on a phone and
-on paper, and follows the reader's light or dark setting, the figures too: they are drawn in named inks that the page
-defines.
+A page is one file: the styles of page.css inside, images as data, nothing fetched, and no script but that of a
+`widget`. It reads on a phone and on paper, and follows the reader's light or dark setting, the figures too: they are
+drawn in named inks that the page defines.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -45,6 +46,7 @@ class Page:
         self.footer = footer
         self._parts: list[str] = []
         self._sections: list[tuple[str, str]] = []
+        self._styles: list[str] = []
 
     def section(self, title: str) -> Page:
         """A head line, reached from the contents at the top where there are three or more."""
@@ -106,6 +108,17 @@ class Page:
         drawings = "".join(_svg(one, name) for one, name in zip(figures, names, strict=True))
         return self._add(f'<figure><div class="drawings">{drawings}</div>{_caption(caption)}</figure>')
 
+    def widget(self, body: str, style: str, script: str, data: object) -> Page:
+        """A part that moves: HTML of the caller's own, with its style, a script, and plain values that the script finds
+        as the variable `data`.
+
+        The caller escapes what stands in `body`. `data` is written as JSON, in which no text can end the script.
+        """
+        self._styles.append(style)
+        values = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        code = f'"use strict";\n(() => {{\nconst data = {values};\n{script}}})();'
+        return self._add(f"{body}\n<script>\n{code}\n</script>")
+
     def html(self) -> str:
         """The whole page."""
         contents = ""
@@ -113,12 +126,13 @@ class Page:
             links = "".join(f'<li><a href="#{anchor}">{_inline(title)}</a></li>' for anchor, title in self._sections)
             contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
         lead = f'<p class="lead">{_inline(one_line(self.lead))}</p>' if self.lead else ""
+        style = _styles() + "".join(self._styles)
         footer = f"<footer>{_inline(self.footer)}</footer>" if self.footer else ""
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta name="color-scheme" content="light dark">\n'
-            f"<title>{_escape(self.title)}</title>\n<style>\n{_styles()}</style>\n</head>\n<body>\n<main>\n"
+            f"<title>{_escape(self.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
             f"<header><h1>{_inline(self.title)}</h1>{lead}{contents}</header>\n"
             + "\n".join(self._parts)
             + f"\n{footer}</main>\n</body>\n</html>\n"

@@ -3,12 +3,13 @@
     T_z     nothing                          images without perturbation
             FILE                             one walker, or a file of groups
             CHUNKS=WALKER CHUNKS=WALKER ...  a walker for each group of chunks
-    WALKER  nothing | NOISE | DIRECTIONS | FILE
+    WALKER  nothing | NOISE | DIRECTIONS | FILE | budget:NATS
     NOISE   STD | MEAN,STD,TRUNCATION | LOW,HIGH
     DIRECTIONS  ganspace:NUMBER | ganspace:NUMBER,STRENGTH | sefa:NUMBER | sefa:NUMBER,STRENGTH
     FILE    a path or a reference (docs/pretrained.md)
     nothing none | null | ~ | no text at all
     CHUNKS  START_STOP, the first chunk included, the last excluded: 1_6 is chunks 1 to 5
+    budget:NATS  noise after which image and positive share so many nats; solved where it is used (budget.py)
 
     none                                     the anchor itself
     walker_runs/coarse                       the selected walker of a run of train_navigator.py
@@ -22,6 +23,7 @@
     0_2=ganspace:5,1.5                       along the first 5 directions of GANSpace, standard deviation 1.5 each
     0_1=sefa:3                               along the first 3 directions of SeFa, standard deviation 1 each
     0_1=walker_runs/coarse 1_4=0.5 4_6=none  a group of its own each
+    0_1=budget:3.0                           noise on chunk 0 that leaves 3 nats of information between the images
 
 Text that begins with CHUNKS= is groups, all other text is a FILE; so a file named "0_1=x" is written "./0_1=x". A group
 reaches to the next blank that CHUNKS= follows, so paths may hold blanks and equal signs; one that holds " 0_1=" stands
@@ -193,6 +195,11 @@ def _member(
             return directions_walker(generator, chunks, *found).to(device)
         except UsageError as error:
             raise UsageError(f"{where}: {written}: {error}") from None
+    if isinstance(written, str) and written.startswith("budget:"):
+        raise UsageError(
+            f"{where}: {written}: a budget is solved by train_encoder.py, generate_dataset.py and view_generation.py "
+            "only; give its noise here, which their budget.json tells"
+        )
     numbers = _numbers(written)
     if numbers is None and not isinstance(written, str | Path):
         raise UsageError(f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high] or null")
