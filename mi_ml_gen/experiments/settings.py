@@ -388,6 +388,7 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_prior()
         if self.classifier is not None:
             check_path("--classifier", self.classifier)
 
@@ -411,12 +412,13 @@ class ExplorerConfig(OnDevice, Seeded, AnchorNoise, FromGenerator):
         None, at_least=3, at_most=101,
         help="odd number of positions of each slider (default: 11, or fewer so that 8,000 images are enough)",
     )  # fmt: skip
-    anchors: int = option(3, at_least=1, help="images that the sliders can begin with")
+    n_anchors: int = option(3, at_least=1, help="images that the sliders can begin with")
     image_size: int = option(128, at_least=8, help="side of the images in the page, in pixels, at most the generator's")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_prior()
         if self.positions is not None and self.positions % 2 == 0:
             raise UsageError(f"--positions {self.positions}: must be odd, so that one of them is the anchor")
         if self.out.suffix.lower() not in (".html", ".htm"):

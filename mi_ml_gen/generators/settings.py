@@ -76,9 +76,13 @@ class AnchorNoise(Anchors):
             if field.name in ("mean", "std", "truncation") and value != default:
                 raise UsageError(f"--{field.name} {value:g}: has no effect with --anchors real; leave it out")
 
+    def check_prior(self) -> None:
+        """Refuse --anchors real, where only the prior's noise can be used."""
+        if self.anchors == "real":
+            raise UsageError("--anchors real: this script draws its anchors from the prior; leave it out")
+
     @property
     def distribution(self) -> TruncatedNormal:
         """Of the prior's noise; `generators.anchors.anchor_distribution` also knows real images."""
-        if self.anchors == "real":
-            raise UsageError("--anchors real: is not possible here")
+        self.check_prior()
         return TruncatedNormal(self.mean, self.std, self.truncation)

@@ -98,7 +98,7 @@ def solve(
     def nats_at(log_strength: float) -> float:
         return search.share(walk(math.exp(log_strength)), N_PAIRS).nats
 
-    scale = noise.std or 1.0
+    scale = noise.std if isinstance(noise, TruncatedNormal) and noise.std else 1.0
     ends = [math.log(end * scale) for end in (LEAST_STRENGTH, MOST_STRENGTH)]
     most, least = map(nats_at, ends)
     if not least < nats < most:
