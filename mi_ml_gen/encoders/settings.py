@@ -42,7 +42,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         None, help='walker that makes positives: none, a file, or groups like "0_1=runs/w.safetensors 1_6=0,0.2,2"'
     )
     samples_per_epoch: int | None = option(
-        None, at_least=1, help="generated images of an epoch; must be given with --generator"
+        None, at_least=1, help="number of generated images in an epoch; must be given with --generator"
     )
     data_path: str | None = option(
         None,
@@ -80,7 +80,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     )
 
     max_epochs: int = option(100, at_least=1, help="epochs to train")
-    cumulative_bs: int = option(512, at_least=2, help="samples of each step, over all processes")
+    cumulative_bs: int = option(512, at_least=2, help="samples in each step, over all processes")
     micro_batches: int = option(
         1, at_least=1, help="parts into which each process splits its batch, to use less memory"
     )

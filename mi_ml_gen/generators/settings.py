@@ -65,7 +65,10 @@ class AnchorNoise(Anchors):
     mean: float = option(0.0, help="mean of the anchors' noise")
     std: float = option(1.0, above=0, help="standard deviation of the anchors' noise")
     truncation: float = option(
-        2.0, above=0, aliases=("trunc",), help="largest distance of the anchors' noise from its mean, in stds"
+        2.0,
+        above=0,
+        aliases=("trunc",),
+        help="largest distance of the anchors' noise from its mean, in standard deviations",
     )
 
     def check_anchors(self) -> None:

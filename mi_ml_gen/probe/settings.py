@@ -49,7 +49,7 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
         0.1, above=0, below=1,
         help="share of the training images that is held out, where the set has no validation images of its own",
     )  # fmt: skip
-    readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd, knn, ridge")
+    readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="classifiers of the features: sgd, knn, ridge")
 
     views: str = option(
         "none", flag="Tx",
@@ -61,7 +61,7 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
         help="features for SGD: unit standardises them to mean squared length 1; none leaves them, as the paper",
     )
     max_epochs: int = option(60, at_least=1, help="passes of SGD over the training images")
-    cumulative_bs: int = option(256, at_least=1, help="images of each step, over all processes")
+    cumulative_bs: int = option(256, at_least=1, help="images in each step, over all processes")
     base_lr: float = option(30.0, above=0, help="learning rate for 256 images a step; scaled in proportion")
     decay: bool = option(
         True, help="let the learning rate fall to a tenth along a cosine (--no_decay keeps it constant)"
@@ -121,7 +121,7 @@ class EvaluationConfig(Precise, StoredImages):
     skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     batch_size: int = option(256, at_least=1, help="images that are evaluated together")
     out_log_file: Path | None = option(
-        None, help="name of the results: NAME.csv is written, and a folder NAME with tables and a figure"
+        None, help="name of the results: writes NAME.csv, and a folder NAME with tables and a figure"
     )
 
     def check(self) -> None:
