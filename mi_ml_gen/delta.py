@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.walkers.base import Pair, Walker
@@ -149,7 +149,7 @@ def _monte_carlo(
     # Sums are taken about the first block's mean, so that squares do not swallow a small spread.
     total = squared = torch.zeros((), dtype=torch.float64, device=device)
     origin: torch.Tensor | None = None
-    for i, start in enumerate(tqdm(range(0, n_samples, rows), desc=name, disable=not progress, leave=False)):
+    for i, start in enumerate(Bar(range(0, n_samples, rows), desc=name, disable=not progress, leave=False)):
         batch = lengths(rows, runtime.stream(seed, name, i, 0, device))[: n_samples - start].double()
         if origin is None:
             origin = batch.mean()

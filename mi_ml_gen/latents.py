@@ -187,15 +187,18 @@ class TruncatedNormal:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> torch.Tensor:
-        """Draw float32 values of the given shape on the device, by inverse CDF; nothing leaves the device.
+        """Draw float32 values of the given shape, by inverse CDF; see `runtime.drawn` for generator and device.
 
         With V uniform on (-erf(t / sqrt 2), erf(t / sqrt 2)), sqrt(2) * erfinv(V) is a standard normal truncated
         at +-t. In float32 the tails of an untruncated normal end near +-5.4 std.
         """
+        from mi_ml_gen.core import runtime
+
+        return runtime.drawn(lambda place: self._sample(shape, generator, place), generator, device)
+
+    def _sample(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
         import torch
 
-        if device is None and generator is not None:
-            device = generator.device
         edge = min(math.erf(self.truncation / math.sqrt(2)), 1 - 2.0**-24)  # erfinv(1) is infinite
         draw = torch.empty(*shape, device=device).uniform_(-edge, edge, generator=generator)
         draw = draw.erfinv_().mul_(self.std * math.sqrt(2)).add_(self.mean)

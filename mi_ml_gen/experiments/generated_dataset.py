@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.files import UNFINISHED, atomic_write, disk_faults
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.data.beton.format import Encoded, write_beton
@@ -37,6 +37,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -134,15 +135,19 @@ def export_images(settings: ExportConfig) -> Export:
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     distribution = anchor_distribution(settings, generator)
-    walker = walker_from(settings.Tz, generator, device, "--Tz")
+    record = settings.save_folder / RECORD
+    written = budget.resolved(settings.Tz, generator, distribution, settings.starting_seed, record)
+    walker = walker_from(written, generator, device, "--Tz")
     warn_of_differences(walker, generator, distribution)
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 
-    record = settings.save_folder / RECORD
     about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
     about |= fingerprint_record(record, generator)
     began = time.monotonic()
-    with RunFolder.open(record, about, settings.free), loop.Preemption() as preemption:
+    reopened = config.resuming(ExportConfig) | {"free": settings.free}
+    with RunFolder.open(record, about, **reopened) as run, loop.Preemption() as preemption:
+        if solved := budget.solved(walker):
+            run.write_json(budget.RECORD, solved)
         names = _Names(settings, record, kinds)
         n_new = 0
         if not names.containers or not all(path.exists() for path in names.containers):
@@ -235,14 +240,13 @@ class _Latents:
         return tuple(torch.cat(kind) for kind in zip(*parts, strict=True))
 
     def _draw(self, block: int) -> tuple[Tensor, ...]:
-        """Noise is drawn on the CPU, so that every device gives the same images."""
         shape = (self._size, self._generator.noise_dim)
         if self._is_published:
             assert isinstance(self._distribution, TruncatedNormal)
-            z = self._distribution.sample_reference(shape, self._seed + block)
+            z = self._distribution.sample_reference(shape, self._seed + block).to(self._device)
         else:
-            z = self._distribution.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
-        z = z.to(self._device)
+            rng = runtime.stream(self._seed, "export: anchors", block, 0, self._device)
+            z = self._distribution.sample(shape, rng)
         if isinstance(self._walker, IdentityWalker):
             return (self._generator.latents(z),)
         return self._walker(self._generator, z, runtime.stream(self._seed, "export: positives", block, 0, self._device))
@@ -269,14 +273,15 @@ def _write_missing(
     running: deque[Future] = deque()
     with (
         ThreadPoolExecutor(settings.n_workers, thread_name_prefix="encode") as pool,
-        tqdm(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
+        Bar(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
     ):
         # A batch is decoded whole where any image of it is wanted: rounding may depend on an image's neighbours.
         for start in sorted({i // size * size for i in wanted}):
             stop = min(start + size, n)
             rng = runtime.stream(settings.starting_seed, "export: decode", start, 0, device)
+            kinds = latents.of(start, stop)  # in float32, whatever the precision of the decoder
             with runtime.autocast(device, settings.precision):
-                images = [generator.decode(kind, rng) for kind in latents.of(start, stop)]
+                images = [generator.decode(kind, rng) for kind in kinds]
             arrays = [to_bytes(kind, settings.published_seeds).cpu().numpy() for kind in images]
             new = [i for i in range(start, stop) if i in wanted]
             for i in new:

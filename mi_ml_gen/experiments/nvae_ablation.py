@@ -160,7 +160,7 @@ def _change(generator: NVAE, walker: Walker, z: Tensor, temperature: float, rand
 def random_steps(pair: Pair, rng: torch.Generator) -> Pair:
     """The same anchors, with steps of the same lengths in random directions of the same latent variables."""
     step = pair.positive - pair.anchor
-    direction = torch.randn(step.shape, generator=rng, device=step.device) * (step != 0).any(0)
+    direction = runtime.normal(step.shape, rng, step.device) * (step != 0).any(0)
     scale = step.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return Pair(pair.anchor, pair.anchor + direction * scale)
 

@@ -7,6 +7,7 @@ with the anchors and positives of the batches that follow; by default every draw
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -45,8 +47,10 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     config.validate(settings)
     settings.check_anchors()
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    walker = walker_from(settings.Tz, generator, device, "--Tz")
-    warn_of_differences(walker, generator, _distribution(settings, generator))
+    noise = _distribution(settings, generator)
+    written = budget.resolved(settings.Tz, generator, noise, settings.starting_seed, folder)
+    walker = walker_from(written, generator, device, "--Tz")
+    warn_of_differences(walker, generator, noise)
     paths, rows = [], []
     for batch in draw_variants(settings, generator, walker, device):
         with torch.no_grad():
@@ -64,6 +68,9 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
         everything, n_columns=len(columns), row_labels=[f"idx={i}" for i in range(len(rows))], column_labels=columns
     )
     paths.append(save_png(folder / "grid.png", grid))
+    if solved := budget.solved(walker):
+        paths.append(folder / budget.RECORD)
+        atomic_write(paths[-1], (json.dumps(solved, indent=2) + "\n").encode())
     return paths
 
 
@@ -79,7 +86,7 @@ def draw_variants(
             assert isinstance(distribution, TruncatedNormal)
             z = distribution.sample_reference(shape, settings.starting_seed + b).to(device)
         else:
-            z = distribution.sample(shape, _stream(settings, "anchors", b)).to(device)
+            z = distribution.sample(shape, _stream(settings, "anchors", b, device))
         latents = [generator.latents(z)]
         latents += [walker(generator, z, _rng(settings, b, i, device)).positive for i in range(settings.augmentations)]
         n = min(settings.batch_size, settings.n_images - first)

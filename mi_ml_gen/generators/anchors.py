@@ -60,12 +60,14 @@ class EncodedImages:
         n, width = shape
         if width != self.noise.shape[1]:
             raise UsageError(f"noise of length {width}: the encoded images have {self.noise.shape[1]} numbers each")
-        where = generator.device if generator is not None else torch.device("cpu")
-        if n <= len(self.noise):
-            rows = torch.randperm(len(self.noise), generator=generator, device=where)[:n]
-        else:
-            rows = torch.randint(len(self.noise), (n,), generator=generator, device=where)
-        return self.noise[rows.to(self.noise.device)].to(device)
+        n_images = len(self.noise)
+
+        def rows(place: torch.device) -> Tensor:
+            if n > n_images:
+                return torch.randint(n_images, (n,), generator=generator, device=place)
+            return torch.randperm(n_images, generator=generator, device=place)[:n]
+
+        return self.noise[runtime.drawn(rows, generator, self.noise.device)].to(device)
 
     def record(self) -> dict[str, Any]:
         """What a run or a walker's file says of its anchors."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.registry import fault
 from mi_ml_gen.generators.base import MultiLatentGenerator
@@ -93,7 +94,9 @@ def _draw(generator: MultiLatentGenerator, n: int, seed: int) -> tuple[torch.Ten
 
 
 def _rng(seed: int, like: torch.Tensor) -> torch.Generator:
-    return torch.Generator(like.device).manual_seed(seed)
+    rng = runtime.Stream(like.device)
+    rng.manual_seed(seed)
+    return rng
 
 
 def _name(generator: MultiLatentGenerator) -> str:

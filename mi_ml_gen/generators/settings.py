@@ -65,7 +65,10 @@ class AnchorNoise(Anchors):
     mean: float = option(0.0, help="mean of the anchors' noise")
     std: float = option(1.0, above=0, help="standard deviation of the anchors' noise")
     truncation: float = option(
-        2.0, above=0, aliases=("trunc",), help="largest distance of the anchors' noise from its mean, in stds"
+        2.0,
+        above=0,
+        aliases=("trunc",),
+        help="largest distance of the anchors' noise from its mean, in standard deviations",
     )
 
     def check_anchors(self) -> None:
@@ -76,9 +79,13 @@ class AnchorNoise(Anchors):
             if field.name in ("mean", "std", "truncation") and value != default:
                 raise UsageError(f"--{field.name} {value:g}: has no effect with --anchors real; leave it out")
 
+    def check_prior(self) -> None:
+        """Refuse --anchors real, where only the prior's noise can be used."""
+        if self.anchors == "real":
+            raise UsageError("--anchors real: this script draws its anchors from the prior; leave it out")
+
     @property
     def distribution(self) -> TruncatedNormal:
         """Of the prior's noise; `generators.anchors.anchor_distribution` also knows real images."""
-        if self.anchors == "real":
-            raise UsageError("--anchors real: is not possible here")
+        self.check_prior()
         return TruncatedNormal(self.mean, self.std, self.truncation)

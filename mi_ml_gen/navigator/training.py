@@ -106,7 +106,7 @@ def train_navigator(
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
     trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, distribution))
-    with loop.Session.open(path, described, free=config.free(NavigatorConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
         shown = distribution.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))

@@ -146,16 +146,14 @@ class StoredImages:
             self._reading, images = (key, reader), next(reader)
         assert self._reading is not None
         self._reading = replace(key, step=key.step + 1), self._reading[1]
-        if key.device.type == "cuda":
-            images = images.pin_memory()
-        images = images.to(key.device, non_blocking=True)
+        images = runtime.to_device(images, key.device)
         return ImagePair(images, images)
 
 
 class ViewSampler:
     """Two batches of views for each step: T_z, decode, T_x, or T_x of stored images.
 
-    origin: GeneratedImages or StoredImages. policy: T_x, a key of POLICIES. batch_size: samples a step, of this
+    origin: GeneratedImages or StoredImages. policy: T_x, a name of POLICIES. batch_size: samples a step, of this
     process. crop_size: side of the views, as in Augment. precision: of the generator. rank and world_size: by
     default this process's.
 

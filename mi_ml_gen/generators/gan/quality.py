@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import TruncatedNormal
 
@@ -54,7 +54,7 @@ def train_classifier(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     n_steps = epochs * (len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    bar = tqdm(total=n_steps, desc="classifier", disable=not progress, unit="step")
+    bar = Bar(total=n_steps, desc="classifier", disable=not progress, unit="step")
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=runtime.stream(seed, "classifier", epoch, 0))
         for chosen in order.split(batch_size)[: len(images) // batch_size]:

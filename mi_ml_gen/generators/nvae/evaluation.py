@@ -71,10 +71,7 @@ def evaluate_nvae(
         rng = runtime.stream(seed, "nvae evaluation", start, 0, batch.device)
         log_weights = []
         for sample in range(n_samples):
-            noise = [
-                torch.randn(len(batch), *shape, generator=rng, device=batch.device)
-                for shape in generator.settings.latent_shapes
-            ]
+            noise = [runtime.normal((len(batch), *shape), rng) for shape in generator.settings.latent_shapes]
             out = generator.autoencoder(batch, noise, sampled_kl=True)
             log_weights.append(_mixture(generator, out.logits).log_prob(batch * 2 - 1) - out.kl.sum(1))
             if sample == 0:
@@ -127,7 +124,7 @@ def estimate_statistics(
     generator.autoencoder.postprocessing_block.train()
     for i in range(n_batches):
         rng = runtime.stream(seed, "nvae batch statistics", i, 0, base.device)
-        z = torch.randn(batch_size, generator.noise_dim, generator=rng, device=base.device)
+        z = runtime.normal((batch_size, generator.noise_dim), rng)
         generator.synthesize(temperature * z)  # temperature 1 on scaled noise is the temperature on the noise
     estimated = generator.read_statistics()
     generator.write_statistics(base)
