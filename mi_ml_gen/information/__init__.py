@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from mi_ml_gen.core.faces import face
 
 if TYPE_CHECKING:
+    from mi_ml_gen.information.canonical import CanonicalCritic, Whitening, matching_bound, matching_estimate
     from mi_ml_gen.information.critic import Critic
+    from mi_ml_gen.information.discrete import entropy, label_information, label_loss
     from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
     from mi_ml_gen.information.estimation import estimate_information
     from mi_ml_gen.information.estimator import Estimator

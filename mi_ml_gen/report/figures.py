@@ -175,6 +175,39 @@ def scatter(
     return figure
 
 
+def triangle(
+    values: Mapping[tuple[int, int], tuple[float, str]], n: int, title: str = "", color: str = PALETTE[0]
+) -> Figure:
+    """A quantity of ranges of n things as a triangle: a row for the first of a range, a column for its last.
+
+    values: (start, stop) of a half-open range -> the number, and a mark that is written before it. The ink of a cell
+    grows with its number, from none at 0 to full at the largest. Raises UsageError where there are no values.
+    """
+    if not values:
+        raise UsageError("triangle: no values")
+    from matplotlib.patches import Rectangle
+
+    most = max((abs(value) for value, _ in values.values() if math.isfinite(value)), default=0.0) or 1.0
+    size = 1.0 + 0.5 * n
+    figure = _new_figure(size, size + 0.3, "")
+    axes = figure.add_subplot()
+    for (start, stop), (value, mark) in values.items():
+        strength = max(0.0, min(1.0, value / most)) if math.isfinite(value) else 0.0
+        axes.add_patch(Rectangle((stop - 1.48, start - 0.48), 0.96, 0.96, facecolor=color, alpha=0.9 * strength,
+                                 edgecolor="none"))  # fmt: skip
+        ink = "white" if strength > 0.6 else _INK
+        axes.text(stop - 1, start, f"{mark}{value:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
+    axes.set_xlim(-0.5, n - 0.5)
+    axes.set_ylim(n - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_xticks(range(n))
+    axes.set_yticks(range(n))
+    _dress(axes, title, "last chunk")
+    axes.set_ylabel("first chunk", fontsize=9, color=_SOFT)
+    axes.grid(False)
+    return figure
+
+
 class TruthPoint(NamedTuple):
     """An estimate of a known number: its interval may end in nan where it has none, and in inf where it is open."""
 
