@@ -38,6 +38,7 @@ from mi_ml_gen.information import copula
 from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Mlp, Split, Training, fit
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
 from mi_ml_gen.information.estimator import N_BLOCKS, Estimator, quantile
+from mi_ml_gen.information.floors import floors
 from mi_ml_gen.information.verdicts import Finding, findings, rests_on_few_draws, tolerance
 
 CriticKind = Literal["separable", "joint"]
@@ -213,9 +214,10 @@ class CriticBound(Estimator):
         scores = _scores(model, a, b, split.test[:MOST_TEST].to(device)).double().cpu()
         n_train = min(len(scores[0]), len(split.train))
         train = self.value(_scores(model, a, b, split.train[:n_train].to(device)).double().cpu())
-        return self._result(scores, train[FULL].mean().item(), course)
+        least = floors(x, y, pairs, copula.gaussian_part(pairs))
+        return self._result(scores, train[FULL].mean().item(), course, least)
 
-    def _result(self, scores: Tensor, train_nats: float, course: Course) -> Estimate:
+    def _result(self, scores: Tensor, train_nats: float, course: Course, least: dict[str, MonteCarloMean]) -> Estimate:
         n_test = scores.shape[-1]
         of_members = [self.measure(member) for member in scores]
         full = [m.nats for m in of_members[FULL]]
@@ -228,7 +230,7 @@ class CriticBound(Estimator):
         found = findings(
             nats, low, high, ceiling_nats=ceiling, with_half_candidates=MonteCarloMean(half, error / 4),
             curve_nats=course.up_to_best(), at_half_n=MonteCarloMean(of_members[HALF].nats, error / 4),
-            other_seeds_nats=full, train_nats=train_nats, train_error_nats=error,
+            other_seeds_nats=full, train_nats=train_nats, train_error_nats=error, floors=least,
         ) + self.own_findings(mean, nats)  # fmt: skip
         return self.result(
             nats, low, high, n_test, found, ceiling_nats=ceiling, train_nats=train_nats, n_steps=course.n_steps,

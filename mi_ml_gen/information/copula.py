@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.information.estimator import Estimator, quantile
-from mi_ml_gen.information.verdicts import Finding, too_uncertain
+from mi_ml_gen.information.verdicts import Finding, tolerance, too_uncertain
 
 PAIRS_PER_KNOT, FEWEST_KNOTS, MOST_KNOTS = 50, 12, 200
 _LEAST_VARIANCE = 1e-10  # of a direction, as a share of the largest: below it the direction holds nothing
@@ -173,6 +173,28 @@ def dependence_left(pairs: Canonical) -> float:
     return largest - math.sqrt(2 * math.log(correlations.numel()))
 
 
+def uncorrected(pairs: Canonical, nats: float) -> list[Finding]:
+    """What speaks against an estimate that takes the pairs as Gaussian: deviations that noise does not explain, and
+    that stand for information that counts. z standard deviations of a mean over n pairs are a Kullback-Leibler
+    divergence of about z**2 / (2 n)."""
+    joint = torch.cat([pairs.x, pairs.residual], 1)
+    deviations = max(abs(not_gaussian(joint)), dependence_left(pairs))
+    about = deviations**2 / (2 * len(joint))
+    if deviations <= REJECTED or about <= tolerance(nats) / 2:
+        return []
+    return [
+        Finding(
+            Verdict.NOT_TRUSTED,
+            f"the pairs are not Gaussian by {deviations:.0f} standard deviations, and nothing was learned from that",
+        )
+    ]
+
+
+def standard_error(part: GaussianPart) -> float:
+    """Of the closed form: the spread of the pairs' terms, and what fitting the correlations adds."""
+    return math.hypot(part.terms.std().item() / math.sqrt(len(part.terms)), part.fit_error_nats)
+
+
 def base_findings(pairs: Canonical) -> list[Finding]:
     """What speaks against any estimate that needs densities."""
     found = []
@@ -200,14 +222,10 @@ class GaussianCopula(Estimator):
         pairs = canonical(x, y)
         part = gaussian_part(pairs)
         n = len(x)
-        error = math.hypot(part.terms.std().item() / math.sqrt(n), part.fit_error_nats)
+        error = standard_error(part)
         half_width = quantile(n) * error
         found = base_findings(pairs)
-        deviations = max(not_gaussian(torch.cat([pairs.x, pairs.residual], 1)), dependence_left(pairs), key=abs)
-        if abs(deviations) > REJECTED:
-            found.append(
-                Finding(Verdict.NOT_TRUSTED, f"the pairs are not Gaussian by {abs(deviations):.0f} standard deviations")
-            )
+        found += uncorrected(pairs, part.nats)
         low, high = part.nats - half_width, part.nats + half_width
         if (wide := too_uncertain(part.nats, low, high)) is not None:
             found.append(wide)

@@ -32,9 +32,10 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import copula
 from mi_ml_gen.information.copula import Canonical
 from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Linear, Split, Training, fit
-from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
+from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
 from mi_ml_gen.information.estimator import Estimator, quantile
-from mi_ml_gen.information.verdicts import Finding, findings
+from mi_ml_gen.information.floors import floors
+from mi_ml_gen.information.verdicts import findings
 
 _ROWS_AT_ONCE = 4096
 
@@ -98,13 +99,14 @@ class DifferenceOfEntropies(Estimator):
         pairs = copula.canonical(x, y)
         part = copula.gaussian_part(pairs)
         split = Split.of(len(x), seed)
+        least = floors(x, y, pairs, part)
         nothing = pairs.x[:, :0]
         conditional = self._correction("J(z | x)", pairs.x, pairs.residual, split, seed, device, progress)
         if pairs.y.shape[1] == 1:  # smooth scores have made it Gaussian; one model less
             marginal = Correction(torch.zeros_like(conditional.test), 0.0, Course(), False)
         else:
             marginal = self._correction("J(y)", nothing, pairs.y, split, seed, device, progress)
-        return self._result(pairs, part, split, conditional, marginal)
+        return self._result(pairs, part, split, conditional, marginal, least)
 
     def _correction(
         self, title: str, context: Tensor, z: Tensor, split: Split, seed: int, device: torch.device, progress: bool
@@ -131,8 +133,9 @@ class DifferenceOfEntropies(Estimator):
         return Correction(test, terms(model, some)[FULL].mean().item() * is_used, course, is_used)
 
     def _result(
-        self, pairs: Canonical, part: copula.GaussianPart, split: Split, conditional: Correction, marginal: Correction
-    ) -> Estimate:
+        self, pairs: Canonical, part: copula.GaussianPart, split: Split, conditional: Correction, marginal: Correction,
+        least: dict[str, MonteCarloMean],
+    ) -> Estimate:  # fmt: skip
         n, n_test = len(pairs.x), len(split.test)
         correction = conditional.test - marginal.test  # (members, n_test)
         by_member = part.nats + correction.mean(1)
@@ -154,7 +157,10 @@ class DifferenceOfEntropies(Estimator):
             at_half_n=MonteCarloMean(by_member[HALF].item(), noise),
             other_seeds_nats=by_member[FULL].tolist(),
             train_nats=nats + max(gaps),
-        ) + unlearned(pairs, conditional.is_used)  # fmt: skip
+            floors=least,
+        )  # fmt: skip
+        if not conditional.is_used:
+            found += copula.uncorrected(pairs, nats)
         return self.result(
             nats, low, high, n_test, found, gaussian_nats=part.nats, standard_error_nats=error,
             conditional_nats=conditional.test[FULL].mean().item(), marginal_nats=marginal.test[FULL].mean().item(),
@@ -170,20 +176,3 @@ def _difference_of_curves(conditional: Correction, marginal: Correction) -> list
     length = max(len(first), len(second))
     first, second = (curve + [curve[-1]] * (length - len(curve)) for curve in (first, second))
     return [a - b for a, b in zip(first, second, strict=True)]
-
-
-def unlearned(pairs: Canonical, is_used: bool) -> list[Finding]:
-    """A correction that is needed, as tests of Gaussian pairs say, but that could not be learned."""
-    if is_used:
-        return []
-    deviations = max(
-        abs(copula.dependence_left(pairs)), abs(copula.not_gaussian(torch.cat([pairs.x, pairs.residual], 1)))
-    )
-    if deviations <= copula.REJECTED:
-        return []
-    return [
-        Finding(
-            Verdict.NOT_TRUSTED,
-            f"the pairs are not Gaussian by {deviations:.0f} standard deviations, and there are too few to learn how",
-        )
-    ]

@@ -28,10 +28,10 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import copula
 from mi_ml_gen.information.copula import Canonical
-from mi_ml_gen.information.densities import unlearned
 from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Mlp, Split, Training, fit
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
 from mi_ml_gen.information.estimator import Estimator, quantile
+from mi_ml_gen.information.floors import floors
 from mi_ml_gen.information.verdicts import findings
 
 NOISIEST, BEYOND = -6.0, 7.0
@@ -99,6 +99,7 @@ class Minde(Estimator):
         pairs = copula.canonical(x, y)
         part = copula.gaussian_part(pairs)
         split = Split.of(len(x), seed)
+        least = floors(x, y, pairs, part)
         rho = pairs.rho
         k = len(pairs.correlations)
         expected = torch.zeros_like(pairs.y)
@@ -167,11 +168,11 @@ class Minde(Estimator):
             repeated(gain, model, rows, "gap", 4)[FULL].mean().item() * is_used
             for rows in (split.train[: len(split.test)], split.test)
         ]
-        return self._result(pairs, part, split, test, learned, course, is_used)
+        return self._result(pairs, part, split, test, learned, course, is_used, least)
 
     def _result(
         self, pairs: Canonical, part: copula.GaussianPart, split: Split, test: Tensor, learned: list[float],
-        course: Course, is_used: bool,
+        course: Course, is_used: bool, least: dict[str, MonteCarloMean],
     ) -> Estimate:  # fmt: skip
         n, n_test = len(pairs.x), len(split.test)
         by_member = part.nats + test.mean(1)
@@ -188,7 +189,10 @@ class Minde(Estimator):
             at_half_n=MonteCarloMean(by_member[HALF].item(), noise),
             other_seeds_nats=by_member[FULL].tolist(),
             train_nats=nats + learned[0] - learned[1],
-        ) + unlearned(pairs, is_used)  # fmt: skip
+            floors=least,
+        )  # fmt: skip
+        if not is_used:
+            found += copula.uncorrected(pairs, nats)
         return self.result(
             nats, low, high, n_test, found, gaussian_nats=part.nats, standard_error_nats=error,
             members_nats=by_member.tolist(), n_steps=course.n_steps, gains_nats=learned, curve_nats=course.of_full,

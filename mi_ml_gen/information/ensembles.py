@@ -150,7 +150,7 @@ def fit(
     parameters = dict(model.named_parameters())
     averaged = {name: value.detach().clone() for name, value in parameters.items()}
     best = {name: value.clone() for name, value in averaged.items()}
-    optimizer = optimizers.Adam(parameters.values(), lr=training.lr, foreach=True)
+    optimizer = optimizers.Adam(parameters.values(), lr=training.lr)
     course = Course()
     batches = _batches(split, min(training.batch_size, len(split.of_member(HALF))), seed)
     n_idle, every = 0, min(training.most_every, max(1, training.n_steps // 20))

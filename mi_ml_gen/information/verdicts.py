@@ -14,7 +14,8 @@ which it was given the numbers. The first finding, in the order below, is the ve
 | 7 | `changes_with_seed` | not to be trusted | other seeds of the same training give other numbers |
 | 8 | `overfitted` | not to be trusted | training and held-out pairs give different numbers |
 | 9 | `rests_on_few_draws` | not to be trusted | a few draws decide a mean of exponentials |
-| 10 | `too_uncertain` | not to be trusted | the interval is wide |
+| 10 | `below_floor` | not to be trusted | a cheap estimate that errs downwards is higher |
+| 11 | `too_uncertain` | not to be trusted | the interval is wide |
 
 **What the rules promise.** An estimate is *wrong* where it is off by more than 10% of the truth and by more than 0.1
 nats, and *right* where it is off by at most 5% of the truth. Of the wrong ones at least 95% must carry a warning, and
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mi_ml_gen.information.estimate import MonteCarloMean, Verdict
@@ -195,8 +196,15 @@ def rests_on_few_draws(effective_draws: float) -> Finding | None:
     )
 
 
+def below_floor(nats: float, floor: MonteCarloMean, found_by: str) -> Finding | None:
+    """Rule 10. floor: an estimate that errs downwards, with its standard error (floors.py). found_by: its source."""
+    if floor.nats - nats <= max(tolerance(floor.nats), 2 * floor.standard_error_nats):
+        return None
+    return Finding(Verdict.NOT_TRUSTED, f"{found_by} give {floor.nats:.2f} nats")
+
+
 def too_uncertain(nats: float, low_nats: float, high_nats: float) -> Finding | None:
-    """Rule 10. The wider side of the 95% interval must not pass 10% of the estimate and 0.1 nats. The upper side of a
+    """Rule 11. The wider side of the 95% interval must not pass 10% of the estimate and 0.1 nats. The upper side of a
     lower bound, which is infinite, does not count."""
     width = max(nats - low_nats, 0.0 if high_nats == math.inf else high_nats - nats)
     if width <= max(WRONG_NATS, WRONG_RELATIVE * abs(nats)):
@@ -223,6 +231,7 @@ def findings(
     train_nats: float | None = None,
     train_error_nats: float = 0.0,
     effective_draws: float | None = None,
+    floors: Mapping[str, MonteCarloMean] | None = None,
 ) -> list[Finding]:
     """What every rule finds for which there are numbers, in the order of the rules. See each rule for its arguments."""
     if (nothing := no_number(nats, low_nats, high_nats)) is not None:
@@ -236,6 +245,7 @@ def findings(
         changes_with_seed(nats, other_seeds_nats),
         None if train_nats is None else overfitted(nats, train_nats, train_error_nats),
         None if effective_draws is None else rests_on_few_draws(effective_draws),
+        *(below_floor(nats, floor, name) for name, floor in (floors or {}).items()),
         too_uncertain(nats, low_nats, high_nats),
     ]
     return [finding for finding in found if finding is not None]
