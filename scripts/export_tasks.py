@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.n < 1 or arguments.seed < 0 or min(arguments.dims) < 1:
         raise UsageError("--n and --dims must be at least 1, --seed at least 0")
     cli.loading()
+    from mi_ml_gen.generators import known_images  # noqa: F401 - registers its tasks
     from mi_ml_gen.information import task_files, tasks
 
     families = [name for name in arguments.tasks or tasks.TASKS.names() if name != "bmi"]

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.experiments import critic_calibration
 
     measurements = critic_calibration.calibrate(settings)
-    print(critic_calibration.to_table(measurements).to_terminal())
+    print(critic_calibration.calibration_table(measurements).to_terminal())
     print(f"run folder: {settings.save_folder}")
 
 

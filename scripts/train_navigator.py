@@ -6,8 +6,8 @@
     python scripts/train_navigator.py --generator bigbigan --g_path BigBiGAN_x1.pth --chunks 1_6 --precision bf16
     torchrun --nproc_per_node 4 scripts/train_navigator.py --generator bigbigan --g_path ... --chunks 0_6
 
-Without --config, the small generators that come with the package take their settings from the bundled
-navigator/small, which need a minute or two on a CPU, and all others the paper's (--config navigator/paper).
+The defaults shown below are the paper's (--config navigator/paper). Without --config, the small generators that come
+with the package take the bundled navigator/small instead, which needs a minute or two on a CPU.
 
 The run folder holds the settings, metrics, curves, grids of pairs, every saved walker, and the selected one
 (walker.safetensors). The same command resumes an interrupted run.

@@ -23,6 +23,7 @@ from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.encoders.settings import NOTHING_TO_TRAIN_ON, EncoderConfig
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -111,7 +112,7 @@ def train_encoder(
         described |= fingerprint_record(path, sampler.origin.generator)
         solved = budget.solved(sampler.origin.walker)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
-    with loop.Session.open(path, described, free=config.free(EncoderConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(EncoderConfig)) as session:
         run = session.run
         if solved:
             run.write_json(budget.RECORD, solved)
@@ -197,11 +198,12 @@ def view_sampler(
             generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
-        written = budget.resolved(settings.Tz, generator, settings.distribution, settings.seed, folder)
+        distribution = anchor_distribution(settings, generator)
+        written = budget.resolved(settings.Tz, generator, distribution, settings.seed, folder)
         walker = walker_from(written, generator, device, "--Tz")
         if runtime.is_main():
-            warn_of_differences(walker, generator, settings.distribution)
-        origin = GeneratedImages(generator, walker, settings.distribution, settings.decode_at_once)
+            warn_of_differences(walker, generator, distribution)
+        origin = GeneratedImages(generator, walker, distribution, settings.decode_at_once)
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")
@@ -272,10 +274,10 @@ def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
 def epoch_length(settings: EncoderConfig, origin: PairSource) -> int:
     """Steps of an epoch: whole batches only. Raises UsageError where there is none."""
     if origin.n_images is not None and settings.samples_per_epoch is not None:
-        raise UsageError("--samples_per_epoch: an epoch of stored images is each of them once; leave it out")
+        raise UsageError("--samples_per_epoch: an epoch of stored images holds each image once; leave the flag out")
     n_samples = settings.samples_per_epoch if origin.n_images is None else origin.n_images
     if n_samples is None:
-        raise UsageError("--samples_per_epoch must be given: generated images have no end")
+        raise UsageError("--samples_per_epoch must be given: generated images never run out")
     if n_samples < settings.cumulative_bs:
         raise UsageError(f"--cumulative_bs {settings.cumulative_bs}: an epoch has only {n_samples} samples")
     return n_samples // settings.cumulative_bs

@@ -86,12 +86,12 @@ def explore(settings: ExplorerConfig, progress: bool = True) -> Path:
         warn_of_differences(walker, generator, settings.distribution)
     groups = sliders(generator.layout.n_chunks, settings.sliders, walker.chunks if walker is not None else ())
     n_kinds = 1 + (walker is not None)
-    n_positions = settings.positions or positions_for(len(groups), settings.anchors * n_kinds)
-    n_images = settings.anchors * n_kinds * n_positions ** len(groups)
+    n_positions = settings.positions or positions_for(len(groups), settings.n_anchors * n_kinds)
+    n_images = settings.n_anchors * n_kinds * n_positions ** len(groups)
     if n_images > 20 * MOST_IMAGES:
         raise UsageError(
             f"--sliders {len(groups)} with --positions {n_positions}: {n_images:,} images; "
-            f"at most {20 * MOST_IMAGES:,} are decoded, so give fewer sliders, positions or --anchors"
+            f"at most {20 * MOST_IMAGES:,} are decoded, so give fewer sliders, positions or --n_anchors"
         )
     facts = {str(group): known_facts(group, settings.map, settings.table) for group in groups}
 
@@ -101,7 +101,7 @@ def explore(settings: ExplorerConfig, progress: bool = True) -> Path:
     side = min(settings.image_size, generator.resolution)
     n_bytes, n_lattices = 0, 0
     with tqdm(total=n_images, unit="image", desc="lattice", disable=not progress) as bar:
-        for i in range(settings.anchors):
+        for i in range(settings.n_anchors):
             for kind in kinds:
                 learned = walker if kind.name == LEARNED else None
                 walk = walk_of(generator, groups, n_positions, settings.distribution, settings.seed, i, learned)
@@ -109,12 +109,12 @@ def explore(settings: ExplorerConfig, progress: bool = True) -> Path:
                 sheets = _sheets(generator, groups, anchor, walk, side, bar)
                 kind.anchors.append({"sheets": sheets, "deltas": list(walk.deltas)})
                 n_bytes, n_lattices = n_bytes + sum(map(len, sheets)), n_lattices + 1
-                expected = n_bytes / n_lattices * settings.anchors * n_kinds
+                expected = n_bytes / n_lattices * settings.n_anchors * n_kinds
                 if expected > MOST_BYTES:
                     raise UsageError(
                         f"the page would have {expected / 1e6:.0f} MB for {n_images:,} images of {side} px, and at "
-                        f"most {MOST_BYTES / 1e6:.0f} are written; give fewer --anchors, --positions or --sliders, or "
-                        "a smaller --image_size"
+                        f"most {MOST_BYTES / 1e6:.0f} are written; give fewer --n_anchors, --positions or --sliders, "
+                        "or a smaller --image_size"
                     )
     page = _page(generator, groups, kinds, facts, side)
     return page.write(settings.out)

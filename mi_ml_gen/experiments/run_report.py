@@ -250,8 +250,8 @@ def pictures(path: Path) -> list[Path]:
 def _read(path: Path) -> np.ndarray:
     """uint8 (H, W, 3), at most WIDEST_PX wide."""
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
             if image.width > WIDEST_PX:
                 image = image.resize((WIDEST_PX, max(1, round(image.height * WIDEST_PX / image.width))))
             return np.asarray(image)

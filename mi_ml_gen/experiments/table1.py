@@ -7,7 +7,6 @@ layout of the published code (chunk0/w_COPGen_N.pth with F_loss_values.npy besid
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.delta import DeltaEstimate
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.infonce import infonce_bound
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.selection import near, select_checkpoint
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -126,7 +125,7 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
-    settings, rows = runs.read_config(folder), runs.read_metrics(folder)
+    settings, rows = runs.read_config(folder), runs.read_metrics(folder, whole=True)
     n_pairs = settings["batch_size"]
     if settings["negatives"] == "global":
         n_pairs *= settings["n_processes"]
@@ -135,7 +134,7 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     if samples is None:
         independent = math.inf
         if (folder / "summary.json").exists():
-            independent = json.loads((folder / "summary.json").read_text())["independent_delta"]
+            independent = runs.read_json(folder / "summary.json")["independent_delta"]
         samples = select_checkpoint(rows, independent).samples
     saved = [row["samples"] for row in rows if row["saved"]]
     if samples not in saved:
@@ -209,7 +208,7 @@ def estimate_rows(
     generator: MultiLatentGenerator,
     found: Sequence[TrainedWalker],
     n_samples: int,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -293,7 +292,7 @@ class Study(NamedTuple):
 
     generator: MultiLatentGenerator
     rows: Sequence[Row]
-    distribution: TruncatedNormal
+    distribution: NoiseDistribution
     seed: int
     device: torch.device | str
     notes: Sequence[str] = ()

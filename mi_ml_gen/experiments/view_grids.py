@@ -20,9 +20,10 @@ from mi_ml_gen.core import config, runtime
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.experiments.generated_dataset import encode, to_bytes
 from mi_ml_gen.experiments.settings import ViewGenerationConfig
+from mi_ml_gen.generators.anchors import encoded_images
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
@@ -44,8 +45,9 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     Raises UsageError for settings that do not fit the generator, and as `load_generator` and `walker_from`.
     """
     config.validate(settings)
+    settings.check_anchors()
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    noise = TruncatedNormal(*settings.anchor_params)
+    noise = _distribution(settings, generator)
     written = budget.resolved(settings.Tz, generator, noise, settings.starting_seed, folder)
     walker = walker_from(written, generator, device, "--Tz")
     warn_of_differences(walker, generator, noise)
@@ -77,17 +79,25 @@ def draw_variants(
     settings: ViewGenerationConfig, generator: MultiLatentGenerator, walker: Walker, device: torch.device | None = None
 ) -> Iterator[Variants]:
     """The latents of each batch. Whole batches are drawn, as in the reference, and cut where n_images ends."""
-    distribution = TruncatedNormal(*settings.anchor_params)
+    distribution = _distribution(settings, generator)
     for b, first in enumerate(range(0, settings.n_images, settings.batch_size)):
         shape = (settings.batch_size, generator.noise_dim)
         if settings.seeds == "published":
+            assert isinstance(distribution, TruncatedNormal)
             z = distribution.sample_reference(shape, settings.starting_seed + b).to(device)
         else:
-            z = distribution.sample(shape, _stream(settings, "anchors", b)).to(device)
+            z = distribution.sample(shape, _stream(settings, "anchors", b, device))
         latents = [generator.latents(z)]
         latents += [walker(generator, z, _rng(settings, b, i, device)).positive for i in range(settings.augmentations)]
         n = min(settings.batch_size, settings.n_images - first)
         yield Variants(first, tuple(variant[:n] for variant in latents))
+
+
+def _distribution(settings: ViewGenerationConfig, generator: MultiLatentGenerator) -> NoiseDistribution:
+    if settings.anchors == "real":
+        assert settings.anchors_data is not None
+        return encoded_images(generator, settings.anchors_data)
+    return TruncatedNormal(*settings.anchor_params)
 
 
 def _rng(settings: ViewGenerationConfig, b: int, i: int, device: torch.device | None) -> Rng:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.generators.waves import Waves
@@ -172,8 +173,7 @@ class LinearGaussian(MultiLatentGenerator):
         """Images of x with fresh noise from `rng`, drawn even where the latents are the same."""
         x = self.synthesize(latents)
         if self.noise > 0:
-            device = x.device if rng is None else rng.device
-            x = x + self.noise * torch.randn(x.shape, generator=rng, device=device, dtype=x.dtype).to(x.device)
+            x = x + self.noise * runtime.normal(x.shape, rng, x.device, x.dtype)
         return self.render(x)
 
     def render(self, x: Tensor) -> Tensor:
@@ -190,6 +190,13 @@ class LinearGaussian(MultiLatentGenerator):
         shown = (2 * images.flatten(1) - 1) @ (self.pattern / self.pattern.sum(1, keepdim=True)).T
         return shown * self.half_range
 
+    def first_weights(self, chunks: Chunks) -> Tensor:
+        return self.mixing[:, self.walk_slice(chunks)]
+
+    def early_features(self, latents: Tensor, chunks: Chunks) -> Tensor:
+        """x before its noise."""
+        return self.synthesize(latents)
+
     def draw_pair(
         self,
         n: int,
@@ -201,9 +208,8 @@ class LinearGaussian(MultiLatentGenerator):
         all)."""
         chunks = chunks or self.layout.all
         at = self.walk_slice(chunks)
-        device = self.mixing.device if rng is None else rng.device
-        z = torch.randn(n, self.noise_dim, generator=rng, device=device).to(self.mixing.device)
-        fresh = torch.randn(n, at.stop - at.start, generator=rng, device=device).to(self.mixing.device)
+        z = runtime.normal((n, self.noise_dim), rng, self.mixing.device)
+        fresh = runtime.normal((n, at.stop - at.start), rng, self.mixing.device)
         moved = perturbation.scale * z[:, at] + perturbation.mean + perturbation.std * fresh
         positive = torch.cat([z[:, : at.start], moved, z[:, at.stop :]], 1)
         anchor, positive = (self.latents(self.noise_of(scores)) for scores in (z, positive))

@@ -113,15 +113,15 @@ class Minde(Estimator):
         def noise(rows: Tensor, rng: torch.Generator) -> Noised:
             """Rows (members, n) -> draws (members, n, ...), levels spread evenly over the rows."""
             n = rows.shape[1]
-            first = torch.rand(len(rows), 1, 1, generator=rng, device=device)
-            places = torch.rand(len(rows), n, 1, generator=rng, device=device).argsort(1)
+            first = runtime.uniform((len(rows), 1, 1), rng, device)
+            places = runtime.uniform((len(rows), n, 1), rng, device).argsort(1)
             t = NOISIEST + width * ((places + first) / n)
-            fresh = torch.randn(len(rows), n, b.shape[1], generator=rng, device=device)
+            fresh = runtime.normal((len(rows), n, b.shape[1]), rng, device)
             return noised(b[rows], expected[rows], variance, t, fresh)
 
         def loss(model: nn.Module, rows: Tensor, rng: torch.Generator) -> Tensor:
             drawn = noise(rows, rng)
-            is_shown = (torch.rand(drawn.t.shape, generator=rng, device=device) < 0.5).float()
+            is_shown = (runtime.uniform(drawn.t.shape, rng, device) < 0.5).float()
             base = torch.where(is_shown > 0, drawn.guess_given_x, drawn.guess_alone)
             return (drawn.noise - base - model(drawn.y_t, a[rows], drawn.t, is_shown)).square().sum(2).mean(1)
 

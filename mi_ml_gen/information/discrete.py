@@ -68,13 +68,13 @@ def _jackknife(a: Tensor, b: Tensor, weights: Weights) -> MonteCarloMean:
     of_a, of_b = (torch.bincount(labels.cpu()).double() for labels in (a, b))
     in_a, in_b = of_a[a.cpu()[first]], of_b[b.cpu()[first]]  # counts of the labels of each cell
 
-    def value(s_a: Tensor, s_b: Tensor, s_ab: Tensor, m: int) -> Tensor:
+    def value(m: int, s_a: Tensor, s_b: Tensor, s_ab: Tensor) -> Tensor:
         return (weights.a * s_a + weights.b * s_b + weights.ab * s_ab) / m + weights.log_n * math.log(m)
 
     sums = [_sum(counts).sum() for counts in (of_a, of_b, cells)]
-    whole = value(*sums, n).item()
+    whole = value(n, *sums).item()
     parts = [s - _sum(c) + _sum(c - 1) for s, c in zip(sums, (in_a, in_b, cells), strict=True)]
-    left_out = value(*parts, n - 1)  # for each cell the value without one of its pairs
+    left_out = value(n - 1, *parts)  # for each cell the value without one of its pairs
     mean = (cells * left_out).sum() / n
     variance = (n - 1) / n * (cells * (left_out - mean).square()).sum()
     return MonteCarloMean(n * whole - (n - 1) * mean.item(), math.sqrt(max(variance.item(), 0.0)))

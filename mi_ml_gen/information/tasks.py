@@ -69,7 +69,13 @@ class TaskFamily:
         return self.has_dim(dim) and self.least_nats(dim) <= nats < math.inf
 
 
-TASKS: Registry[TaskFamily] = Registry("task", "--tasks")
+def _family(name: str, found: Any) -> TaskFamily:
+    if not isinstance(found, TaskFamily):
+        raise UsageError(f"--tasks {name}: must be a TaskFamily (mi_ml_gen.information.tasks)")
+    return found
+
+
+TASKS: Registry[TaskFamily] = Registry("task", "--tasks", adapt=_family)
 """Families of tasks by name."""
 
 

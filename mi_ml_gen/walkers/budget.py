@@ -34,7 +34,7 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.information.canonical import Whitening, measure
 from mi_ml_gen.information.estimate import Estimate
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.noise import RandomWalker
 from mi_ml_gen.walkers.spec import is_groups, read_groups
@@ -80,7 +80,7 @@ def solve(
     generator: MultiLatentGenerator,
     chunks: Chunks,
     nats: float,
-    noise: TruncatedNormal | None = None,
+    noise: NoiseDistribution | None = None,
     seed: int = 0,
     walker_of: Callable[[float], Walker] | None = None,
 ) -> Solved:
@@ -98,7 +98,7 @@ def solve(
     def nats_at(log_strength: float) -> float:
         return search.share(walk(math.exp(log_strength)), N_PAIRS).nats
 
-    scale = noise.std or 1.0
+    scale = noise.std if isinstance(noise, TruncatedNormal) and noise.std else 1.0
     ends = [math.log(end * scale) for end in (LEAST_STRENGTH, MOST_STRENGTH)]
     most, least = map(nats_at, ends)
     if not least < nats < most:
@@ -114,7 +114,7 @@ def solve(
 class _Images:
     """Anchors of one use, decoded once, and positives of walkers with the same noise for each."""
 
-    def __init__(self, generator: MultiLatentGenerator, noise: TruncatedNormal, seed: int, use: str, n: int) -> None:
+    def __init__(self, generator: MultiLatentGenerator, noise: NoiseDistribution, seed: int, use: str, n: int) -> None:
         self.generator, self.seed, self.use = generator, seed, use
         self.device = device_of(generator)
         self.z = noise.sample((n, generator.noise_dim), self._rng("anchors", 0))
@@ -166,7 +166,7 @@ def budgets(written: Any) -> dict[str, float]:
 def resolved(
     written: Any,
     generator: MultiLatentGenerator,
-    noise: TruncatedNormal,
+    noise: NoiseDistribution,
     seed: int,
     folder: str | Path | None = None,
 ) -> Any:

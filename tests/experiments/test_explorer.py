@@ -26,7 +26,7 @@ def settings(tmp_path):
 
     def made(**changes):
         small = dict(generator="bigbigan", g_path=str(tmp_path / "small.safetensors"), out=tmp_path / "explorer.html",
-                     anchors=2, positions=5, device="cpu")  # fmt: skip
+                     n_anchors=2, positions=5, device="cpu")  # fmt: skip
         return ExplorerConfig(**small | changes)
 
     return made
@@ -75,7 +75,7 @@ def test_the_lattice_holds_what_the_generator_makes(monkeypatch, settings):
     """An image in a sheet, at the place that the page computes, is the decoded mixture of the sliders' latents."""
     sheets = []
     monkeypatch.setattr(explorer, "_jpeg", lambda tiles, per_row: sheets.append(tiles) or "data:,")
-    explore(settings(anchors=1, positions=3), progress=False)
+    explore(settings(n_anchors=1, positions=3), progress=False)
     generator = make_small_generator()
     groups = [Chunks(0, 1), Chunks(1, 2)]
     walk = walk_of(generator, groups, 3, TruncatedNormal(), 0, 0)
@@ -123,7 +123,7 @@ def test_a_page_that_is_too_large_is_refused_and_not_written(monkeypatch, settin
     with pytest.raises(UsageError, match="MB for 50 images"):
         explore(settings(), progress=False)
     with pytest.raises(UsageError, match="fewer sliders"):
-        explore(settings(positions=101, anchors=20), progress=False)
+        explore(settings(positions=101, n_anchors=20), progress=False)
     assert not settings().out.exists()
 
 

@@ -223,7 +223,7 @@ def test_every_task_of_the_grid_has_what_was_asked_for():
         assert torch.equal(again.x, x) and torch.equal(again.y, y)
 
 
-@pytest.mark.parametrize("name", TASKS.names())
+@pytest.mark.parametrize("name", [name for name in TASKS.names() if name != "images"])  # has too many numbers for KSG
 def test_samples_hold_what_the_task_says(name):
     """KSG at 4,000 points in one or two dimensions: a look at the samples, not at the formula. In two it stays below
     the truth where a map bends much."""
@@ -236,6 +236,8 @@ def test_samples_hold_what_the_task_says(name):
 def test_out_of_reach_is_refused():
     with pytest.raises(UsageError, match="must be one of normal,"):
         make_task("norml", 1.0)
+    with pytest.raises(UsageError, match="must be a TaskFamily"):
+        make_task("math:sqrt", 1.0)
     with pytest.raises(UsageError, match="there is none with dim 1"):
         make_task("spiral", 1.0)
     with pytest.raises(UsageError, match=r"0.1 nats are out of reach; with dim 1 give at least 0.69"):
