@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, runtime
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.loop import Preemption
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.experiments.settings import CalibrationConfig, InformationConfig
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
@@ -141,7 +141,7 @@ def calibrate(settings: InformationConfig, progress: bool = True) -> list[Result
     with RunFolder.open(settings.save_folder, config.to_dict(settings), free) as folder, Preemption() as preemption:
         done = {result.cell.key: result for result in map(_from_row, folder.metrics())}
         left = [cell for cell in queue if cell.key not in done]
-        bar = tqdm(total=len(queue), initial=len(queue) - len(left), unit="estimate", disable=not progress)
+        bar = Bar(total=len(queue), initial=len(queue) - len(left), unit="estimate", disable=not progress)
         for cell in left:
             if preemption.requested:
                 break
