@@ -263,7 +263,7 @@ def map_generator(
     asked = ranges_of(generator.layout.n_chunks, settings.ranges)
     path = settings.folder
     described = config.to_dict(settings) | fingerprint_record(path, generator)
-    with loop.Session.open(path, described, free=config.free(MapConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(MapConfig)) as session:
         session.resume()
         pairs: Pairs | None = None
         for step in session.steps(len(asked), unit="range", title="map", progress=progress):

@@ -7,10 +7,10 @@ For n pairs of labels (a, b) with counts c_ab, c_a and c_b, and S = sum c log c 
     H(a | b) = (S_b - S_ab) / n
 
 are the plug-in values, whose bias is about the number of cells over 2n. The jackknife (every pair left out in turn;
-Zahl 1977 for entropies) takes it off and gives the standard error of the interval. Pairs in one cell count alike, so it
-needs one term for each cell that occurs, and no random numbers. The bootstrap was tried and has too short intervals
-where cells are sparse: it held the truth in 88% of 200 repetitions, n = 1,000, 8 labels, 3 pairs in most cells.
-tests/information/test_discrete.py holds this one to 93%.
+Zahl 1977 for entropies) takes most of it off and gives the standard error of the interval. Pairs in one cell count
+alike, so it needs one term for each cell that occurs, and no random numbers. The bootstrap was tried and has too short
+intervals where cells are sparse: it held the truth in 88% of 200 repetitions, n = 1,000, 8 labels, 3 pairs in most
+cells. tests/information/test_discrete.py holds this one to 93%.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_the_interval_holds_the_truth(keep):
         values.append(kept.nats)
         hits[0] += kept.low_nats <= truth(k, keep) <= kept.high_nats
         hits[1] += lost.low_nats <= math.log(k) - truth(k, keep) <= lost.high_nats
-    assert sum(values) / 200 == pytest.approx(truth(k, keep), abs=0.005)
+    assert sum(values) / 200 == pytest.approx(truth(k, keep), abs=0.01)
     assert all(hit >= 186 for hit in hits), hits
 
 

@@ -22,10 +22,10 @@ generator = NVAE(settings.architecture()).freeze()
 assert generator.layout.n_chunks == 24 and generator.noise_dim == 8 * 16 * (16 + 64 + 256)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 walker = learned_walker(generator, "16_24")  # the last scale: 32,768 numbers
-found = independent_delta(generator, "16_24", 300), estimate_delta(generator, walker, 150)
+found = independent_delta(generator, "16_24", 200), estimate_delta(generator, walker, 100)
 assert found[0].mean > 10 * found[1].mean > 0
-anchors.MAX_IMAGES = 300
-assert anchors.encoded_images(generator, "digits").noise.shape == (300, generator.noise_dim)
+anchors.MAX_IMAGES = 60
+assert anchors.encoded_images(generator, "digits").noise.shape == (60, generator.noise_dim)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
