@@ -174,7 +174,7 @@ def measure(cell: Cell, settings: InformationConfig) -> Result:
     began_s = time.process_time()
     estimate = estimate_information(x, y, cell.estimator, seed=settings.seed, device=settings.device)
     cpu_s = time.process_time() - began_s
-    details = {name: value for name, value in estimate.details.items() if name in _KEPT}
+    details = {name: _plain(value) for name, value in estimate.details.items() if name in _KEPT}
     return Result(
         cell, task.nats, estimate.nats, estimate.low_nats, estimate.high_nats, estimate.verdict, estimate.reason, cpu_s,
         details,
@@ -412,6 +412,13 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """A value of an estimate's details as JSON has it: what is not finite becomes None."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _finite(value) if isinstance(value, float) else value
 
 
 # --- one estimator on pairs of the generator, or on a user's ---------------------------------------------------
