@@ -28,10 +28,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
@@ -165,7 +165,7 @@ def decode_pool(
     from_b = _columns(generator, mixed.from_b).to(device)
     side = min(generator.resolution, settings.critic_size)
     images, labels = [], []
-    bar = tqdm(total=n_groups, unit="group", desc=f"images to {name}", disable=not progress, leave=False)
+    bar = Bar(total=n_groups, unit="group", desc=f"images to {name}", disable=not progress, leave=False)
     for i in range(-(-n_groups // BLOCK)):
         stop()
         rng = runtime.stream(settings.seed, f"map: {name}", i, 0, device)

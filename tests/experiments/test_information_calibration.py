@@ -103,6 +103,14 @@ def test_the_public_table_and_the_picture_show_what_was_measured():
     assert len(calibration.picture_table(results).rows) == 8
 
 
+def test_details_that_are_not_finite_become_null(tmp_path):
+    """SMILE has no ceiling, and rows of metrics hold no infinity."""
+    assert calibration._plain([math.inf, 1.5, [math.nan], "text", 3]) == [None, 1.5, [None], "text", 3]
+    results = calibration.calibrate(small(tmp_path, estimators=["smile"], tasks=["normal"]), progress=False)
+    assert results[0].details["ceiling_nats"] is None
+    assert json.loads((tmp_path / "information.json").read_text())["estimates"][0]["details"]["ceiling_nats"] is None
+
+
 def test_unknown_names_are_refused_before_anything_is_written(tmp_path):
     for changes, message in (
         ({"estimators": ["kgs"]}, "estimator kgs"),
