@@ -14,6 +14,7 @@ BENCHES = (
     ["bench.navigator", "--batch", "4", "--chunks", "5_6"],
     ["bench.stylegan2", "--batch", "8"],
     ["bench.nvae"],
+    ["bench.nvae", "--training"],
     ["bench.augment"],
     ["bench.ksg"],
     ["bench.mim"],
