@@ -128,6 +128,9 @@ class QuickstartConfig:
 
     groups: int | None = option(None, at_least=1, help="chunks of each walker, with --generator (default 1)")
     n_samples: int = option(500_000, at_least=1, help="draws of each walker, for delta")
+    fresh_critics: bool = option(
+        True, help="measure what the pairs still share by fresh critics, where they cost less than the training did"
+    )
     out: Path = option(Path("quickstart"), help="folder of all results; the same one resumes")
 
 
@@ -163,6 +166,14 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
     dim_z: int | None = option(None, at_least=1, help="length of z; it is checked against the generator's")
     all_chunks: bool = option(False, help="first train a walker for every chunk that has none")
     groups: int = option(1, at_least=1, help="chunks of each walker, with --all_chunks")
+    fresh_critics: Literal["auto", "yes", "no"] = option(
+        "auto",
+        help="measure what the pairs still share by critics that are trained anew on the finished walkers; auto: with "
+        "--all_chunks or --page, where they cost less than the training did",
+    )
+    curves: bool = option(
+        False, help="also measure curves of nats against delta, for learned and random perturbations of each chunk"
+    )
     page: bool = option(False, help="also write table1.html, with images of every walker")
     save_folder: Path | None = redefined(
         InFolder, "save_folder", None, flag="out", help="folder of the table's files (default: --walkers_base_path)"
