@@ -4,6 +4,7 @@
 # make lint         ruff and mypy
 # make doctor       what works on this machine, and which command mends what does not
 # make bench        timings against the plain way, into bench/results/
+# make bench-gpu    the tests that need a GPU and the times of training steps on it, into bench/results/gpu.md
 # make house        how the code is laid out, in numbers
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint doctor bench house clean
+.PHONY: quickstart test lint doctor bench bench-gpu house clean
 
 quickstart: $(STAMP)
 	$(BIN)/python scripts/quickstart.py
@@ -30,6 +31,9 @@ doctor: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
+
+bench-gpu: $(STAMP)
+	bench/gpu.sh
 
 # uv installs the same packages as pip, in a fraction of the time. Where uv cannot be had, pip installs them.
 # Only uv can choose a build of torch; where the index has no such build, the ordinary one is installed.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 BENCHES = (
     ["bench.sampling"],
+    ["bench.draws"],
     ["bench.monte_carlo"],
     ["bench.navigator", "--batch", "4", "--chunks", "1_6"],
     ["bench.navigator", "--batch", "4", "--chunks", "5_6"],

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.walkers.base import Pair, Walker
 
 BATCH = 8192
@@ -55,11 +55,13 @@ class DeltaEstimate:
     mean: float
     std: float
     n_samples: int
+    n_anchors: int | None = None
+    """Different anchors that there are, where they are real images; None: every draw is new."""
 
     @property
     def standard_error(self) -> float:
-        """Of the mean."""
-        return self.std / math.sqrt(self.n_samples)
+        """Of the mean; with real anchors, as a mean over all images such as these."""
+        return self.std * math.sqrt(1 / self.n_samples + (1 / self.n_anchors if self.n_anchors else 0))
 
 
 def pair_delta(generator: MultiLatentGenerator, pair: Pair, chunks: tuple[Chunks, ...]) -> torch.Tensor:
@@ -76,7 +78,7 @@ def estimate_delta(
     generator: MultiLatentGenerator,
     walker: Walker,
     n_samples: int = 500_000,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -99,7 +101,8 @@ def estimate_delta(
             squared += generator.distance(z, moved, chunks).square()
         return squared.sqrt()
 
-    return _monte_carlo(lengths, generator, n_samples, seed, "delta", device, progress)
+    found = _monte_carlo(lengths, generator, n_samples, seed, "delta", device, progress)
+    return replace(found, n_anchors=drawn.n_distinct)
 
 
 @torch.no_grad()
@@ -107,7 +110,7 @@ def independent_delta(
     generator: MultiLatentGenerator,
     chunks: Chunks | str,
     n_samples: int | None = None,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     *,
@@ -126,7 +129,8 @@ def independent_delta(
         first, second = (drawn.sample((n, generator.noise_dim), rng) for _ in range(2))
         return generator.distance(first, second, chunks)
 
-    return _monte_carlo(lengths, generator, n_samples, seed, "independent delta", device, progress=False)
+    found = _monte_carlo(lengths, generator, n_samples, seed, "independent delta", device, progress=False)
+    return replace(found, n_anchors=drawn.n_distinct)
 
 
 def _monte_carlo(
@@ -145,7 +149,7 @@ def _monte_carlo(
     # Sums are taken about the first block's mean, so that squares do not swallow a small spread.
     total = squared = torch.zeros((), dtype=torch.float64, device=device)
     origin: torch.Tensor | None = None
-    for i, start in enumerate(tqdm(range(0, n_samples, rows), desc=name, disable=not progress, leave=False)):
+    for i, start in enumerate(Bar(range(0, n_samples, rows), desc=name, disable=not progress, leave=False)):
         batch = lengths(rows, runtime.stream(seed, name, i, 0, device))[: n_samples - start].double()
         if origin is None:
             origin = batch.mean()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mi_ml_gen.core.errors import UsageError
 
@@ -140,6 +140,28 @@ class LatentLayout:
         return [shapes[i] or (self.sizes[i],) for i in range(chunks.start, chunks.stop)]
 
 
+class NoiseDistribution(Protocol):
+    """What the noise of anchors is drawn from: `TruncatedNormal`, or encoded images (`generators.anchors`)."""
+
+    @property
+    def n_distinct(self) -> int | None:
+        """Number of different draws that there are; None: every draw is new."""
+        ...
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """Noise of a shape, in float32."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Plain values that say, in run folders and walkers' files, what it is."""
+        ...
+
+
 @dataclass(frozen=True)
 class TruncatedNormal:
     """Normal(mean, std) conditioned on lying within mean +- truncation * std (truncation may be infinite)."""
@@ -147,6 +169,9 @@ class TruncatedNormal:
     mean: float = 0.0
     std: float = 1.0
     truncation: float = 2.0
+
+    n_distinct: ClassVar[None] = None
+    """Every draw is new."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.mean):
@@ -162,15 +187,18 @@ class TruncatedNormal:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> torch.Tensor:
-        """Draw float32 values of the given shape on the device, by inverse CDF; nothing leaves the device.
+        """Draw float32 values of the given shape, by inverse CDF; see `runtime.drawn` for generator and device.
 
         With V uniform on (-erf(t / sqrt 2), erf(t / sqrt 2)), sqrt(2) * erfinv(V) is a standard normal truncated
         at +-t. In float32 the tails of an untruncated normal end near +-5.4 std.
         """
+        from mi_ml_gen.core import runtime
+
+        return runtime.drawn(lambda place: self._sample(shape, generator, place), generator, device)
+
+    def _sample(self, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
         import torch
 
-        if device is None and generator is not None:
-            device = generator.device
         edge = min(math.erf(self.truncation / math.sqrt(2)), 1 - 2.0**-24)  # erfinv(1) is infinite
         draw = torch.empty(*shape, device=device).uniform_(-edge, edge, generator=generator)
         draw = draw.erfinv_().mul_(self.std * math.sqrt(2)).add_(self.mean)
@@ -178,6 +206,10 @@ class TruncatedNormal:
             return draw
         bound = self.truncation * self.std  # rounding of erf and erfinv could step over it by one float
         return draw.clamp_(self.mean - bound, self.mean + bound)
+
+    def record(self) -> dict[str, Any]:
+        """What run folders and walkers' files say of it."""
+        return {"mean": float(self.mean), "std": float(self.std), "truncation": float(self.truncation)}
 
     def sample_reference(self, shape: Sequence[int], seed: int) -> torch.Tensor:
         """Draw on the CPU exactly what SciPy (>= 1.10) gives for this distribution and seed, as float32:

@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cli.is_dry_run(arguments, settings):
         return
     cli.loading()
-    from mi_ml_gen.experiments.sampling_benchmark import benchmark, to_table
+    from mi_ml_gen.experiments.sampling_benchmark import benchmark, sampling_table
 
     measurements = benchmark(settings)
-    print(to_table(measurements, settings).to_terminal())
+    print(sampling_table(measurements, settings).to_terminal())
     print(f"run folder: {settings.save_folder}")
 
 

@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cli.is_dry_run(arguments, settings):
         return
     cli.loading()
-    from mi_ml_gen.experiments.view_comparison import compare, to_table
+    from mi_ml_gen.experiments.view_comparison import compare, comparison_table
 
     cells = compare(settings)
-    print(to_table(cells, settings).to_terminal())
+    print(comparison_table(cells, settings).to_terminal())
     print(f"folder: {settings.save_folder}")
 
 

@@ -8,7 +8,7 @@
 
 Reads StyleGAN2 pickles (TensorFlow's and PyTorch's), BigBiGAN state dicts, walkers, and encoders (Lightning's
 checkpoints of SimSiam and BYOL, COP-Gen's and torchvision's ResNets), told apart by their content.
-A walker's description goes to a .json file beside it. What is there already is not overwritten.
+A walker's description goes to a .json file beside it. What already exists is not overwritten.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 
     python scripts/measure_information.py
     python scripts/measure_information.py --nats 2 1 --steps 300 --steps_more 200 --out quick
+    python scripts/measure_information.py --estimator doe                        # another estimator, the same pairs
+    python scripts/measure_information.py --estimator doe --pairs mine.npz       # your pairs: arrays x and y
 
 Trains the critic on pairs of the linear Gaussian generator from much information to little, measures each
 level on fresh draws, and writes calibration.md, .csv, .json and images/calibration.png.  The same command
-resumes an interrupted run.
+resumes an interrupted run.  With --estimator, estimates are printed with interval and verdict, and nothing is written.
 """
 
 from __future__ import annotations
@@ -26,10 +28,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cli.is_dry_run(arguments, settings):
         return
     cli.loading()
+    if settings.estimator is not None:
+        from mi_ml_gen.experiments import information_calibration
+
+        for truth, estimate in information_calibration.estimates(settings):
+            known = "" if truth is None else f"{truth:g} nats in truth; "
+            print(f"{known}{settings.estimator}: {estimate}\n  {estimate.reason}")
+        return
     from mi_ml_gen.experiments import critic_calibration
 
     measurements = critic_calibration.calibrate(settings)
-    print(critic_calibration.to_table(measurements).to_terminal())
+    print(critic_calibration.calibration_table(measurements).to_terminal())
     print(f"run folder: {settings.save_folder}")
 
 

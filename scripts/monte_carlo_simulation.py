@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = runtime.resolve_device(a.device)
     may_decode = a.all_chunks or a.page or a.curves or a.fresh_critics == "yes"
     load = load_generator if may_decode else load_latent_space
-    flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation)
+    flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation, a.anchors, a.anchors_data)
     found = circumstances(table1.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
     generator, noise = found.generator, found.noise
     if a.dim_z not in (None, generator.noise_dim):
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "g_use": list(found.g_use),
             "chunks": "0_1",
         }
-        shared |= {"mean": noise.mean, "std": noise.std, "truncation": noise.truncation}
+        shared |= noise.record()
         shared |= {"seed": a.seed, "device": a.device}
         settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), shared | given)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.loading()
     from mi_ml_gen.core import runtime
     from mi_ml_gen.experiments import table1
+    from mi_ml_gen.generators.anchors import anchor_distribution
     from mi_ml_gen.generators.registry import load_generator
     from mi_ml_gen.information.image_critic import CriticSettings
     from mi_ml_gen.walkers import pictures
@@ -60,20 +61,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         generator = load_generator(name, own.g_path, device, own.g_use)
         folder = whole.out / short_name(name)
         groups = generator.groups(group)
+        noise = anchor_distribution(own, generator)
         print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)
         found = table1.find_walkers(folder)
-        rows = table1.estimate_rows(generator, found, whole.n_samples, own.distribution, own.seed, device, True)
+        rows = table1.estimate_rows(generator, found, whole.n_samples, noise, own.seed, device, True)
         critic = table1.fresh_settings(found, CriticSettings(**FRESH)) if whole.fresh_critics else None
         if critic is not None:
-            rows = table1.with_remaining(generator, rows, critic, own.distribution, False, own.seed, device, True)
+            rows = table1.with_remaining(generator, rows, critic, noise, False, own.seed, device, True)
         table1.write_table(rows, folder)
         print("\n" + table1.to_table(rows).to_terminal() + "\n")
         for line in table1.warnings(rows):
             print(f"not to be taken at its word: {line}")
-        z = own.distribution.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
+        z = noise.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
         pictures.save_chunks(folder / "chunks.png", generator, [one.walker for one in found], z)
-        measured.append(table1.MeasuredGenerator(generator, rows, own.distribution, own.seed, device))
+        measured.append(table1.MeasuredGenerator(generator, rows, noise, own.seed, device))
 
     command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
     title = f"What each latent variable of {' and '.join(chosen)} does"

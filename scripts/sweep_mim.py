@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.report_only:
         for result in sweep.run_sweep(settings):
             print(result.line, flush=True)
-    print(sweep.to_table(sweep.read_rows(settings), settings).to_terminal())
+    print(sweep.sweep_table(sweep.read_rows(settings), settings).to_terminal())
     print("written: " + ", ".join(map(str, sweep.write_report(settings))))
 
 

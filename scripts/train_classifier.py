@@ -3,9 +3,9 @@
 
     python scripts/train_classifier.py --encoder_path encoder_runs/mine --data_path fashion-mnist
     python scripts/train_classifier.py --encoder_path last.ckpt --data_path datasets/StanfordCars/ffcv \\
-        --conf classifier_lsun --dataset StanfordCars --run_name mine --seed 0             (the paper's protocol)
+        --config classifier_lsun --dataset StanfordCars --run_name mine --seed 0             (the paper's protocol)
 
---conf names one of the bundled configurations (classifier, classifier_imagenet, classifier_lsun) or a YAML file. The
+--config names one of the bundled configurations (classifier, classifier_imagenet, classifier_lsun) or a YAML file. The
 run folder, classifier_runs/LinCls-DATASET-NAME, holds the accuracies with their intervals, those of each class, the
 confusion figure, the classifier, and the features. The same command resumes an interrupted run, as does --resume_from
 with its folder and the same settings.
@@ -13,6 +13,7 @@ with its folder and the same settings.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mi_ml_gen.probe.settings import ProbeConfig
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, ProbeConfig)
-    parser.add_argument("--conf", metavar="NAME", help="a bundled configuration of classifiers, or a YAML file")
+    parser.add_argument("--conf", help=argparse.SUPPRESS)  # the published spelling of --config
     parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="resume the run in this folder")
     tracking.add_flags(parser)
     cli.add_dry_run(parser)

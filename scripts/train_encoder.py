@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Train an encoder (SimCLR, SimSiam, BYOL) on views of generated or of stored images.
 
-    python scripts/train_encoder.py --conf small/chunks_random --seed 0
-    python scripts/train_encoder.py --encoder simsiam --conf simsiam_bigbigan/encoder_imagenet_chunks_learned --seed 0
+    python scripts/train_encoder.py --config small/chunks_random --seed 0
+    python scripts/train_encoder.py --encoder simsiam --config simsiam_bigbigan/encoder_imagenet_chunks_learned --seed 0
     torchrun --nproc_per_node 8 scripts/train_encoder.py --encoder simsiam \\
-        --conf simsiam_bigbigan/encoder_imagenet_baseline_real --data_path datasets/imagenet/ffcv --seed 0
+        --config simsiam_bigbigan/encoder_imagenet_baseline_real --data_path datasets/imagenet/ffcv --seed 0
 
---conf names one of the bundled configurations of encoders, or a YAML file; every setting is a flag, too. The run folder
-holds the settings, metrics, curves, grids of views, and the encoder (encoder.safetensors). The same command resumes an
-interrupted run, as does --resume_from with its folder.
+--config names one of the bundled configurations of encoders, or a YAML file. Every setting is also a flag. The run
+folder holds the settings, metrics, curves, grids of views, and the encoder (encoder.safetensors). The same command
+resumes an interrupted run, and so does --resume_from with its folder.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mi_ml_gen.encoders.settings import EncoderConfig, named_configuration, resu
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, EncoderConfig)
-    parser.add_argument("--conf", metavar="NAME", help="a bundled configuration of encoders, or a YAML file")
+    parser.add_argument("--conf", help=argparse.SUPPRESS)  # the published spelling of --config
     parser.add_argument("--resume_from", type=Path, metavar="FOLDER", help="resume the run in this folder")
     tracking.add_flags(parser)
     cli.add_dry_run(parser)

@@ -28,13 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cli.is_dry_run(arguments, settings):
         return
     cli.loading()
+    from mi_ml_gen.mim.evaluate import MEANINGS
     from mi_ml_gen.mim.training import train_seeds
 
     for record in train_seeds(settings, show=True):
         assert record.statistics is not None
         print(f"seed {record.seed}: {record.reason}; the model of epoch {record.best_epoch}, in {record.path}")
         for name, value in record.statistics.as_dict().items():
-            print(f"  {name:16s} {value:.4f}" if isinstance(value, float) else f"  {name:16s} {value}")
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            print(f"  {name:14s} {shown:>10s}  {MEANINGS[name]}")
 
 
 if __name__ == "__main__":

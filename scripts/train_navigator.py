@@ -7,8 +7,8 @@
     python scripts/train_navigator.py --generator tiny-bigbigan --chunks 0_1 --walkers 4
     torchrun --nproc_per_node 4 scripts/train_navigator.py --generator bigbigan --g_path ... --chunks 0_6
 
-Without --config, the small generators that come with the package take their settings from the bundled
-navigator/small, which need a minute or two on a CPU, and all others the paper's (--config navigator/paper).
+The defaults shown below are the paper's (--config navigator/paper). Without --config, the small generators that come
+with the package take the bundled navigator/small instead, which needs a minute or two on a CPU.
 
 One walker is the published procedure. With --walkers 4, four are trained at once, each against a critic of its own, and
 delta gets an interval over trainings; the run ends when all of them have converged.

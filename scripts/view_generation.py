@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.experiments.view_grids import generate_views
 
     paths = generate_views(settings, settings.save_folder, runtime.resolve_device(settings.device))
-    print(f"{settings.save_folder}: {len(paths) - 1} images of {settings.n_images} anchors, and {paths[-1].name}")
+    print(f"wrote {len(paths) - 1} images to {settings.save_folder}: {settings.n_images} anchors and their positives")
+    print(f"all of them side by side: {paths[-1]}")
 
 
 if __name__ == "__main__":

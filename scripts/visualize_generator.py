@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     a.check()
     cli.loading()
     from mi_ml_gen.core import runtime
+    from mi_ml_gen.generators.anchors import anchor_distribution
     from mi_ml_gen.generators.registry import load_generator
     from mi_ml_gen.report.images import image_grid, save_png
     from mi_ml_gen.walkers import pictures
@@ -30,11 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = runtime.resolve_device(a.device)
     generator = load_generator(a.generator, a.g_path, device, a.g_use)
     groups = generator.groups(a.groups)
+    noise = anchor_distribution(a, generator)
     shape = (a.n_images, generator.noise_dim)
-    z, donors = (
-        a.distribution.sample(shape, runtime.stream(a.seed, name, 0, 0, device)) for name in ("shown", "donors")
-    )
-    many = a.distribution.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
+    z, donors = (noise.sample(shape, runtime.stream(a.seed, name, 0, 0, device)) for name in ("shown", "donors"))
+    many = noise.sample((a.n_images**2, generator.noise_dim), runtime.stream(a.seed, "samples", 0, 0, device))
     out = a.save_folder
     out.mkdir(parents=True, exist_ok=True)
     samples = pictures.decode_shown(generator, generator.latents(many))

@@ -1,4 +1,4 @@
-"""docs/extending.md holds: its two files, written from the page, are all that a user's generator and method need."""
+"""docs/extending.md holds: its files, written from the page, are all that a generator, method or policy needs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError
 from mi_ml_gen.encoders.loading import load_encoder, load_whole
+from mi_ml_gen.information import estimate_information, make_task
 from tests.conftest import GOLDEN
 from tests.scripts.test_scripts import call
 
@@ -42,7 +43,8 @@ def folder(tmp_path_factory) -> Path:
     for text in blocks("python"):
         if (name := re.match(r"# (\w+\.py)\n", text)) is not None:
             (place / name[1]).write_text(text)
-    assert {path.name for path in place.iterdir()} == {"discs.py", "test_discs.py", "barlow.py", "test_barlow.py"}
+    tested = {f"{test}{name}.py" for name in ("discs", "barlow", "erase") for test in ("", "test_")}
+    assert {path.name for path in place.iterdir()} == tested | {"spearman.py"}
     return place
 
 
@@ -56,7 +58,7 @@ def elsewhere(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 def test_the_tests_of_the_page_pass(folder):
     done = elsewhere(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder))
-    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def commands() -> list[list[str]]:
@@ -71,12 +73,20 @@ def test_the_commands_of_the_page_work(folder, monkeypatch, capsys):
         code, out, err = call(monkeypatch, capsys, name, *flags, *shlex.split(SMALL[name]), "--device", "cpu")
         assert code == 0, (name, out, err)
         seen.append(name)
-    assert seen == list(SMALL)
+    assert list(dict.fromkeys(seen)) == list(SMALL)
     assert (folder / "walker_runs" / "0_Discs_0_1_none" / "walker.safetensors").is_file()
     assert (folder / "walker_runs" / "table1.md").is_file() and len(list((folder / "discs").glob("*.png"))) == 16
 
+    assert (folder / "encoder_runs" / "simclr_tiny-bigbigan_Erase_seed0" / "encoder.safetensors").is_file()
     path = folder / "encoder_runs" / "BarlowTwins_tiny-bigbigan_torchvision_no_color_seed0" / "encoder.safetensors"
     assert load_encoder(path).method == "barlow" and type(load_whole(path)).__name__ == "BarlowTwins"
+
+
+def test_the_estimator_of_the_page_works_by_its_file(folder):
+    pairs = make_task("half-cube", 1.0).sample(5000, torch.Generator().manual_seed(0))
+    estimate = estimate_information(*pairs, f"{folder}/spearman.py:Spearman", z=3.0)
+    assert estimate.low_nats < 1.0 < estimate.high_nats
+    assert not estimate.verdict.is_warning
 
 
 def test_files_of_a_class_that_was_not_imported(folder):

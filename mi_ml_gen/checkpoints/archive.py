@@ -1,4 +1,8 @@
-"""The containers that torch files come in: zip archives, the older stream, bare pickles."""
+"""The containers that torch files come in: zip archives, the older stream, bare pickles.
+
+The zip directory is read here and not by `zipfile`, which reads a directory of any size before its caller can bound
+it, accepts bytes in front of an archive, and in Python 3.10 and 3.11 members that overlap.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ def _storage_from_id(pid: Any, n_fields: tuple[int, ...]) -> tuple[str, Storage]
     if not (ok and isinstance(pid[1], StorageType) and isinstance(pid[2], str)):
         raise UnsafeCheckpointError("refers to something outside of the file that is not a storage")
     if not is_count(pid[4]) or len(pid[2]) > MAX_TENSOR_NAME_CHARACTERS:
-        corrupt("a storage with an odd size or key")
+        corrupt("a storage with a malformed size or key")
     if len(pid) == 6 and pid[5] is not None:
         corrupt("a view of a storage, as torch before 0.4 wrote them; save it again with a newer torch")
     return pid[2], Storage(pid[1].dtype, pid[4])

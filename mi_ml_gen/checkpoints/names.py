@@ -74,7 +74,7 @@ def _size(args: tuple, machine: PickleMachine) -> tuple[int, ...]:
 
 def _device(args: tuple, machine: PickleMachine) -> str:
     if not (1 <= len(args) <= 2 and isinstance(args[0], str) and all(map(is_count, args[1:]))):
-        corrupt("an odd torch.device")
+        corrupt("a torch.device that is malformed")
     return ":".join(map(str, args))
 
 
@@ -92,7 +92,7 @@ _NDARRAY = "numpy.ndarray"
 
 def _numpy_dtype(args: tuple, machine: PickleMachine) -> DtypeStub:
     if not (1 <= len(args) <= 3 and isinstance(args[0], str)):
-        corrupt("an odd numpy.dtype")
+        corrupt("a numpy.dtype that is malformed")
     has_order = args[0].startswith(("<", ">", "=", "|"))
     order, code = (args[0][0], args[0][1:]) if has_order else ("<", args[0])
     if not (_NUMPY_DTYPE.fullmatch(code) or _NUMPY_OTHER.fullmatch(code)):
@@ -112,7 +112,7 @@ def _numpy_scalar(args: tuple, machine: PickleMachine) -> bool | int | float | P
 def _numpy_reconstruct(args: tuple, machine: PickleMachine) -> ArrayStub:
     """numpy's _reconstruct(ndarray, (0,), b"b"): an empty array, which BUILD describes."""
     if not (len(args) == 3 and args[0] is _NDARRAY and args[1] == (0,)):
-        corrupt("an odd numpy array")
+        corrupt("a numpy array that is malformed")
     return ArrayStub()
 
 
@@ -120,7 +120,7 @@ def _numpy_frombuffer(args: tuple, machine: PickleMachine) -> ArrayStub:
     """numpy's _frombuffer(bytes, dtype, shape, order), as protocol 5 writes arrays."""
     ok = len(args) == 4 and isinstance(args[0], Span) and isinstance(args[1], DtypeStub)
     if not (ok and isinstance(args[3], str) and args[3] in ("C", "F")):
-        corrupt("an odd numpy array")
+        corrupt("a numpy array that is malformed")
     return ArrayStub(_counts(args[2], "an array's shape"), args[1], args[3] == "F", args[0])
 
 
@@ -128,7 +128,7 @@ def _encode(args: tuple, machine: PickleMachine) -> Span:
     """_codecs.encode(text, "latin1"): how protocols below 3 write bytes."""
     ok = len(args) == 2 and all(isinstance(text, str) for text in args)
     if not (ok and args[1] in ("latin1", "latin-1")):
-        corrupt("an odd _codecs.encode")
+        corrupt("a call of _codecs.encode that is malformed")
     return machine.text_bytes(args[0])
 
 
@@ -177,7 +177,7 @@ def _defaultdict(args: tuple, machine: PickleMachine) -> dict:
     """defaultdict(factory): its entries follow; the factory, a type or None, is not kept."""
     factory = args[0] if args else None
     if not (len(args) <= 1 and (factory is None or isinstance(factory, (Name, Record)))):
-        corrupt("an odd defaultdict")
+        corrupt("a defaultdict that is malformed")
     return {}
 
 

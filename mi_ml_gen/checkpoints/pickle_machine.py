@@ -209,7 +209,7 @@ class PickleMachine:
         """Text of Python 2 in protocol 0: quoted; escapes are not read."""
         line = self.stream.line(MAX_KEY_CHARACTERS)
         if len(line) < 2 or line[0] != line[-1] or line[0] not in "'\"" or "\\" in line:
-            corrupt("an odd text of protocol 0")
+            corrupt("a text of protocol 0 that is malformed")
         self._stack.append(line[1:-1])
 
     def _text_line(self) -> None:
@@ -375,26 +375,26 @@ class PickleMachine:
             target.state["state"] = mentioned(state)
         elif isinstance(target, Record):
             if type(state) is not dict or target.state:
-                corrupt(f"an odd state of {kind(target)}")
+                corrupt(f"a malformed state of {kind(target)}")
             target.state = state
         elif isinstance(target, ArrayStub):
             self._build_array(target, state)
         elif isinstance(target, DtypeStub):
             # (version, byte order, subarray, names, fields, itemsize, alignment, flags)
             if not (isinstance(state, tuple) and len(state) >= 8 and state[2:5] == (None, None, None)):
-                corrupt("an odd numpy.dtype")
+                corrupt("a numpy.dtype that is malformed")
             target.order = ">" if isinstance(state[1], str) and state[1] == ">" else "<"
         elif type(target) is dict:
             # attributes of an OrderedDict, such as the _metadata of a state dict: known, and not needed
             if type(state) is not dict:
-                corrupt("an odd state of a dict")
+                corrupt("a malformed state of a dict")
         else:
             raise UnsafeCheckpointError(f"sets the state of {kind(target)}")
 
     def _build_array(self, target: ArrayStub, state: Any) -> None:
         """(version, shape, dtype, fortran order, bytes)"""
         if not (isinstance(state, tuple) and len(state) == 5 and target.dtype is None):
-            corrupt("an odd state of a numpy array")
+            corrupt("a malformed state of a numpy array")
         _, shape, dtype, fortran_order, content = state
         span = self.as_span(content)
         if not isinstance(dtype, DtypeStub) or span is None:

@@ -271,10 +271,9 @@ def read_checkpoint(path: str | os.PathLike, keys: Collection[str] | None = None
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """A flat state dict, name -> tensor on the CPU, such as BigBiGAN_x1.pth or a safetensors file.
 
-    What torch.save wrote goes to torch.load(weights_only=True), but only after the file was found to hold
-    tensors in a dict and nothing else, with sizes and checksums that hold. So the faults that torch's
-    own restricted reader had before 2.10 are out of a foreign file's reach, whatever torch is installed.
-    Raises as `read_checkpoint` does.
+    The file is parsed once, by this package's reader: torch.load never sees it, so the faults that its restricted
+    reader had before torch 2.10 are out of a foreign file's reach. Raises as `read_checkpoint` does, and
+    CorruptCheckpointError where something else than tensors is in it.
     """
     with CheckpointFile(path) as file:
         root = file.root
@@ -284,27 +283,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
             for name, value in root.items():
                 if not (isinstance(name, str) and isinstance(value, (TensorStub, Tensor))):
                     corrupt(f"{shown(name)} is {kind(value)}, not a tensor of a state dict")
-            if file.format in ("zip", "stream"):
-                return _load_weights_only(file.file, root)
         return file.build(root)
-
-
-def _load_weights_only(file: BinaryIO, stubs: Mapping[str, TensorStub]) -> dict[str, Tensor]:
-    for name, stub in stubs.items():
-        stub.check()
-        assert stub.storage.span is not None
-        _check_crc32(stub.storage.span, stub.storage.crc32, shown(name))
-    file.seek(0)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch has no class of its own for what it refuses
-        raise CorruptCheckpointError(f"is refused by torch.load: {shown(error)}") from error
-    for name, stub in stubs.items():
-        if name not in state or tuple(state[name].shape) != stub.size:
-            corrupt(f"{shown(name)} changed while it was read")
-    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -99,12 +99,12 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 
 def is_dry_run(arguments: argparse.Namespace, settings: Any, found: Sequence[str] = ()) -> bool:
-    """Whether --dry-run was given; if so, the settings are printed as YAML, in the form that --config reads, under
-    comments with what was `found`."""
+    """Whether --dry-run was given; if so, the settings are printed as YAML by the names of their flags, in a form that
+    --config reads, under comments with what was `found`."""
     if arguments.dry_run:
         for line in found:
             print(f"# {line}")
-        print(config.to_yaml(settings), end="")
+        print(config.to_yaml(settings, as_flags=True), end="")
     return arguments.dry_run
 
 
@@ -167,11 +167,23 @@ def as_known(error: BaseException) -> MiMlGenError | None:
         return CorruptCheckpointError("a file's values are nested too deeply to be read")
     # By name: a script that never needed torch should not import it in order to fail.
     classes = {base.__name__ for base in type(error).__mro__}
-    if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
-        return EnvironmentFault(f"out of memory: {str(error) or 'this machine has no more'}")
-    if "DistError" in classes or ("RuntimeError" in classes and "gloo" in str(error)):
-        return EnvironmentFault(f"lost touch with the other processes: {error}")
+    text = str(error)
+    if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in text:
+        return EnvironmentFault(f"out of memory: {text or 'this machine has no more'}")
+    if "DistError" in classes or ("RuntimeError" in classes and any(name in text for name in ("gloo", "NCCL"))):
+        return EnvironmentFault(f"lost the connection to the other processes: {text}")
+    if "RuntimeError" in classes and _DEVICE_FAULT.search(text) and "device-side assert" not in text:
+        return EnvironmentFault(f"the device failed: {text.strip().splitlines()[0]}")
     return None
+
+
+_DEVICE_FAULT = re.compile(
+    r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS|cublasLt|cusolver|cufft|cusparse|MPS) (driver |runtime |backend )?error\b"
+    r"|\b(CUDNN|CUBLAS|CUSOLVER|CUFFT|CUSPARSE)_STATUS_\w+|No CUDA GPUs are available|no NVIDIA driver",
+    re.IGNORECASE,
+)
+"""How torch begins what a driver or a library of the device reports. An assertion on the device is none of these: it is
+an index out of range, a fault of the program."""
 
 
 def _in_reader(error: BaseException) -> bool:

@@ -58,6 +58,7 @@ class Rule:
     aliases: tuple[str, ...] = ()  # further spellings, which work and are not shown
     free: bool = False  # may differ when a run is resumed
     inside: bool = False  # part of a path that must stay inside the folder it is joined to
+    later: bool = False  # younger than the first run folders: left out of records while it has its default
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
@@ -73,6 +74,7 @@ def option(
     aliases: Collection[str] = (),
     free: bool = False,
     inside: bool = False,
+    later: bool = False,
     positive: bool = False,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -83,7 +85,9 @@ def option(
 
     flag: its name on the command line, where it differs from the field's ("--lr_MI" or "lr_MI"). The field's own name
     then still works, and so do the `aliases`; the help shows none of them. free: the value may change when a run is
-    resumed. inside: the text becomes part of a path and must not lead out of its folder. positive: short for above=0.
+    resumed. inside: the text becomes part of a path and must not lead out of its folder. later: the option came when
+    there were run folders already; `to_dict` leaves it out while it has its default, so that those can be resumed.
+    positive: short for above=0.
     """
     rule = Rule(
         help=help,
@@ -92,6 +96,7 @@ def option(
         aliases=tuple(alias.lstrip("-") for alias in aliases),
         free=free,
         inside=inside,
+        later=later,
         at_least=at_least,
         at_most=at_most,
         above=0 if positive else above,
@@ -112,6 +117,14 @@ def redefined(group: type, name: str, default: Any = REQUIRED, **changes: Any) -
 def free(config_class: type) -> tuple[str, ...]:
     """Names of the settings that may change when a run is resumed."""
     return tuple(field.name for field in dataclasses.fields(config_class) if _rule(field).free)
+
+
+def resuming(config_class: type) -> dict[str, Any]:
+    """What `RunFolder.open` and `Session.open` must know of the settings to reopen a run: `free`, the names of those
+    that may change, and `defaults`, the default of each that has one."""
+    specs = _specs(config_class)
+    with_default = {spec.name: _plain(spec.default) for spec in specs if spec.default is not REQUIRED}
+    return {"free": free(config_class), "defaults": with_default}
 
 
 def leads_out(text: str) -> bool:
@@ -214,17 +227,27 @@ def validate(config: Any) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """All settings by name, in values that YAML and JSON know: paths as text, tuples as lists."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    """All settings by name, in values that YAML and JSON know: paths as text, tuples as lists.
+
+    Those that are `later` are left out while they have their defaults.
+    """
+    values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    unset = {f.name for f in dataclasses.fields(config) if _rule(f).later and getattr(config, f.name) == f.default}
+    return {name: value for name, value in values.items() if name not in unset}
 
 
-def to_yaml(config: Any) -> str:
-    """All settings as the text of a YAML file that `load` reads back to an equal configuration."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+def to_yaml(config: Any, as_flags: bool = False) -> str:
+    """All settings as the text of a YAML file that `load` reads back to an equal configuration; with `as_flags` under
+    the names that the command line shows."""
+    values = to_dict(config)
+    if as_flags:
+        values = {spec.flag: values[spec.name] for spec in _specs(type(config))}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def named(folder: str, name: str | None, other: str | None = None) -> str | None:
-    """What --config takes for what --conf names: a configuration in a bundled folder ("encoders"), or a file.
+    """What --config takes for what --conf, its published spelling, names: a configuration in a bundled folder
+    ("encoders"), or a file.
 
     Without a name that is `other`, what --config was given. Raises UsageError where both are given, and where there is
     no such configuration.
@@ -237,15 +260,14 @@ def named(folder: str, name: str | None, other: str | None = None) -> str | None
     for path in (bundled / f"{name}.yaml", Path(name), Path(f"{name}.yaml")):
         if path.is_file():
             return str(path)
-    known = sorted(path.relative_to(bundled).with_suffix("").as_posix() for path in bundled.rglob("*.yaml"))
-    near = nearest(name, known, "configuration")
+    near = nearest(name, _bundled(folder), "configuration")
     raise UsageError(f"--conf {name}: no bundled configuration of that name, and no file{near}")
 
 
 def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    path = _find(path)
+    path = _find(config_class, path)
     try:
         # Every scalar as text: YAML's own guesses take the chunks 1_6 for the number 16, and 8e-5 for text.
         content = parse_yaml(path.read_bytes(), as_text=True)
@@ -289,10 +311,22 @@ def _known(config_class: type, key: str, where: str) -> _Spec:
     raise UsageError(f"unknown key {key}{where}{nearest(key, [spec.flag for spec in specs], 'key')}")
 
 
-def _find(path: str | Path) -> Path:
-    """The file itself, or the bundled configuration of that name (also where a folder has the same one)."""
-    bundled = BUNDLED / f"{path}.yaml"
-    return bundled if not Path(path).is_file() and bundled.is_file() else Path(path)
+def _find(config_class: type, path: str | Path) -> Path:
+    """The file itself, or the bundled configuration of that name (also where a folder has the same one), which may
+    leave out the folder that the class names as its own, `CONFIGS`."""
+    own = getattr(config_class, "CONFIGS", "")
+    found = [Path(path), BUNDLED / own / f"{path}.yaml", BUNDLED / f"{path}.yaml"]
+    for file in found:
+        if file.is_file():
+            return file
+    near = nearest(str(path), _bundled(own), "configuration")
+    raise UsageError(f"--config {path}: no such file, and no bundled configuration of that name{near}")
+
+
+def _bundled(folder: str) -> list[str]:
+    """The names of the configurations in a bundled folder."""
+    own = BUNDLED / folder
+    return sorted(path.relative_to(own).with_suffix("").as_posix() for path in own.rglob("*.yaml"))
 
 
 def _build(config_class: type[C], values: dict[str, Any]) -> C:

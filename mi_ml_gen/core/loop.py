@@ -60,10 +60,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, NonFiniteError, Preempted
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.core.runtime import is_distributed
 
@@ -146,7 +146,7 @@ class Session:
         self._per_step = 1
         self._n_steps = 0
         self._ended = 0
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
         self._began_s = self._saved_at_s = time.monotonic()
 
     @classmethod
@@ -156,15 +156,16 @@ class Session:
         settings: Mapping[str, Any],
         free: Collection[str] = (),
         state_interval_s: float | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Session:
         """Open the run folder, new or of an interrupted run with the same settings, but for those in `free`.
 
-        state_interval_s: least seconds between saved states (default: the setting of that name, else 60). Raises
-        what `RunFolder.open` raises.
+        defaults: as for `RunFolder.open`; `config.resuming` gives both. state_interval_s: least seconds between saved
+        states (default: the setting of that name, else 60). Raises what `RunFolder.open` raises.
         """
         if state_interval_s is None:
             state_interval_s = settings.get("state_interval_s", 60.0)
-        return cls(RunFolder.open(path, settings, free), state_interval_s)
+        return cls(RunFolder.open(path, settings, free, defaults=defaults), state_interval_s)
 
     def __enter__(self) -> Session:
         self._preemption.__enter__()
@@ -242,7 +243,7 @@ class Session:
         likes).
         """
         self._per_step, self._n_steps = per_step, n_steps
-        self._bar = tqdm(
+        self._bar = Bar(
             total=n_steps * per_step, initial=self.first * per_step, unit=unit, unit_scale=per_step > 1, desc=title,
             miniters=bar_interval and bar_interval * per_step, disable=not (progress and runtime.is_main()),
         )  # fmt: skip
@@ -287,6 +288,7 @@ class Session:
         of them are raised on every rank.
         """
         self._ended = self.done
+        self._guard.gather()
         if self._bar is not None:
             self._bar.update(self._per_step)
         stop = runtime.broadcast_flag(may_stop and self._preemption.requested)
@@ -414,20 +416,49 @@ class FiniteGuard:
     """Notices nan and infinity in named quantities without a host sync per step.
 
     guard.watch("critic loss", loss)            # every step; stays on the device
+    guard.gather()                              # at the end of the step: two kernels for all that was watched in it
     guard.check(step, last_good=checkpoint)     # every K steps and before each checkpoint; reads the device once
     """
 
+    MOST_WAITING = 64
+    """Values that are kept before they are gathered unasked."""
+
     def __init__(self) -> None:
-        self._bad: dict[str, Tensor] = {}
+        self._names: dict[str, None] = {}  # in the order of watching
+        self._waiting: list[tuple[str, Tensor, int]] = []  # name, a value, its version when it was watched
+        self._sums: dict[tuple[Any, ...], Tensor] = {}  # of 0 times each value, which is 0 while all are finite
 
     def watch(self, name: str, *tensors: Tensor) -> None:
-        """Remember whether any of `tensors` (any shapes) holds a nan or an infinity."""
-        tensors = tuple(tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel())
+        """Remember whether any of `tensors` (any shapes) holds a nan or an infinity.
+
+        A tensor of one value is kept until it is gathered, and may not be changed in place before that.
+        """
+        tensors = tuple(tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel())
         if not tensors:
             return
-        # The largest magnitude is finite exactly when all are, and a list of gradients costs a few kernels.
-        bad = ~get_total_norm([tensor.detach() for tensor in tensors], norm_type=math.inf).isfinite()
-        self._bad[name] = bad if name not in self._bad else self._bad[name] | bad
+        self._names[name] = None
+        if any(tensor.numel() > 1 for tensor in tensors):
+            # The largest magnitude is finite exactly when all are, and a list of gradients costs a few kernels.
+            tensors = (get_total_norm(tensors, norm_type=math.inf),)
+        self._waiting += [(name, tensor.reshape(()), tensor._version) for tensor in tensors]
+        if len(self._waiting) >= self.MOST_WAITING:
+            self.gather()
+
+    def gather(self) -> None:
+        """Take over what was watched since the last time: a stack and a sum for each type of value."""
+        kinds: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
+        for name, value, version in self._waiting:
+            if value._version != version:
+                raise RuntimeError(f"{name} was changed in place after it was watched; watch a copy of it")
+            kinds.setdefault((value.device, value.dtype), []).append((name, value))
+        self._waiting = []
+        for kind, members in kinds.items():
+            key = (*kind, *(name for name, _ in members))
+            values = torch.stack([value for _, value in members])
+            if key in self._sums:
+                self._sums[key].add_(values, alpha=0)
+            else:
+                self._sums[key] = values * 0
 
     def check(self, step: int, last_good: object = None) -> None:
         """Raise NonFiniteError, on all ranks together, if a watched quantity was ever non-finite on any rank.
@@ -436,17 +467,22 @@ class FiniteGuard:
         """
         if (name := self.first_bad()) is not None:
             raise _non_finite(name, step, last_good)
-        self._bad.clear()
+        self._names.clear()
+        self._sums.clear()
 
     def first_bad(self) -> str | None:
         """The first watched quantity that was ever non-finite on any rank, or None. Reads the device once."""
-        if not self._bad:
+        self.gather()
+        if not self._names:
             return None
-        device = next((flag.device for flag in self._bad.values() if flag.device.type != "cpu"), torch.device("cpu"))
-        bad = torch.stack([flag.to(device) for flag in self._bad.values()]).to("cpu", torch.int32)
+        device = next((one.device for one in self._sums.values() if one.device.type != "cpu"), torch.device("cpu"))
+        flags = torch.cat([(~one.isfinite()).to(device) for one in self._sums.values()]).tolist()
+        owners = [name for key in self._sums for name in key[2:]]
+        found = {name for name, is_bad in zip(owners, flags, strict=True) if is_bad}
+        bad = torch.tensor([name in found for name in self._names], dtype=torch.int32)
         if is_distributed():
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-        return list(self._bad)[int(bad.argmax())] if bad.any() else None
+        return list(self._names)[int(bad.argmax())] if bad.any() else None
 
 
 def _non_finite(name: str, step: int, last_good: object) -> NonFiniteError:

@@ -45,7 +45,7 @@ def no_more_than(path: Path) -> Iterator[None]:
         nonlocal n_made
         n_made += 1
         if n_made > n_most:
-            raise CorruptCheckpointError("its description asks for more layers than the file holds")
+            raise CorruptCheckpointError("its description names more layers than the file holds")
 
     hooks = [
         torch_module.register_module_parameter_registration_hook(count),

@@ -1,7 +1,7 @@
 """A run folder, which a kill at any moment, a rotten bit or a full disk leaves in order.
 
-    config.yaml      the resolved settings; the folder is reopened only with the same ones
-    metrics.jsonl    one JSON object a line, each with its "step"
+    config.yaml      the resolved settings, under a SHA-256 of them; the folder is reopened only with the same ones
+    metrics.jsonl    one JSON object a line, each with its "step" and, last, a checksum of itself
     checkpoints/     state_<step>.pt and .sha256 beside, the newest few; each state holds the settings too
     images/          figures
     environment.json command, machine, software and time of each start: see provenance.py
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -22,6 +23,7 @@ import os
 import re
 import socket
 import time
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,7 +47,7 @@ from mi_ml_gen.core.files import (
     save_tensors,
     write_with_hash,
 )
-from mi_ml_gen.core.texts import TextError, parse_yaml
+from mi_ml_gen.core.texts import TextError, parse_json, parse_yaml
 
 __all__ = [
     "RunFolder",
@@ -53,6 +55,7 @@ __all__ = [
     "atomic_write",
     "load_tensors",
     "read_config",
+    "read_json",
     "read_metrics",
     "save_tensors",
 ]
@@ -60,6 +63,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 STATE = re.compile(r"state_(\d{12})\.pt")
+SUM = "# SHA-256 of the lines below: "
+SUMMED_ROW = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 
 
 # --- the run folder -----------------------------------------------------------------------------------------
@@ -69,11 +74,14 @@ class RunFolder:
     """One run's files; made by `RunFolder.open`. All ranks call `open` and `load_latest` together; what
     writes does nothing on ranks other than 0."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], free: Collection[str], keep: int) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], free: Collection[str], keep: int, defaults: Mapping[str, Any]
+    ) -> None:
         assert keep >= 1
         self.path = path
         self.settings: dict[str, Any] = yaml.safe_load(_yaml(config))
         self._free = free
+        self._defaults: dict[str, Any] = yaml.safe_load(_yaml(defaults))
         self.checkpoints = path / "checkpoints"
         self.images = path / "images"
         self._keep = keep
@@ -82,15 +90,24 @@ class RunFolder:
         self._state_is_loadable = False
 
     @classmethod
-    def open(cls, path: str | Path, config: Mapping[str, Any], free: Collection[str] = (), keep: int = 2) -> RunFolder:
+    def open(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        free: Collection[str] = (),
+        keep: int = 2,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> RunFolder:
         """Create a run folder, or reopen the one of an interrupted run.
 
         Reopened, it must have been made with the same `config`, but for keys in `free`, which may change from
         one start to the next (how often to save, the device). `keep` is how many states stay in checkpoints/.
+        defaults: the default of each setting (`config.resuming` gives it, and `free`). A run that an earlier version
+        began, before a setting existed, counts as made with the setting's default.
         Raises UsageError when another process holds the folder, a setting differs, or `path` is no folder;
         EnvironmentFault when it cannot be written.
         """
-        folder = cls(Path(path), config, free, keep)
+        folder = cls(Path(path), config, free, keep, defaults or {})
         runtime.on_main(folder._take)
         return folder
 
@@ -137,7 +154,8 @@ class RunFolder:
         elif (self.path / provenance.NAME).exists() or self._states():
             self._compare(self._settings_of_state())
         if found != self.settings:
-            atomic_write(path, _yaml(self.settings).encode())
+            text = _yaml(self.settings)
+            atomic_write(path, f"{SUM}{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
 
     def _settings_of_state(self) -> dict[str, Any]:
         for _, path in reversed(self._states()):
@@ -152,10 +170,13 @@ class RunFolder:
 
     def _compare(self, found: Mapping[str, Any]) -> None:
         for key in self.settings | dict(found):
-            old, new = found.get(key, "(not set)"), self.settings.get(key, "(not set)")
+            is_new = key not in found and key in self._defaults  # an earlier version had no such setting
+            old = self._defaults[key] if is_new else found.get(key, "(not set)")
+            new = self.settings.get(key, "(not set)")
             if key not in self._free and old != new:
+                why = f", the default, because it was begun before {key} was a setting" if is_new else ""
                 raise UsageError(
-                    f"{self.path} was made with {key} {old}, not {new}; "
+                    f"{self.path} was made with {key} {old}, not {new}{why}; "
                     "give the same settings to go on, or choose another --run_name or folder"
                 )
 
@@ -166,7 +187,7 @@ class RunFolder:
         scalars are read (which waits for the device); what is not finite becomes null."""
         row = {"step": int(step)} | {name: _json_value(value) for name, value in values.items()}
         if runtime.is_main():
-            self._append((json.dumps(row, allow_nan=False) + "\n").encode())
+            self._append(_line(row))
         return row
 
     def _append(self, line: bytes) -> None:
@@ -268,8 +289,7 @@ class RunFolder:
         rows = self.metrics()
         kept = [row for row in rows if row["step"] <= last_step]
         if len(kept) < len(rows):
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            atomic_write(self.path / "metrics.jsonl", text.encode())
+            atomic_write(self.path / "metrics.jsonl", b"".join(map(_line, kept)))
 
     def _sync_metrics(self) -> None:
         """Rows up to a state must be on the disk before the state is."""
@@ -285,7 +305,10 @@ class RunFolder:
         return self._write(self.path / name, text.encode())
 
     def write_json(self, name: str, value: Any) -> Path:
-        return self.write_text(name, json.dumps(value, indent=2) + "\n")
+        """Write results by their name inside the run folder, and their SHA-256 beside them; see `read_json`."""
+        if runtime.is_main():
+            write_with_hash(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+        return self.path / name
 
     def save_figure(self, name: str, figure: Any) -> Path:
         """Write a matplotlib figure into images/, in the format that its name ends with."""
@@ -299,16 +322,24 @@ class RunFolder:
         return path
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path, whole: bool = False) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics.jsonl, of a run that may still be going on: without a last line cut
-    short. A line that is damaged is reported and passed over."""
+    short. A line that is damaged is reported and passed over; with `whole`, which results need, it raises
+    CorruptCheckpointError."""
     path = Path(path) / "metrics.jsonl"
-    rows = []
+    rows, n_damaged, is_summed = [], 0, False
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         try:
-            rows.append(_row(line))
+            row, has_sum = _row(line)
+            if is_summed and not has_sum:  # only the first rows may come from a version that wrote no checksums
+                raise ValueError("its checksum is missing")
+            rows.append(row)
+            is_summed = has_sum
         except ValueError:
             logger.warning("%s: line %d is damaged and left out", path, number)
+            n_damaged += 1
+    if whole and n_damaged:
+        raise CorruptCheckpointError(f"{path}: {n_damaged} damaged lines, so what is computed from it would be wrong")
     return rows
 
 
@@ -317,7 +348,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     CorruptCheckpointError where it is damaged."""
     path = Path(path) / "config.yaml"
     try:
-        found = parse_yaml(path.read_bytes())
+        data = path.read_bytes()
+        if data.startswith(SUM.encode()):
+            head, _, data = data.partition(b"\n")
+            if hashlib.sha256(data).hexdigest() != head.decode("latin-1").removeprefix(SUM):
+                raise TextError("it is not what its first line says; if you changed it, remove that line")
+        found = parse_yaml(data)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{path.parent}: not a run folder, there is no config.yaml in it") from error
     except TextError as error:
@@ -327,15 +363,40 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The results in a JSON file of a run folder. Raises UsageError where there is none, CorruptCheckpointError where
+    it is damaged."""
+    data = read_with_hash(Path(path), hash_required=False)
+    try:
+        found = parse_json(data)
+    except TextError as error:
+        raise CorruptCheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CorruptCheckpointError(f"{path}: damaged, no results in it")
+    return found
+
+
 def _yaml(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(json.loads(json.dumps(dict(settings), default=str)), sort_keys=False)
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row of metrics with its checksum as its last entry."""
+    text = json.dumps(row, allow_nan=False).encode()
+    return text[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(text)
+
+
+def _row(line: bytes) -> tuple[dict[str, Any], bool]:
+    """A row of metrics, and whether it had a checksum, which older versions did not write."""
+    match = SUMMED_ROW.fullmatch(line)
+    if match:
+        line = match[1] + b"}"
+        if zlib.crc32(line) != int(match[2], 16):
+            raise ValueError("not what its checksum says")
     row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise ValueError("not a row of metrics")
-    return row
+    return row, match is not None
 
 
 def _unpack(data: bytes, path: Path) -> dict[str, Any]:

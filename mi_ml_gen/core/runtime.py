@@ -39,8 +39,10 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     """The device that a user means by "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     None and "auto" mean CUDA where it is there, else the CPU; Apple's mps is used only when asked for. "cuda"
-    is this process's own card, which torchrun numbers by LOCAL_RANK. Raises UsageError for a name of another
-    form, EnvironmentFault for a device that this machine lacks.
+    is this process's own card, which torchrun numbers by LOCAL_RANK. The card becomes the current one, so that
+    events, names and memory of what follows are this card's. Raises UsageError for a name of another form, and
+    for a numbered card where torchrun runs several processes; EnvironmentFault for a device that this machine
+    lacks.
     """
     text = "auto" if name is None else str(name)
     if text == "auto":
@@ -49,7 +51,11 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     if kind not in ("cpu", "cuda", "mps") or (":" in text and not index.isdecimal()):
         raise UsageError(f"--device {text}: must be auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda":
-        return _cuda_device(text, int(index) if index else int(os.environ.get("LOCAL_RANK", "0")))
+        if index and isinstance(name, str) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(f"--device {text}: each process of torchrun has a card of its own; write --device cuda")
+        device = _cuda_device(text, int(index) if index else int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
     if kind == "mps" and not torch.backends.mps.is_available():
         raise EnvironmentFault(f"--device {text}: no Apple GPU is usable; try --device cpu")
     return torch.device(kind)
@@ -82,9 +88,31 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """The context for what runs as it would outside of autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()  # the meta device, for example
+
+
 def _check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device. The host does not wait: what goes to a GPU goes from page-locked memory.
+
+    An axis that was expanded travels once and is expanded again on the device.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    once = [slice(1) if stride == 0 else slice(None) for stride in tensor.stride()]
+    compact = tensor[tuple(once)] if tensor.numel() else tensor
+    is_channels_last = compact.ndim == 4 and compact.is_contiguous(memory_format=torch.channels_last)
+    compact = compact if is_channels_last else compact.contiguous()
+    return compact.pin_memory().to(device, non_blocking=True).expand(tensor.shape)
 
 
 def compiled(function: F) -> F:
@@ -98,20 +126,74 @@ def compiled(function: F) -> F:
 # --- random streams -----------------------------------------------------------------------------------------
 
 
-def stream(seed: int, name: str, step: int, rank: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The generator of stream `name` at `step` on `rank`: a pure function of its arguments, numbers from 0
-    on.
+class Stream(torch.Generator):
+    """A random generator of the host whose numbers are wanted on a device, maybe another one.
 
-    So a run resumed at a step draws what the uninterrupted run drew, and ranks, steps and names share
-    nothing. The arguments go through NumPy's SeedSequence; the name enters as its CRC-32.
+    Every draw of this package goes through `drawn`, `normal` or `uniform`, which draw on the host and bring the
+    numbers there. So the device does not change what is drawn.
+    """
+
+    wanted_on: torch.device
+
+    def __new__(cls, wanted_on: str | torch.device = "cpu") -> Stream:
+        made = super().__new__(cls)
+        made.wanted_on = torch.device(wanted_on)
+        return made
+
+
+def stream(seed: int, name: str, step: int, rank: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """The generator of stream `name` at `step` on `rank`: a pure function of these, numbers from 0 on.
+
+    So a run resumed at a step draws what the uninterrupted run drew, on another device too, and ranks, steps and
+    names share nothing. The arguments go through NumPy's SeedSequence; the name enters as its CRC-32. device:
+    where the numbers are wanted; it does not change them.
     """
     assert min(seed, step, rank) >= 0, f"stream {name}: seed {seed}, step {step}, rank {rank}"
     sequence = np.random.SeedSequence((seed, zlib.crc32(name.encode()), step, rank))
-    seed_64 = int(sequence.generate_state(1, np.uint64)[0])
-    generator = torch.Generator(device).manual_seed(seed_64)
-    if generator.device.type == "cpu":
-        _fill_mersenne_twister(generator, sequence)
+    generator = Stream(device)
+    generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    _fill_mersenne_twister(generator, sequence)
     return generator
+
+
+def drawn(
+    draw: Callable[[torch.device], Tensor], rng: torch.Generator | None, device: torch.device | str | None = None
+) -> Tensor:
+    """What `draw(place)` draws with `rng`, on `device` (default: where a stream's numbers are wanted).
+
+    `place` is the generator's own device, the host for a stream of this package. Without a generator it is
+    `device`, whose default one then draws. The host does not wait for the copy.
+
+        drawn(lambda place: torch.randint(9, (4,), generator=rng, device=place), rng, images.device)
+    """
+    if rng is None:
+        return draw(torch.get_default_device() if device is None else torch.device(device))
+    return to_device(draw(rng.device), wanted_on(rng) if device is None else device)
+
+
+def wanted_on(rng: torch.Generator) -> torch.device:
+    """Where the numbers of a generator are wanted: a stream says so, another one draws where it is."""
+    return rng.wanted_on if isinstance(rng, Stream) else rng.device
+
+
+def normal(
+    shape: Sequence[int],
+    rng: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal numbers of a shape; see `drawn`."""
+    return drawn(lambda place: torch.randn(tuple(shape), generator=rng, device=place, dtype=dtype), rng, device)
+
+
+def uniform(
+    shape: Sequence[int],
+    rng: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Uniform numbers of [0, 1) of a shape; see `drawn`."""
+    return drawn(lambda place: torch.rand(tuple(shape), generator=rng, device=place, dtype=dtype), rng, device)
 
 
 def _fill_mersenne_twister(generator: torch.Generator, sequence: np.random.SeedSequence) -> None:
@@ -136,8 +218,6 @@ def setup_distributed(device: torch.device, timeout_s: float = 1800.0) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     # gloo stays beside nccl so that flags and Python objects travel without a device sync.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:

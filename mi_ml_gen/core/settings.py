@@ -32,7 +32,7 @@ class Precise(OnDevice):
 
     SECTION: ClassVar[str] = "machine"
 
-    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="arithmetic of the networks")
+    precision: Literal["fp32", "tf32", "bf16"] = option("fp32", help="number format of the networks")
 
 
 @dataclass
@@ -63,7 +63,7 @@ class StoredImages:
         "whole", help="how stored images are cut to squares: whole, bigbigan, stylegan or classification"
     )
     loader: Literal["auto", "torch", "ffcv"] = option(
-        "auto", free=True, help="what reads stored images; auto chooses FFCV for .beton files"
+        "auto", free=True, help="reader of stored images; auto takes FFCV for .beton files where it is installed"
     )
 
 
@@ -73,7 +73,7 @@ class InFolder:
 
     SECTION: ClassVar[str] = "output"
 
-    save_folder: Any = option("./runs", free=True, help="folder in which the run's own folder is made")
+    save_folder: Any = option("./runs", free=True, help="folder that holds the run's own folder")
 
 
 @dataclass
@@ -83,7 +83,7 @@ class InNamedFolder(InFolder):
     SECTION: ClassVar[str] = "output"
 
     run_name: str = option(
-        "0", free=True, inside=True, help="name that is part of the run folder's; the same name resumes the run"
+        "0", free=True, inside=True, help="part of the run folder's name; give the same name to resume"
     )
 
 

@@ -16,16 +16,18 @@ class TextError(ValueError):
     """Why a text is not read; the message goes on from the file's name."""
 
 
-def parse_yaml(content: str | bytes, as_text: bool = False) -> Any:
+def parse_yaml(content: str | bytes, as_text: bool = False, unique: bool = False) -> Any:
     """The values of a YAML text of plain types; with `as_text` every scalar stays the text that is written there.
 
     Raises TextError for what is not YAML, for more than 1 MB, more than 50 levels, and more than 100,000 values with
-    every alias counted as what it stands for.
+    every alias counted as what it stands for; with `unique` also where the outer mapping has a key twice.
     """
     loader = yaml.BaseLoader if as_text else yaml.SafeLoader
     try:
         text = _bounded(content)
         _check_size(text)
+        if unique:
+            _check_keys(yaml.compose(text, Loader=yaml.BaseLoader))
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, TextError):
@@ -41,6 +43,14 @@ def parse_json(content: str | bytes) -> Any:
         raise TextError("its values are nested too deeply") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
         raise TextError(f"not JSON: {error}") from error
+
+
+def _check_keys(root: yaml.Node | None) -> None:
+    seen: set[str] = set()
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        if str(key.value) in seen:
+            raise TextError(f"{key.value} is given twice")
+        seen.add(str(key.value))
 
 
 def _bounded(content: str | bytes) -> str:

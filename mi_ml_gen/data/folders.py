@@ -39,10 +39,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
 from mi_ml_gen.core.files import NoHome, atomic_write, remove_unfinished, user_path
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.data.classes import class_key, in_order
 from mi_ml_gen.data.framing import Framing
 from mi_ml_gen.data.layout import IMAGE_ENDINGS, class_root, is_hidden, is_image_name, split_of, split_root
@@ -258,7 +258,7 @@ def scan_folder(folder: str | os.PathLike[str], n_workers: int = 4, progress: bo
     try:
         with (
             warnings.catch_warnings(),  # here and not in the threads: filters are one for all of them
-            tqdm(total=len(new), desc=f"scan {folder.name}", unit=" images", disable=not progress or not new) as bar,
+            Bar(total=len(new), desc=f"scan {folder.name}", unit=" images", disable=not progress or not new) as bar,
         ):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             for name, found in _map_unordered(lambda name: (name, _look_at(folder / name)), new, n_workers):
@@ -503,10 +503,7 @@ class FolderImages:
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
 
     def batch(self, indices: Tensor) -> Tensor:
-        squares = list(self._pool.map(self._square, indices.tolist()))
-        side = self.framing.cut_px
-        pixels = torch.from_numpy(np.stack(squares)) if squares else torch.empty(0, side, side, 3, dtype=torch.uint8)
-        return self.framing.finish(pixels.permute(0, 3, 1, 2)).contiguous()
+        return self.framing.batch(list(self._pool.map(self._square, indices.tolist())))
 
     def image(self, index: int) -> np.ndarray:
         """One image as it is stored, uint8 (H, W, 3) of its own size. Raises UsageError where it changed since the

@@ -7,6 +7,7 @@ stored with its longer side at most `stored_px`, a central square of it is broug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,15 @@ class Framing:
         if squares.is_floating_point():
             return resize(squares, self.size_px, "corners")
         return resize(squares.float(), self.size_px, "corners").round().byte()
+
+    def batch(self, squares: Sequence[np.ndarray]) -> Tensor:
+        """n squares that `cut` made -> (n, 3, size_px, size_px) uint8."""
+        import numpy as np
+        import torch
+
+        shape = len(squares), self.cut_px, self.cut_px, 3
+        pixels = np.stack(squares) if squares else np.empty(shape, np.uint8)
+        return self.finish(torch.from_numpy(pixels).permute(0, 3, 1, 2)).contiguous()
 
 
 FRAMINGS = {

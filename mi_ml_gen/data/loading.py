@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mi_ml_gen.core import runtime
+from mi_ml_gen.core import runtime, threads
 from mi_ml_gen.core.errors import EnvironmentFault, UsageError, nearest
 from mi_ml_gen.core.files import user_path
 from mi_ml_gen.data.framing import DEFAULT_SIZE_PX, framing
@@ -121,7 +121,7 @@ def _request(
         raise UsageError(f"n_workers {n_workers}: must be at least 1")
     text = os.fspath(reference)
     argument = text.removeprefix(BUILT_IN).partition(":")[2]
-    n_workers = n_workers or min(8, os.cpu_count() or 1)
+    n_workers = n_workers or min(8, threads.available())
     return Request(text, argument, split, image_size, framing, loader, skip_bad, n_workers)
 
 

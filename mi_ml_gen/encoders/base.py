@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mi_ml_gen.core.errors import CorruptCheckpointError
+from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet, torchvision_key
 from mi_ml_gen.hub.sharing import Shared
 
@@ -87,6 +87,20 @@ class Encoder(Shared):
     def from_published(cls, state: Mapping[str, Tensor]) -> Encoder:
         """The encoder in a state dict of one of the `published_layouts`, strictly."""
         raise NotImplementedError
+
+    @classmethod
+    def with_tensors(cls, tensors: Mapping[str, Tensor]) -> Encoder:
+        """The encoder with these tensors, strictly, for a method whose sizes show in its backbone and its predictor.
+        Raises CorruptCheckpointError where they do not fit."""
+        start = cls.backbone_prefix
+        backbone = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        try:
+            pred, dim = tensors["predictor.0.weight"].shape
+            encoder = cls(architecture_of(backbone, dim, pred))  # type: ignore[call-arg]
+            encoder.load_state_dict(tensors)
+        except (KeyError, ValueError, RuntimeError, CheckpointError, UsageError) as error:
+            raise CorruptCheckpointError(f"{cls.__name__} state dict: {' '.join(str(error).split())}") from None
+        return encoder
 
     def config(self) -> dict[str, Any]:
         return {"method": self.method, **asdict(self.architecture)}

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
-from mi_ml_gen.encoders.base import (
-    Architecture,
-    Encoder,
-    Layout,
-    Outputs,
-    architecture_of,
-    backbone_key,
-    float32,
-    mlp,
-)
+from mi_ml_gen.encoders.base import Architecture, Encoder, Layout, Outputs, backbone_key, float32, mlp
 
 PROJECTOR_FACTOR = 4
 """Hidden units of the projector over the backbone's features, as published."""
@@ -92,18 +82,9 @@ class BYOL(Encoder):
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - self.momentum)
 
     @classmethod
-    def from_published(cls, state: Mapping[str, Tensor]) -> BYOL:
+    def from_published(cls, state: Mapping[str, Tensor]) -> Encoder:
         """The encoder in a published state dict, strictly. Raises CorruptCheckpointError for another layout."""
-        tensors = {_own_key(key): value for key, value in state.items()}
-        start = "online.encoder."
-        backbone = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        try:
-            pred, dim = tensors["predictor.0.weight"].shape
-            encoder = cls(architecture_of(backbone, dim, pred))
-            encoder.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError, CheckpointError, UsageError) as error:
-            raise CorruptCheckpointError(f"BYOL state dict: {' '.join(str(error).split())}") from None
-        return encoder
+        return cls.with_tensors({_own_key(key): value for key, value in state.items()})
 
 
 def byol_loss(p_first: Tensor, p_second: Tensor, t_first: Tensor, t_second: Tensor) -> Tensor:

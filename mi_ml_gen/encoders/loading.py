@@ -209,9 +209,9 @@ def _own_layout(config: Mapping[str, Any]) -> Layout:
     try:
         method, prefix = config["method"], config["prefix"]
     except KeyError as error:
-        raise CorruptCheckpointError(f"its head describes no encoder: {error.args[0]} is missing") from None
+        raise CorruptCheckpointError(f"its head does not describe an encoder: {error.args[0]} is missing") from None
     if not (isinstance(method, str) and isinstance(prefix, str)):
-        raise CorruptCheckpointError("its head describes no encoder")
+        raise CorruptCheckpointError("its head does not describe an encoder")
     known = METHODS.get(method)
     return Layout(method, known.__name__ if known is not None else method, prefix)
 
@@ -250,11 +250,11 @@ class EncoderFiles(Kind[Encoder]):
         if metadata.get("format") != FORMAT:
             return None
         if not {"method", "architecture", "about"} <= metadata.keys():
-            raise CorruptCheckpointError(f"{path}: its header describes no encoder")
+            raise CorruptCheckpointError(f"{path}: its header does not describe an encoder")
         method = metadata["method"]
         known = METHODS.get(method)
         if known is None and method != BACKBONE:
-            raise CorruptCheckpointError(f"{path}: its header describes no encoder: {method[:40]!r}")
+            raise CorruptCheckpointError(f"{path}: its header does not describe an encoder: {method[:40]!r}")
         config = {
             "method": method,
             "architecture": weights.parsed(path, metadata["architecture"]),

@@ -69,7 +69,7 @@ class KnnMonitor:
         if source.n_images < 2:
             raise UsageError(f"{source.name}: {source.n_images} images are too few to judge an encoder by")
         if len(labels.unique()) < 2:
-            raise UsageError(f"{source.name}: all images are of one class, which every encoder finds")
+            raise UsageError(f"{source.name}: all images are of one class, so every encoder scores 100%")
         order = torch.randperm(source.n_images, generator=runtime.stream(0, "knn", 0, 0))
         n_queries = min(n_queries, max(1, source.n_images // 5))
         self.queries = Subset(source, order[:n_queries], f"{source.name}, queries")

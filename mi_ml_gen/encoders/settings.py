@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.config import inside, option, redefined
@@ -19,6 +19,7 @@ from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.generators.families import canonical
 from mi_ml_gen.generators.known import SIZES, check_generator_settings
 from mi_ml_gen.generators.settings import AnchorNoise, FromGenerator
+from mi_ml_gen.views.registry import POLICIES
 
 PUBLISHED_SETS = {"bigbigan": (1_281_167, "bigbigan"), "stylegan": (893_000, "stylegan")}
 """Of each data_type of the published configurations: images of an epoch (of ImageNet-1K, of LSUN Cars), and framing."""
@@ -30,6 +31,8 @@ NOTHING_TO_TRAIN_ON = "nothing to train on: give --generator NAME, or --data_pat
 class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, AnchorNoise, FromGenerator):
     """What `scripts/train_encoder.py` takes; the defaults are the paper's for SimSiam and BYOL."""
 
+    CONFIGS: ClassVar[str] = "encoders"
+
     encoder: str = option(help="method of representation learning: simclr, simsiam, byol, or FILE.py:CLASS")
     generator: str | None = redefined(  # type: ignore[assignment]
         FromGenerator, "generator", None,
@@ -39,7 +42,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         None, help='walker that makes positives: none, a file, or groups like "0_1=runs/w.safetensors 1_6=0,0.2,2"'
     )
     samples_per_epoch: int | None = option(
-        None, at_least=1, help="generated images of an epoch; must be given with --generator"
+        None, at_least=1, help="number of generated images in an epoch; must be given with --generator"
     )
     data_path: str | None = option(
         None,
@@ -58,7 +61,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     Tx: str | None = option(
         "simclr",
         help="augmentation of the images: simclr, no_crop and no_color as published; torchvision, torchvision_no_crop "
-        "and torchvision_no_color by torchvision's conventions; none is the centre crop",
+        "and torchvision_no_color by torchvision's conventions; none for the centre crop; or FILE.py:CLASS",
     )
     crop_size: int | None = option(
         None, at_least=8, help="side of the views, in pixels (default: 7/8 of the images' side)"
@@ -77,7 +80,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     )
 
     max_epochs: int = option(100, at_least=1, help="epochs to train")
-    cumulative_bs: int = option(512, at_least=2, help="samples of each step, over all processes")
+    cumulative_bs: int = option(512, at_least=2, help="samples in each step, over all processes")
     micro_batches: int = option(
         1, at_least=1, help="parts into which each process splits its batch, to use less memory"
     )
@@ -110,6 +113,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
 
     def __post_init__(self) -> None:
         METHODS.check(self.encoder)
+        POLICIES.check(self.policy)
 
     @property
     def policy(self) -> str:
@@ -118,7 +122,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     @property
     def folder(self) -> Path:
         method, images = short_name(self.encoder), short_name(self.generator or "stored")
-        return inside(self.save_folder, self.run_name or f"{method}_{images}_{self.policy}_seed{self.seed}")
+        return inside(self.save_folder, self.run_name or f"{method}_{images}_{short_name(self.policy)}_seed{self.seed}")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
@@ -128,6 +132,9 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
             raise UsageError(NOTHING_TO_TRAIN_ON)
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use)
+            self.check_anchors()
+        elif self.anchors == "real":
+            raise UsageError("--anchors real: the anchors are those of a generator; give --generator")
         for flag, reference in (("--data_path", self.data_path), ("--knn_data", self.knn_data)):
             if reference is not None:
                 check_data_path(flag, reference)
@@ -181,7 +188,7 @@ def resumed_settings(folder: Path, flags: Mapping[str, Any]) -> EncoderConfig:
     from mi_ml_gen.core import runs  # imports torch
 
     if flags.get("config") is not None:
-        raise UsageError("--resume_from: the run's own settings are used; leave --conf and --config out")
+        raise UsageError("--resume_from: the run's own settings are used; leave --config out")
     if folder.is_file():
         raise UsageError(f"--resume_from {folder}: give a run's folder (for a file there is load_encoder)")
     found = runs.read_config(folder)

@@ -8,18 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.resnet import ResNet
-from mi_ml_gen.encoders.base import (
-    Architecture,
-    Encoder,
-    Layout,
-    Outputs,
-    architecture_of,
-    backbone_key,
-    float32,
-    mlp,
-)
+from mi_ml_gen.encoders.base import Architecture, Encoder, Layout, Outputs, backbone_key, float32, mlp
 
 
 class SimSiam(Encoder):
@@ -71,17 +61,9 @@ class SimSiam(Encoder):
         ]
 
     @classmethod
-    def from_published(cls, state: Mapping[str, Tensor]) -> SimSiam:
+    def from_published(cls, state: Mapping[str, Tensor]) -> Encoder:
         """The encoder in a published state dict, strictly. Raises CorruptCheckpointError for another layout."""
-        tensors = {_own_key(key): value for key, value in state.items()}
-        backbone = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
-        try:
-            pred, dim = tensors["predictor.0.weight"].shape
-            encoder = cls(architecture_of(backbone, dim, pred))
-            encoder.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError, CheckpointError, UsageError) as error:
-            raise CorruptCheckpointError(f"SimSiam state dict: {' '.join(str(error).split())}") from None
-        return encoder
+        return cls.with_tensors({_own_key(key): value for key, value in state.items()})
 
 
 def simsiam_loss(p_first: Tensor, p_second: Tensor, z_first: Tensor, z_second: Tensor) -> Tensor:

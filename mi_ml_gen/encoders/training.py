@@ -23,6 +23,7 @@ from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
 from mi_ml_gen.encoders.settings import NOTHING_TO_TRAIN_ON, EncoderConfig
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -35,6 +36,7 @@ from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.views.records import view_record
 from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
 
@@ -78,7 +80,8 @@ def train_encoder(
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)
     config.validate(settings)
-    sampler = view_sampler(settings, generator, source, device)
+    path = Path(path) if path is not None else settings.folder
+    sampler = view_sampler(settings, generator, source, device, path)
     judge = knn_monitor(settings, sampler)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     encoder = build_encoder(settings, sampler.augment.crop_size)
@@ -102,14 +105,17 @@ def train_encoder(
     )
 
     # --- Run folder
-    path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     described |= view_record(path, settings.policy)
+    solved: list[dict[str, Any]] = []
     if isinstance(sampler.origin, GeneratedImages):
         described |= fingerprint_record(path, sampler.origin.generator)
+        solved = budget.solved(sampler.origin.walker)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
-    with loop.Session.open(path, described, free=config.free(EncoderConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(EncoderConfig)) as session:
         run = session.run
+        if solved:
+            run.write_json(budget.RECORD, solved)
         session.resume(course, encoder=encoder, optimizer=optimizer)
         for step in session.steps(n_steps, "image", settings.cumulative_bs, settings.encoder, progress):
             # --- Views, loss, gradients
@@ -171,8 +177,10 @@ def view_sampler(
     generator: MultiLatentGenerator | None = None,
     source: ImageSource | None = None,
     device: torch.device | None = None,
+    folder: Path | None = None,
 ) -> ViewSampler:
-    """The views that the settings name. Raises UsageError where they name none, or both kinds of images."""
+    """The views that the settings name. folder: of the run, whose record of solved budgets is used. Raises UsageError
+    where they name none, or both kinds of images."""
     device = torch.device("cpu") if device is None else device
     n_here, left = divmod(settings.cumulative_bs, runtime.world_size())
     if left or n_here % settings.micro_batches or n_here // settings.micro_batches < 2:
@@ -190,10 +198,12 @@ def view_sampler(
             generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
-        walker = walker_from(settings.Tz, generator, device, "--Tz")
+        distribution = anchor_distribution(settings, generator)
+        written = budget.resolved(settings.Tz, generator, distribution, settings.seed, folder)
+        walker = walker_from(written, generator, device, "--Tz")
         if runtime.is_main():
-            warn_of_differences(walker, generator, settings.distribution)
-        origin = GeneratedImages(generator, walker, settings.distribution, settings.decode_at_once)
+            warn_of_differences(walker, generator, distribution)
+        origin = GeneratedImages(generator, walker, distribution, settings.decode_at_once)
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")
@@ -264,10 +274,10 @@ def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
 def epoch_length(settings: EncoderConfig, origin: PairSource) -> int:
     """Steps of an epoch: whole batches only. Raises UsageError where there is none."""
     if origin.n_images is not None and settings.samples_per_epoch is not None:
-        raise UsageError("--samples_per_epoch: an epoch of stored images is each of them once; leave it out")
+        raise UsageError("--samples_per_epoch: an epoch of stored images holds each image once; leave the flag out")
     n_samples = settings.samples_per_epoch if origin.n_images is None else origin.n_images
     if n_samples is None:
-        raise UsageError("--samples_per_epoch must be given: generated images have no end")
+        raise UsageError("--samples_per_epoch must be given: generated images never run out")
     if n_samples < settings.cumulative_bs:
         raise UsageError(f"--cumulative_bs {settings.cumulative_bs}: an epoch has only {n_samples} samples")
     return n_samples // settings.cumulative_bs

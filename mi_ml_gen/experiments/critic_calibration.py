@@ -112,8 +112,8 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
     critic = Critic(settings.resolution, width=settings.critic_width, zero_init_residual=True).to(device)
     optimizer = optimizers.Adam(critic.parameters())
 
-    free = config.free(CalibrationConfig)
-    with loop.Session.open(settings.save_folder, config.to_dict(settings), free=free) as session:
+    described = config.to_dict(settings)
+    with loop.Session.open(settings.save_folder, described, **config.resuming(CalibrationConfig)) as session:
         session.resume(critic=critic, optimizer=optimizer)
         for step in session.steps(plan[-1].stop, title="calibration", progress=progress):
             # --- The level that is trained at
@@ -144,7 +144,7 @@ def calibrate(settings: CalibrationConfig, progress: bool = True) -> list[Measur
 
         measurements = [_from_row(row) for line in session.rows for row in line.get("measured", ())]
         measurements.sort(key=lambda m: (m.n_candidates, m.nats))
-        to_table(measurements).write(session.run.path, "calibration")
+        calibration_table(measurements).write(session.run.path, "calibration")
         session.run.save_figure("calibration.png", figure(measurements))
     return measurements
 
@@ -171,7 +171,7 @@ def measure(critic: torch.nn.Module, problem: Problem, nats: float, settings: Ca
     return result
 
 
-def to_table(measurements: Sequence[Measurement]) -> report.Table:
+def calibration_table(measurements: Sequence[Measurement]) -> report.Table:
     """One line per mutual information and number of candidates."""
     columns = [
         "I (nats)",

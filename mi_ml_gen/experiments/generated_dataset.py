@@ -23,19 +23,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.files import UNFINISHED, atomic_write, disk_faults
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.data.beton.format import Encoded, write_beton
 from mi_ml_gen.experiments.settings import ExportConfig
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -132,19 +134,24 @@ def export_images(settings: ExportConfig) -> Export:
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    walker = walker_from(settings.Tz, generator, device, "--Tz")
-    warn_of_differences(walker, generator, TruncatedNormal(settings.mean, settings.std, settings.truncation))
+    distribution = anchor_distribution(settings, generator)
+    record = settings.save_folder / RECORD
+    written = budget.resolved(settings.Tz, generator, distribution, settings.starting_seed, record)
+    walker = walker_from(written, generator, device, "--Tz")
+    warn_of_differences(walker, generator, distribution)
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 
-    record = settings.save_folder / RECORD
     about = {name: value for name, value in config.to_dict(settings).items() if name != "save_folder"}
     about |= fingerprint_record(record, generator)
     began = time.monotonic()
-    with RunFolder.open(record, about, settings.free), loop.Preemption() as preemption:
+    reopened = config.resuming(ExportConfig) | {"free": settings.free}
+    with RunFolder.open(record, about, **reopened) as run, loop.Preemption() as preemption:
+        if solved := budget.solved(walker):
+            run.write_json(budget.RECORD, solved)
         names = _Names(settings, record, kinds)
         n_new = 0
         if not names.containers or not all(path.exists() for path in names.containers):
-            n_new = _write_missing(settings, generator, walker, device, names, preemption)
+            n_new = _write_missing(settings, generator, distribution, walker, device, names, preemption)
             _assemble(names, settings.n_images, generator.resolution)
         shutil.rmtree(names.parts, ignore_errors=True)
     return Export(settings.save_folder, settings.n_images, n_new, time.monotonic() - began)
@@ -204,12 +211,19 @@ class _Names:
 class _Latents:
     """The latents of any images by their numbers: block after block of noise, each a function of seed and block."""
 
-    def __init__(self, settings: ExportConfig, generator: MultiLatentGenerator, walker: Walker, device) -> None:
+    def __init__(
+        self,
+        settings: ExportConfig,
+        generator: MultiLatentGenerator,
+        distribution: NoiseDistribution,
+        walker: Walker,
+        device: torch.device,
+    ) -> None:
         self._generator = generator
         self._walker = walker
         self._device = device
         self._seed = settings.starting_seed
-        self._distribution = TruncatedNormal(settings.mean, settings.std, settings.truncation)
+        self._distribution = distribution
         self._is_published = settings.published_seeds
         self._size = settings.batch_size if settings.published_seeds else BLOCK
         self._last: tuple[int, tuple[Tensor, ...]] | None = None
@@ -226,13 +240,13 @@ class _Latents:
         return tuple(torch.cat(kind) for kind in zip(*parts, strict=True))
 
     def _draw(self, block: int) -> tuple[Tensor, ...]:
-        """Noise is drawn on the CPU, so that every device gives the same images."""
         shape = (self._size, self._generator.noise_dim)
         if self._is_published:
-            z = self._distribution.sample_reference(shape, self._seed + block)
+            assert isinstance(self._distribution, TruncatedNormal)
+            z = self._distribution.sample_reference(shape, self._seed + block).to(self._device)
         else:
-            z = self._distribution.sample(shape, runtime.stream(self._seed, "export: anchors", block, 0))
-        z = z.to(self._device)
+            rng = runtime.stream(self._seed, "export: anchors", block, 0, self._device)
+            z = self._distribution.sample(shape, rng)
         if isinstance(self._walker, IdentityWalker):
             return (self._generator.latents(z),)
         return self._walker(self._generator, z, runtime.stream(self._seed, "export: positives", block, 0, self._device))
@@ -245,6 +259,7 @@ class _Latents:
 def _write_missing(
     settings: ExportConfig,
     generator: MultiLatentGenerator,
+    distribution: NoiseDistribution,
     walker: Walker,
     device: torch.device,
     names: _Names,
@@ -254,18 +269,19 @@ def _write_missing(
     n, size = settings.n_images, settings.batch_size
     progress = _Progress(names.record / "progress.json")
     wanted = _wanted(names, n, progress.n_safe)
-    latents = _Latents(settings, generator, walker, device)
+    latents = _Latents(settings, generator, distribution, walker, device)
     running: deque[Future] = deque()
     with (
         ThreadPoolExecutor(settings.n_workers, thread_name_prefix="encode") as pool,
-        tqdm(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
+        Bar(total=n, initial=n - len(wanted), unit=" images", disable=None) as bar,
     ):
         # A batch is decoded whole where any image of it is wanted: rounding may depend on an image's neighbours.
         for start in sorted({i // size * size for i in wanted}):
             stop = min(start + size, n)
             rng = runtime.stream(settings.starting_seed, "export: decode", start, 0, device)
+            kinds = latents.of(start, stop)  # in float32, whatever the precision of the decoder
             with runtime.autocast(device, settings.precision):
-                images = [generator.decode(kind, rng) for kind in latents.of(start, stop)]
+                images = [generator.decode(kind, rng) for kind in kinds]
             arrays = [to_bytes(kind, settings.published_seeds).cpu().numpy() for kind in images]
             new = [i for i in range(start, stop) if i in wanted]
             for i in new:

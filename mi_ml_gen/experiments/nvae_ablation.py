@@ -21,20 +21,23 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.experiments.table1 import Row
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.nvae.evaluation import evaluate_nvae
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import train_navigator
-from mi_ml_gen.report.figures import scatter
+from mi_ml_gen.report.figures import bars, curves, scatter
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.report.tables import Table
-from mi_ml_gen.walkers.base import Walker
+from mi_ml_gen.walkers.base import Pair, Walker
 from mi_ml_gen.walkers.pictures import decode_shown
 
 TEMPERATURES = (0.6, 0.8, 1.0)
 N_PAIRS = 256
 """Pairs over which the change of an image is averaged."""
+VALUES_AT_ONCE = 2**21
+"""Numbers of noise of the pairs that are decoded at a time, at most 64 pairs."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Part:
     chunks: Chunks
     kl_nats: float
     """How much it tells about an image, by the model's own KL divergence on test images."""
+    kl_error: float
+    """Its standard error over the images; of a scale the sum of its groups' errors, which is at least its own."""
     row: Row
     """Its walker's line of Table 1."""
     changes: Mapping[float, float]
@@ -75,16 +80,20 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation:
     """Of two lists of numbers, one pair for each group.
 
     The interval is tanh(atanh(r) +- 1.96 sqrt((1 + r^2 / 2) / (n - 3))): wide for the few groups of a small network.
+    Of the same order in both lists, r = 1, it reaches down from the largest r below 1 that n pairs can have.
     Raises UsageError for fewer than four pairs.
     """
     n = len(x)
     if n < 4:
         raise UsageError(f"a rank correlation of {n} groups has no interval; use a network with at least four")
+    if min(x) == max(x) or min(y) == max(y):  # nothing to put in an order
+        return Correlation(math.nan, -1.0, 1.0, n)
     value = float(stats.spearmanr(x, y).statistic)
-    if math.isnan(value) or abs(value) > 1 - 1e-12:  # the same value everywhere, or the same order
-        return Correlation(value, -1.0 if math.isnan(value) else value, 1.0 if math.isnan(value) else value, n)
-    half = 1.959964 * math.sqrt((1 + value**2 / 2) / (n - 3))
-    return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), n)
+    most = 1 - 12 / (n * (n**2 - 1))  # of two lists that differ by an exchange of neighbours
+    inner = max(-most, min(value, most))
+    half = 1.959964 * math.sqrt((1 + inner**2 / 2) / (n - 3))
+    low, high = math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half)
+    return Correlation(value, min(low, value), max(high, value), n)
 
 
 def scales(generator: NVAE) -> dict[str, Chunks]:
@@ -116,22 +125,19 @@ def run_ablation(
     Interrupted, the same call goes on.
     """
     folder = Path(folder)
-    kl = evaluate_nvae(generator, images, seed=settings.seed, progress=progress).kl_nats
+    quality = evaluate_nvae(generator, images, seed=settings.seed, progress=progress)
+    noise = anchor_distribution(settings, generator)
     found = []
     for name, chunks in {**groups(generator), **scales(generator)}.items():
         own = folder / name.replace(" ", "_").replace(":", "_")
         train_navigator(dataclasses.replace(settings, chunks=str(chunks)), generator, own / "walker", progress)
         (walker,) = table1.find_walkers(own)
-        (row,) = table1.estimate_rows(
-            generator, [walker], n_samples, settings.distribution, settings.seed, device, progress
-        )
-        z = settings.distribution.sample(
-            (N_PAIRS, generator.noise_dim), runtime.stream(settings.seed, "ablation", 0, 0, device)
-        )
+        (row,) = table1.estimate_rows(generator, [walker], n_samples, noise, settings.seed, device, progress)
+        z = noise.sample((N_PAIRS, generator.noise_dim), runtime.stream(settings.seed, "ablation", 0, 0, device))
         changes = {t: _change(generator, walker.walker, z, t) for t in TEMPERATURES}
         random_change = _change(generator, walker.walker, z, 1.0, random_direction=True)
-        part_kl = sum(kl[chunks.start : chunks.stop])
-        found.append(Part(name, chunks, part_kl, row, changes, random_change))
+        kl, error = (sum(v[chunks.start : chunks.stop]) for v in (quality.kl_nats, quality.kl_errors))
+        found.append(Part(name, chunks, kl, error, row, changes, random_change))
     return found
 
 
@@ -140,18 +146,23 @@ def _change(generator: NVAE, walker: Walker, z: Tensor, temperature: float, rand
     """Root mean square change of the image under a walker, or under steps as long in random directions."""
     before = generator.temperature
     generator.use({"temperature": temperature})
-    pair = walker(generator, z)
-    step = pair.positive - pair.anchor
-    if random_direction:
-        rng = runtime.stream(0, "random directions", 0, 0, z.device)
-        direction = torch.randn(step.shape, generator=rng, device=z.device) * (step != 0).any(0)
-        step = direction * (step.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp(min=1e-12))
     squares = []
-    for anchor, moved in zip(pair.anchor.split(64), step.split(64), strict=True):
-        change = decode_shown(generator, anchor + moved) - decode_shown(generator, anchor)
+    rows = max(1, min(64, VALUES_AT_ONCE // generator.noise_dim))
+    rng = runtime.stream(0, "random directions", 0, 0, z.device)
+    for part in z.split(rows):
+        pair = random_steps(walker(generator, part), rng) if random_direction else walker(generator, part)
+        change = decode_shown(generator, pair.positive) - decode_shown(generator, pair.anchor)
         squares.append(change.square().mean((1, 2, 3)))
     generator.use({"temperature": before})
     return torch.cat(squares).mean().sqrt().item()
+
+
+def random_steps(pair: Pair, rng: torch.Generator) -> Pair:
+    """The same anchors, with steps of the same lengths in random directions of the same latent variables."""
+    step = pair.positive - pair.anchor
+    direction = runtime.normal(step.shape, rng, step.device) * (step != 0).any(0)
+    scale = step.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return Pair(pair.anchor, pair.anchor + direction * scale)
 
 
 # --- The page
@@ -161,15 +172,22 @@ def to_table(parts: Sequence[Part]) -> Table:
     """Table 1 of an NVAE with the KL divergences beside it."""
     cells = [
         [
-            part.name, str(part.chunks), part.row.delta.n_samples, part.kl_nats, part.row.delta.mean,
+            part.name, str(part.chunks), part.row.delta.n_samples, part.kl_nats, part.kl_error, part.row.delta.mean,
             part.row.delta.std, part.of_independent, part.row.bound_nats,
             *(part.changes[t] for t in TEMPERATURES), part.random_change,
         ]
         for part in parts
     ]  # fmt: skip
     temperatures = [f"change at t = {t:g}" for t in TEMPERATURES]
-    columns = ["part", "chunks", "draws", "KL (nats)", "delta", "std", "of independent", "bound (nats)"]
-    formats = {"draws": ",", "KL (nats)": ".2f", "delta": ".3f", "std": ".3f", "of independent": ".1%"}
+    columns = ["part", "chunks", "draws", "KL (nats)", "KL error", "delta", "std", "of independent", "bound (nats)"]
+    formats = {
+        "draws": ",",
+        "KL (nats)": ".2f",
+        "KL error": ".2f",
+        "delta": ".3f",
+        "std": ".3f",
+        "of independent": ".1%",
+    }
     formats |= {"bound (nats)": ".2f", "random directions": ".4f"} | dict.fromkeys(temperatures, ".4f")
     caption = "Learned walkers on each group and each scale, beside the KL divergence on test images."
     return Table([*columns, *temperatures, "random directions"], cells, caption, formats)
@@ -189,6 +207,13 @@ def correlations(parts: Sequence[Part]) -> dict[str, Correlation]:
     return found
 
 
+def _with_columns(table: Table, columns: Sequence[str], caption: str) -> Table:
+    places = [table.columns.index(name) for name in columns]
+    rows = [[row[place] for place in places] for row in table.rows]
+    return Table(list(columns), rows, caption, {k: v for k, v in table.formats.items() if k in columns})
+
+
+@torch.no_grad()
 def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tensor, command: str) -> Path:
     """One self-contained HTML page. z: noise (n, noise_dim) of the anchors that are shown."""
     single = [part for part in parts if part.name.startswith("group")]
@@ -198,15 +223,30 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
         "and perturbed image share as little information as a critic can find. The KL divergence of a group is the "
         "model's own account of how much the group tells about an image.",
     )
-    page.section("Table 1 of NVAE, and the KL divergence").table(to_table(parts))
+    whole = to_table(parts)
+    changes = [name for name in whole.columns if name.startswith("change at")] + ["random directions"]
+    table = _with_columns(whole, [name for name in whole.columns if name not in changes], whole.caption)
+    page.section("Table 1 of NVAE, and the KL divergence").table(table)
     page.text(
         "`of independent` is delta over the length between two independent draws. `bound` is a lower bound on the "
-        "information that a pair still shares. A change is the root mean square difference of the two images; "
-        "`random directions` has steps of the same length in random directions, at temperature 1."
+        "information that a pair still shares; it has no interval. `KL error` is the standard error over the test "
+        "images (of a scale: the sum of its groups', which is at least its own)."
     )
+    samples = sorted({part.row.walker.samples for part in parts})
+    trained = f"{samples[0]:,}" if len(samples) == 1 else f"{samples[0]:,} to {samples[-1]:,}"
+    page.text(
+        f"Limits: one walker for each part, one seed; the walkers that were kept had seen {trained} samples. "
+        f"{len(single)} groups of one network are few for a correlation, so look at its interval."
+    )
+    found = correlations(parts)
     page.section("Do walkers and KL divergence agree?")
-    page.facts(
-        {f"rank correlation of the KL divergence with {name}": str(r) for name, r in correlations(parts).items()}
+    page.facts({f"KL divergence and {name}": f"{r.value:+.2f}" for name, r in found.items()})
+    page.text("Rank correlations over the groups, with intervals of 95%: " + "; ".join(
+        f"KL divergence and {name} {r}" for name, r in found.items()) + ".")  # fmt: skip
+    page.text(
+        "If both measure how much a latent variable is used, a group with a large KL divergence needs a longer "
+        "perturbation, changes the image more, or leaves less information behind. An interval that holds 0 decides "
+        "nothing."
     )
     labels = [part.name.removeprefix("group ") for part in single]
     kl = [part.kl_nats for part in single]
@@ -217,14 +257,43 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     page.figure(
         [scatter(kl, values, labels, x_label="KL (nats)", title=name) for name, values in panels.items()],
         "What the walkers say over the KL divergence, a point for each group",
-        "One point for each group.",
+        "One point for each group, SCALE:GROUP; scale 0 is the coarsest and is decoded first.",
     )
-    page.section("Images").text("The same anchors in every pair of rows, each above its positive.")
+    page.section("Temperature, and random directions")
+    caption = (
+        f"Root mean square difference of anchor and positive over {N_PAIRS} pairs, colours in [0, 1]. `random "
+        "directions`: steps of the same length in random directions, at temperature 1."
+    )
+    page.table(_with_columns(whole, ["part", *changes], caption))
+    courses = {p.name: [{"temperature": t, "change": c} for t, c in p.changes.items()] for p in single}
+    page.figure(
+        curves(courses, ("change",), x="temperature", labels={"change": "Change of the image"}),
+        "Change of the image under each group's walker, over the temperature",
+        "The same walkers at three temperatures: each scales the standard deviation of every group.",
+    )
+    ratios = {part.name: part.changes[1.0] / part.random_change for part in parts if part.random_change > 0}
+    page.figure(
+        bars(
+            ratios, x_label="change by the walker over change by random steps of the same length", number_format=".2f"
+        ),
+        "How much more a learned walker changes the image than random steps",
+        "1: the direction that the walker learned does no more than any direction.",
+    )
+    page.section("Images").text(
+        "The same anchors in every group of rows, at temperature "
+        f"{generator.temperature:g}: the positives of the learned walker, and steps of the same lengths in random "
+        "directions."
+    )
     anchor = decode_shown(generator, generator.latents(z))
     for part in parts:
-        positive = decode_shown(generator, part.row.walker.walker(generator, z).positive)
+        pair = part.row.walker.walker(generator, z)
+        drawn = random_steps(pair, runtime.stream(0, "random directions", 1, 0, z.device))
         page.rows(
-            {"anchor": anchor, "positive": positive},
+            {
+                "anchor": anchor,
+                "learned": decode_shown(generator, pair.positive),
+                "random": decode_shown(generator, drawn.positive),
+            },
             f"anchors and positives of {generator.name}, {part.name}",
             f"{part.name}: delta {part.row.delta.mean:.2f}, KL {part.kl_nats:.1f} nats",
             scale=max(1.0, 64 / generator.resolution),

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, loop, optimizers, runs, runtime
 from mi_ml_gen.core.errors import EnvironmentFault, Preempted, UsageError
 from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.experiments.settings import SOURCES, BenchmarkConfig
 from mi_ml_gen.generators.registry import load_generator
@@ -98,7 +98,7 @@ def benchmark(settings: BenchmarkConfig, progress: bool = True) -> list[Measurem
     stop (finished measurements are kept).
     """
     if len(set(settings.source)) != len(settings.source) or not settings.source or not settings.batch_sizes:
-        raise UsageError("--source and --batch_sizes: must hold at least one value each, no source twice")
+        raise UsageError("--source and --batch_sizes: must hold at least one value each, and no source twice")
     if max(settings.batch_sizes) > settings.samples_per_epoch:
         raise UsageError(
             f"--batch_sizes {max(settings.batch_sizes)}: an epoch has only {settings.samples_per_epoch} samples"
@@ -106,10 +106,9 @@ def benchmark(settings: BenchmarkConfig, progress: bool = True) -> list[Measurem
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     measure_energy = energy_meter(settings.energy)
-    free = config.free(BenchmarkConfig)
     described = config.to_dict(settings) | {"device_name": device_name(device)}
     with (
-        runs.RunFolder.open(settings.save_folder, described, free=free) as run,
+        runs.RunFolder.open(settings.save_folder, described, **config.resuming(BenchmarkConfig)) as run,
         loop.Preemption() as preemption,
     ):
         kept = [_measurement(row) for row in run.metrics()]
@@ -130,7 +129,7 @@ def benchmark(settings: BenchmarkConfig, progress: bool = True) -> list[Measurem
                 run.log(len(kept), **vars(found))
                 kept.append(found)
         shown = sorted(kept, key=lambda m: (SOURCES.index(m.source), m.batch_size))
-        to_table(shown, settings).write(run.path, "sampling")
+        sampling_table(shown, settings).write(run.path, "sampling")
         atomic_write(run.images / "sampling.png", figure_png(figure(shown)))
     return shown
 
@@ -191,7 +190,7 @@ def measure(
         train_step(step)
     clock.total_s()
     n_steps = settings.num_epochs * steps_per_epoch
-    bar = tqdm(total=n_steps, desc=f"{source}, {batch_size} a step", unit="step", disable=not progress)
+    bar = Bar(total=n_steps, desc=f"{source}, {batch_size} a step", unit="step", disable=not progress)
     with bar, measure_energy() as energy_wh:
         for epoch in range(settings.num_epochs):
             started = time.perf_counter()
@@ -260,7 +259,7 @@ PANELS = (
 )
 
 
-def to_table(measurements: Sequence[Measurement], settings: BenchmarkConfig) -> report.Table:
+def sampling_table(measurements: Sequence[Measurement], settings: BenchmarkConfig) -> report.Table:
     """A line for each source and batch size."""
     cells = [
         [m.source, m.batch_size, m.epoch_s, m.images_per_s, m.step_ms, m.images_ms, m.images_share, m.energy_wh]

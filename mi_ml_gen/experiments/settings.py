@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from mi_ml_gen.core import threads
 from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.registry import short_name
 from mi_ml_gen.core.settings import Compiled, InFolder, OnDevice, Precise, Resumed, Seeded
 from mi_ml_gen.data.known import check_data_path
+from mi_ml_gen.generators.families import bundled
 from mi_ml_gen.generators.known import check_generator_settings
-from mi_ml_gen.generators.settings import AnchorNoise, FromGenerator
+from mi_ml_gen.generators.settings import AnchorNoise, Anchors, FromGenerator
+from mi_ml_gen.hub.assets import check_path
+from mi_ml_gen.navigator.settings import NavigatorConfig
 
 # --- the calibration of the critic --------------------------------------------------------------------------
 
@@ -22,13 +26,13 @@ class CalibrationConfig(OnDevice, Seeded, Resumed, InFolder):
     """What `scripts/measure_information.py` takes; the defaults give the table of docs/information.md."""
 
     nats: list[float] = option([4.0, 3.0, 2.0, 1.0, 0.5], help="mutual informations, in nats", positive=True)
-    eval_pairs: list[int] = option([64, 256], help="pairs of a batch at which bounds are measured", at_least=2)
-    n_eval_batches: int = option(200, help="batches on which each bound is measured", at_least=2)
-    n_chunks: int = option(4, help="chunks of the generator", positive=True)
-    chunk_size: int = option(3, help="numbers in each chunk", positive=True)
+    eval_pairs: list[int] = option([64, 256], help="batch sizes at which the bounds are measured, in pairs", at_least=2)
+    n_eval_batches: int = option(200, help="number of batches on which each bound is measured", at_least=2)
+    n_chunks: int = option(4, help="number of chunks of the generator", positive=True)
+    chunk_size: int = option(3, help="dimensions of each chunk", positive=True)
     noise: float = option(0.1, help="observation noise of the generator", positive=True)
     resolution: int = option(4, help="height and width of the generator's images, in pixels", positive=True)
-    batch_size: int = option(256, help="pairs of a training batch", at_least=2)
+    batch_size: int = option(256, help="pairs in a training batch", at_least=2)
     n_steps: int = option(1200, flag="steps", help="training steps of the first level", positive=True)
     n_steps_more: int = option(900, flag="steps_more", help="training steps of each further level", positive=True)
     lr: float = option(2e-3, help="learning rate of the first level; it falls to 0 along a cosine", positive=True)
@@ -38,14 +42,69 @@ class CalibrationConfig(OnDevice, Seeded, Resumed, InFolder):
         0.05, flag="temperature", positive=True,
         help="temperature of InfoNCE; at 0.1 the scores span too few nats to show 4",
     )  # fmt: skip
+    estimator: str | None = option(
+        None, free=True,
+        help="measure with this estimator of the registry (doe, ksg, infonce ...) instead of the image critic",
+    )  # fmt: skip
+    pairs: Path | None = option(
+        None, free=True, help="with --estimator: an .npz file with arrays x (n, d_x) and y (n, d_y) to measure instead"
+    )
+    n_pairs: int = option(
+        10_000, free=True, at_least=200, help="with --estimator: pairs of the generator at each level"
+    )
     save_freq: int = option(200, free=True, aliases=("save_every",), help="steps between saved states", positive=True)
     save_folder: Path = redefined(
-        InFolder, "save_folder", Path("calibration"), flag="out", help="folder of all results; the same one resumes"
+        InFolder,
+        "save_folder",
+        Path("calibration"),
+        flag="out",
+        help="folder for all results; give the same folder to resume",
     )
 
     def __post_init__(self) -> None:
         if not self.nats or not self.eval_pairs:
             raise UsageError("--nats and --eval_pairs: must hold at least one number each")
+        if self.pairs is not None and self.estimator is None:
+            raise UsageError("--pairs needs --estimator, such as --estimator doe")
+
+
+# --- the calibration of the estimators of information --------------------------------------------------------
+
+
+@dataclass
+class InformationConfig(OnDevice, Seeded, InFolder):
+    """What `scripts/calibrate_information.py` takes; the defaults give the page that docs/information.md quotes."""
+
+    estimators: list[str] = option(
+        ["doe", "gaussian", "ksg", "minde", "infonce", "dv", "nwj", "smile"],
+        free=True, help="estimators, by their names in the registry",
+    )  # fmt: skip
+    tasks: list[str] = option(
+        ["normal", "normal-dense", "half-cube", "wiggly", "bimodal", "asinh-cauchy", "student", "spiral", "tangled",
+         "additive-uniform", "gamma-exponential", "clusters"],
+        help="families of tasks of known information: see docs/tasks.md",
+    )  # fmt: skip
+    nats: list[float] = option([0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0], at_least=0, help="levels of information, in nats")
+    dims: list[int] = option([1, 2, 5, 20, 50], at_least=1, help="pairs of coordinates")
+    sizes: list[int] = option([500, 2000, 10_000, 50_000], at_least=200, flag="n", help="numbers of pairs")
+    n_tasks: int = option(
+        60, at_least=0, free=True, help="tasks that are drawn from the grid of all; each goes to every estimator"
+    )
+    most_values: int = option(
+        500_000, positive=True, help="tasks with more pairs times coordinates than this are not drawn"
+    )
+    table: bool = option(True, free=True, help="also the tasks of mutinfo's public table (10,000 normal pairs)")
+    picture: bool = option(True, free=True, help="also the picture of the bounds (20 + 20 normal numbers)")
+    quick: bool = option(False, help="a small grid of a few minutes: few values, and neither table nor picture")
+    save_folder: Path = redefined(
+        InFolder, "save_folder", Path("information_calibration"), flag="out",
+        help="folder of all results; the same one goes on with what is left",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("estimators", "tasks", "nats", "dims", "sizes"):
+            if not getattr(self, name):
+                raise UsageError(f"--{'n' if name == 'sizes' else name}: must hold at least one value")
 
 
 # --- continuous sampling against stored images --------------------------------------------------------------
@@ -64,10 +123,10 @@ class BenchmarkConfig(Compiled, Seeded, InFolder, FromGenerator):
         list(SOURCES), choices=SOURCES, free=True, help="where images come from: generator, torch, ffcv"
     )
     batch_sizes: list[int] = option(
-        [32, 64, 128, 256], at_least=2, free=True, help="images of a step; each size is measured"
+        [32, 64, 128, 256], at_least=2, free=True, help="batch sizes to measure, in images a step"
     )
     samples_per_epoch: int = option(
-        126_789, at_least=2, aliases=("iters_per_epoch",), help="images of an epoch, the same for all sources"
+        126_789, at_least=2, aliases=("iters_per_epoch",), help="number of images in an epoch, the same for all sources"
     )
     num_epochs: int = option(
         1,
@@ -98,14 +157,14 @@ class BenchmarkConfig(Compiled, Seeded, InFolder, FromGenerator):
     energy: bool = option(True, free=True, help="measure energy, where codecarbon is installed")
     save_folder: Path = redefined(
         InFolder, "save_folder", Path("sampling_benchmark"), flag="out",
-        help="folder of all results; measurements that it holds are not repeated",
+        help="folder for all results; measurements in it are not repeated",
     )  # fmt: skip
     device: str = redefined(OnDevice, "device", "auto", free=False)
     compile: bool = redefined(Compiled, "compile", False, free=False)
 
     def __post_init__(self) -> None:
         if len(set(self.source)) != len(self.source) or not self.source or not self.batch_sizes:
-            raise UsageError("--source and --batch_sizes: must hold at least one value each, no source twice")
+            raise UsageError("--source and --batch_sizes: must hold at least one value each, and no source twice")
         if max(self.batch_sizes) > self.samples_per_epoch:
             raise UsageError(
                 f"--batch_sizes {max(self.batch_sizes)}: an epoch has only {self.samples_per_epoch} samples"
@@ -126,12 +185,15 @@ class BenchmarkConfig(Compiled, Seeded, InFolder, FromGenerator):
 class QuickstartConfig:
     """What `scripts/quickstart.py` takes beside the settings of the navigator."""
 
-    groups: int | None = option(None, at_least=1, help="chunks of each walker, with --generator (default 1)")
-    n_samples: int = option(500_000, at_least=1, help="draws of each walker, for delta")
-    fresh_critics: bool = option(
-        True, help="measure what the pairs still share by fresh critics, where they cost less than the training did"
+    groups: int | None = option(
+        None, at_least=1, help="number of chunks that each walker perturbs, with --generator (default 1)"
     )
-    out: Path = option(Path("quickstart"), help="folder of all results; the same one resumes")
+    n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
+    fresh_critics: bool = option(
+        False,
+        help="also measure what the pairs still share by fresh critics, where they cost less than the training did",
+    )
+    out: Path = option(Path("quickstart"), help="folder for all results; give the same folder to resume")
 
 
 # --- what reads runs of the navigator ---------------------------------------------------------------------------
@@ -142,9 +204,11 @@ class FromRuns(AnchorNoise, FromGenerator):
     """Generator and noise are those that the runs recorded, unless a flag says something else."""
 
     SECTION: ClassVar[str] = "generator and noise (default: what the runs recorded)"
+    RECORDED: ClassVar[bool] = True
 
     generator: str | None = redefined(FromGenerator, "generator", None)  # type: ignore[assignment]
     g_use: list[str] | None = redefined(FromGenerator, "g_use", None)  # type: ignore[assignment]
+    anchors: Literal["prior", "real"] | None = redefined(Anchors, "anchors", None)  # type: ignore[assignment]
     mean: float | None = redefined(AnchorNoise, "mean", None)  # type: ignore[assignment]
     std: float | None = redefined(AnchorNoise, "std", None, above=None, at_least=0)  # type: ignore[assignment]
     truncation: float | None = redefined(AnchorNoise, "truncation", None)  # type: ignore[assignment]
@@ -162,10 +226,10 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
         None, at_least=0, help="checkpoint of each subfolder, by the number of samples it was trained on"
     )
     walkers_batch_size: int = option(64, at_least=1, help="batch size of published runs, which do not record it")
-    n_samples: int = option(500_000, at_least=1, help="draws of each walker")
+    n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
     dim_z: int | None = option(None, at_least=1, help="length of z; it is checked against the generator's")
     all_chunks: bool = option(False, help="first train a walker for every chunk that has none")
-    groups: int = option(1, at_least=1, help="chunks of each walker, with --all_chunks")
+    groups: int = option(1, at_least=1, help="number of chunks that each walker perturbs, with --all_chunks")
     fresh_critics: Literal["auto", "yes", "no"] = option(
         "auto",
         help="measure what the pairs still share by critics that are trained anew on the finished walkers; auto: with "
@@ -176,15 +240,94 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
     )
     page: bool = option(False, help="also write table1.html, with images of every walker")
     save_folder: Path | None = redefined(
-        InFolder, "save_folder", None, flag="out", help="folder of the table's files (default: --walkers_base_path)"
+        InFolder, "save_folder", None, flag="out", help="folder for the table's files (default: --walkers_base_path)"
     )
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use or (), needs_weights=False)
+        self.check_anchors()
         if not (self.all_chunks or self.walkers_base_path.is_dir()):
             raise UsageError(f"--walkers_base_path {self.walkers_base_path}: no such folder")
+
+
+# --- NVAE -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NVAEEvaluationConfig(OnDevice, Seeded, FromGenerator):
+    """What `scripts/evaluate_nvae.py` takes."""
+
+    generator: str = redefined(FromGenerator, "generator", "nvae", help="name of an NVAE: nvae, tiny-nvae ...")
+    data_path: str = option(
+        "fashion-mnist", aliases=("data",), help="images: fashion-mnist, torchvision:CIFAR10:data, a folder ..."
+    )
+    n_images: int | None = option(None, at_least=1, help="number of test images (default: all)")
+    importance_samples: int = option(1, at_least=1, help="samples for each image, for the bits per dimension")
+    batch_size: int = option(100, at_least=1, help="images at a time")
+    frechet: bool = option(
+        False, help="also measure samples in the features of a small classifier, which is trained here on the labels"
+    )
+    features: str | None = option(
+        None, help="also measure samples in the features of this encoder or classifier: a file, or a run folder"
+    )
+    card: Path | None = option(None, help="folder for a model card and its picture")
+    output: Path | None = option(None, help="JSON file for the numbers")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        check_data_path("--data_path", self.data_path)
+        if self.features is not None:
+            check_path("--features", self.features)
+
+
+@dataclass
+class BatchStatisticsConfig(OnDevice, Seeded, FromGenerator):
+    """What `scripts/update_bn_stats.py` takes."""
+
+    generator: str = redefined(FromGenerator, "generator", "nvae", help="name of an NVAE: nvae, tiny-nvae ...")
+    temperature: float = option(above=0, help="temperature, the factor of sigma, to estimate statistics for")
+    output: Path = option(help="the generator to write, FILE.safetensors")
+    batches: int = option(500, at_least=1, aliases=("n_batches",), help="batches of samples")
+    batch_size: int = option(100, at_least=2, help="samples in a batch")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        if self.output.suffix != ".safetensors":
+            raise UsageError(f"--output {self.output}: must end in .safetensors")
+
+
+@dataclass
+class NVAEAblationConfig(NavigatorConfig):
+    """What `scripts/nvae_ablation.py` takes: the settings of the walkers, and its own."""
+
+    generator: str = redefined(FromGenerator, "generator", "tiny-nvae", help="name of an NVAE: nvae, tiny-nvae ...")
+    chunks: str = redefined(NavigatorConfig, "chunks", "0_1", help="not used: each group and each scale has its turn")
+    data_path: str = option("fashion-mnist", aliases=("data",), help="test images for the KL divergences")
+    n_images: int = option(1000, at_least=1, help="number of these images")
+    n_samples: int = option(100_000, at_least=1, help="draws for each delta")
+    save_folder: Path = redefined(  # type: ignore[assignment]
+        InFolder, "save_folder", Path("nvae_ablation"), flag="out", help="folder of all results; the same one resumes"
+    )
+
+    @classmethod
+    def preset(cls, generator: str | None) -> str | None:
+        """As for the navigator, with fewer samples."""
+        return "navigator/nvae" if generator in (None, *bundled()) else None
+
+    @property
+    def of_walkers(self) -> NavigatorConfig:
+        """The settings of the walkers alone."""
+        own = {field.name: getattr(self, field.name) for field in fields(NavigatorConfig)}
+        return NavigatorConfig(**own | {"save_folder": str(self.save_folder)})
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        super().check()
+        check_data_path("--data_path", self.data_path)
 
 
 # --- pictures of a generator and of a walker ----------------------------------------------------------------
@@ -194,14 +337,15 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
 class GeneratorPicturesConfig(OnDevice, Seeded, InFolder, AnchorNoise, FromGenerator):
     """What `scripts/visualize_generator.py` takes."""
 
-    groups: int = option(1, help="chunks that are exchanged together")
-    n_images: int = option(10, at_least=1, help="images of a row")
+    groups: int = option(1, help="number of chunks that are exchanged together")
+    n_images: int = option(10, at_least=1, help="number of images in a row")
     std: float = redefined(AnchorNoise, "std", 1.0, above=None, at_least=0)
-    save_folder: Path = redefined(InFolder, "save_folder", Path("pictures"), flag="out", help="folder of the pictures")
+    save_folder: Path = redefined(InFolder, "save_folder", Path("pictures"), flag="out", help="folder for the pictures")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_anchors()
 
 
 @dataclass
@@ -218,7 +362,7 @@ class WalkerPicturesConfig(OnDevice, Seeded, InFolder, FromRuns):
     n_rows: int = option(6, at_least=1, help="saved walkers that are shown along training")
     strengths: list[float] = option([0.0, 0.5, 1.0, 1.5, 2.0], help="multiples of the perturbation that are shown")
     save_folder: Path | None = redefined(
-        InFolder, "save_folder", None, flag="out", help="folder of the pictures (default: images/ of the run)"
+        InFolder, "save_folder", None, flag="out", help="folder for the pictures (default: images/ of the run)"
     )
 
     def check(self) -> None:
@@ -229,6 +373,77 @@ class WalkerPicturesConfig(OnDevice, Seeded, InFolder, FromRuns):
             raise UsageError("--generator must be given with --Tz")
         if self.generator is not None:
             check_generator_settings(self.generator, self.g_path, self.g_use or ())
+        self.check_anchors()
+
+
+# --- the map of a generator ---------------------------------------------------------------------------------
+
+
+@dataclass
+class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator):
+    """What `scripts/map_generator.py` takes; the defaults need minutes for a bundled generator on two cores."""
+
+    ranges: Literal["auto", "all", "tree", "single"] = option(
+        "auto", help="ranges of chunks: all of them, a binary tree, or single chunks; auto takes all up to 8 chunks"
+    )
+    classifier: str | None = option(
+        None, help="file or run folder of a classifier whose label is followed (default: clusters of the pixels)"
+    )
+    n_labels: int = option(10, at_least=2, help="clusters of k-means, where no classifier is given")
+    n_train: int = option(2048, at_least=64, help="groups of images from which the critics are made")
+    n_eval: int = option(1024, at_least=64, help="pairs of images that each number is measured on")
+    n_inputs: int = option(192, at_least=1, help="principal components of the images that the critics see, at most")
+    critic_size: int = option(32, at_least=4, help="side in pixels of the images that the critics see, at most")
+    n_images: int = option(8, at_least=1, free=True, help="images of a row on the page")
+    save_folder: Path | None = redefined(
+        InFolder, "save_folder", None, flag="out", help="folder of the map (default: maps/ and the generator's name)"
+    )
+
+    @property
+    def folder(self) -> Path:
+        return self.save_folder if self.save_folder is not None else Path("maps") / short_name(self.generator)
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_prior()
+        if self.classifier is not None:
+            check_path("--classifier", self.classifier)
+
+
+# --- the explorer -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ExplorerConfig(OnDevice, Seeded, AnchorNoise, FromGenerator):
+    """What `scripts/explore.py` takes."""
+
+    out: Path = option(Path("explorer.html"), free=True, help="the HTML file to write")
+    walkers: str | None = option(
+        None, aliases=("Tz",),
+        help="learned walkers beside random directions: a run folder, a folder with one for each chunk, or a T_z",
+    )  # fmt: skip
+    map: Path | None = option(None, help="map.json of map_generator.py: what was measured stands beside the sliders")
+    table: Path | None = option(None, help="table1.json of Table 1, for the same")
+    sliders: int = option(4, at_least=1, help="sliders at most, where no walkers say which chunks go together")
+    positions: int | None = option(
+        None, at_least=3, at_most=101,
+        help="odd number of positions of each slider (default: 11, or fewer so that 8,000 images are enough)",
+    )  # fmt: skip
+    n_anchors: int = option(3, at_least=1, help="images that the sliders can begin with")
+    image_size: int = option(128, at_least=8, help="side of the images in the page, in pixels, at most the generator's")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_prior()
+        if self.positions is not None and self.positions % 2 == 0:
+            raise UsageError(f"--positions {self.positions}: must be odd, so that one of them is the anchor")
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--out {self.out}: must end in .html")
+        for flag, path in (("--map", self.map), ("--table", self.table)):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{flag} {path}: no such file")
 
 
 # --- .beton files -------------------------------------------------------------------------------------------
@@ -241,14 +456,16 @@ class BetonConfig(InFolder):
     """What `scripts/create_image_beton_file.py` takes."""
 
     save_folder: Path = redefined(
-        InFolder, "save_folder", flag="out", aliases=("output_folder",), help="folder of the .beton files"
+        InFolder, "save_folder", flag="out", aliases=("output_folder",), help="folder for the .beton files"
     )
-    train_folder: Path | None = option(None, help="images of the train split, with or without folders of classes")
-    val_folder: Path | None = option(None, help="images of the validation split")
-    test_folder: Path | None = option(None, help="images of the test split")
-    predict_folder: Path | None = option(None, help="images without labels, to predict on")
-    max_resolution: int = option(256, help="longest side that is stored, in pixels")
-    with_labels: bool = option(False, help="store the folders of classes as labels")
+    train_folder: Path | None = option(
+        None, help="folder with the training images, with or without a folder for each class"
+    )
+    val_folder: Path | None = option(None, help="folder with the validation images")
+    test_folder: Path | None = option(None, help="folder with the test images")
+    predict_folder: Path | None = option(None, help="folder with images without labels, to predict on")
+    max_resolution: int = option(256, help="longest side of a stored image, in pixels")
+    with_labels: bool = option(False, help="store the class folders as labels")
     skip_bad: bool = option(False, help="leave out images that cannot be read")
     workers: int = option(min(8, threads.available()), at_least=1, help="threads that read and encode images")
 
@@ -268,7 +485,7 @@ class BetonConfig(InFolder):
 
 
 @dataclass
-class ViewGenerationConfig(FromGenerator):
+class ViewGenerationConfig(Anchors, FromGenerator):
     """What `generate_views` draws; the keys are those of the reference's YAML files, and two more."""
 
     anchor_params: tuple[float, float, float] = option(
@@ -295,13 +512,24 @@ class ViewGenerationConfig(FromGenerator):
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_anchors()
+
+    def check_anchors(self) -> None:
+        """As in `Anchors`; with real images nothing may be said of random noise."""
+        super().check_anchors()
+        if self.anchors == "real" and self.seeds == "published":
+            raise UsageError("--anchors real: the published seeds draw from the prior; leave out --seeds published")
+        if self.anchors == "real" and self.anchor_params != type(self).anchor_params:
+            raise UsageError(
+                "--anchors real: anchor_params have no effect on real images; give 0 1 2 or leave them out"
+            )
 
 
 @dataclass
 class ViewPicturesConfig(OnDevice, InFolder, ViewGenerationConfig):
     """What `scripts/view_generation.py` takes."""
 
-    save_folder: Path = redefined(InFolder, "save_folder", flag="out", help="folder of the pictures")
+    save_folder: Path = redefined(InFolder, "save_folder", flag="out", help="folder for the pictures")
 
 
 # --- generated data sets ------------------------------------------------------------------------------------
@@ -313,7 +541,7 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
 
     n_images: int = option(help="number of images, or of pairs, to write", at_least=1)
     save_folder: Path = redefined(
-        InFolder, "save_folder", flag="out", help="folder of the data set; the same one goes on with a stopped set"
+        InFolder, "save_folder", flag="out", help="folder for the data set; give the same folder to resume"
     )
     Tz: str | None = option(
         None,
@@ -343,6 +571,9 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
+        self.check_anchors()
+        if self.anchors == "real" and self.published_seeds:
+            raise UsageError("--anchors real: the published seeds draw from the prior; leave out --published_seeds")
         if self.layout == "cop-gen" and self.format == "beton":
             raise UsageError("--layout cop-gen: is a layout of image files, not of --format beton")
         if self.published_seeds and self.Tz is not None:
@@ -385,7 +616,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
 
     rows: list[str] = option(
         ["pixels", "untrained", "real", "synth", "synth_no_color", "random_all", "random", "learned"],
-        choices=tuple(METHODS), free=True, help="rows of the table; there is real_no_color, too",
+        choices=tuple(METHODS), free=True, help="rows of the table; real_no_color is available too",
     )  # fmt: skip
     seeds: list[int] = option(
         [0, 1, 2], at_least=0, free=True, help="random seeds; each row is trained and probed once for each of them"
@@ -393,7 +624,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     samples: int = option(120_000, at_least=2, flag="num_samples", help="images on which each encoder is trained")
 
     generator: str = redefined(FromGenerator, "generator", "tiny-bigbigan")
-    data_path: str = option("fashion-mnist", help="the real, labelled images")
+    data_path: str = option("fashion-mnist", help="real, labelled images to judge by")
     skip_bad: bool = option(False, free=True, help="leave out images that cannot be read (otherwise they are an error)")
     walkers: Path | None = option(
         None, flag="walkers_base_path",
@@ -411,7 +642,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
 
     width: int = option(16, at_least=4, help="channels of the ResNet-18's first stage; 64 is the whole network")
     dim: int = option(64, at_least=2, help="dimensions of SimCLR's projections")
-    batch_size: int = option(128, at_least=2, help="samples of each step")
+    batch_size: int = option(128, at_least=2, help="samples in each step")
     base_lr: float = option(0.3, above=0, help="learning rate for 256 samples a step; scaled in proportion")
     temperature: float = option(0.2, above=0, aliases=("temp",), help="temperature of SimCLR's loss")
     weight_decay: float = option(1e-4, at_least=0, help="weight decay of SGD")
@@ -419,14 +650,18 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     probe_images: int = option(20_000, at_least=10, help="labelled training images for the probes, at most")
     probe_epochs: int = option(60, at_least=1, help="epochs of the probe by SGD")
     save_folder: Path = redefined(
-        InFolder, "save_folder", Path("comparison"), flag="out", help="folder of all results; the same one resumes"
+        InFolder,
+        "save_folder",
+        Path("comparison"),
+        flag="out",
+        help="folder for all results; give the same folder to resume",
     )
 
     def __post_init__(self) -> None:
         for name in ("rows", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one, none twice")
+                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one value, and none twice")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""

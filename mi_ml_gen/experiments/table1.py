@@ -28,7 +28,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.information.verdicts import Finding
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.remaining import (
     SHARED_NATS,
@@ -170,7 +170,7 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
-    settings, rows = runs.read_config(folder), runs.read_metrics(folder)
+    settings, rows = runs.read_config(folder), runs.read_metrics(folder, whole=True)
     if settings.get("walkers", 1) > 1:
         return _read_several(folder, samples, settings, rows)
     n_pairs = settings["batch_size"]
@@ -181,7 +181,7 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     if samples is None:
         independent = math.inf
         if (folder / "summary.json").exists():
-            independent = json.loads((folder / "summary.json").read_text())["independent_delta"]
+            independent = runs.read_json(folder / "summary.json")["independent_delta"]
         samples = select_checkpoint(rows, independent).samples
     saved = [row["samples"] for row in rows if row["saved"]]
     if samples not in saved:
@@ -203,7 +203,7 @@ def _was_stopped_by_rule(folder: Path) -> bool:
     """Whether a stopping rule ended a finished run; a run that is not finished was not stopped."""
     if not (folder / "summary.json").exists():
         return False
-    return not str(json.loads((folder / "summary.json").read_text()).get("stopped_because", "all ")).startswith("all ")
+    return not str(runs.read_json(folder / "summary.json").get("stopped_because", "all ")).startswith("all ")
 
 
 _ENDS = {"still rising": "still rising", "still falling": "still falling", "not turned": "loss has not turned",
@@ -222,7 +222,7 @@ def _read_several(
     n = settings["walkers"]
     if not any(row["saved"] for row in rows):
         raise UsageError(f"{folder}: no walker has been saved yet")
-    done = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+    done = runs.read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     independent = done.get("independent_delta", math.inf)
     own = [of_walker(rows, i) for i in range(n)]
     at = [samples if samples is not None else select_checkpoint(one, independent).samples for one in own]
@@ -302,7 +302,7 @@ def estimate_rows(
     generator: MultiLatentGenerator,
     found: Sequence[TrainedWalker],
     n_samples: int,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -355,7 +355,7 @@ def with_remaining(
     generator: MultiLatentGenerator,
     rows: Sequence[Row],
     settings: CriticSettings | None = None,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     with_curves: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -561,7 +561,7 @@ class MeasuredGenerator(NamedTuple):
 
     generator: MultiLatentGenerator
     rows: Sequence[Row]
-    distribution: TruncatedNormal
+    distribution: NoiseDistribution
     seed: int
     device: torch.device | str
     notes: Sequence[str] = ()

@@ -83,7 +83,7 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
     fine = fine_chunks(settings, generator)
     stored = held(load_source(settings.data_path, "train", generator.resolution, skip_bad=settings.skip_bad))
     described = config.to_dict(settings) | fingerprint_record(folder, generator)
-    with runs.RunFolder.open(folder, described, free=config.free(ComparisonConfig)) as run:
+    with runs.RunFolder.open(folder, described, **config.resuming(ComparisonConfig)) as run:
         walkers = None
         if any(METHODS[row].Tz.startswith("learned") for row in settings.rows):
             walkers = learned_walkers(settings, generator, fine, progress)
@@ -288,7 +288,7 @@ def mean_over_seeds(cells: Sequence[Cell], row: str, readout: str) -> report.Est
     return report.Estimate(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
 
 
-def to_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
+def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
     """A line for each row: what it was trained on, and top-1 by each readout, mean and spread over seeds."""
     lines: list[list[report.Cell]] = []
     for row in (name for name in METHODS if any(cell.row == name for cell in cells)):
@@ -313,7 +313,7 @@ def to_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
 
 def write_table(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path) -> None:
     """The table as Markdown, CSV, JSON and LaTeX, all single results as cells.json, and the figure."""
-    to_table(cells, settings).write(folder, "comparison")
+    comparison_table(cells, settings).write(folder, "comparison")
     everything = [cell._asdict() for cell in cells]
     atomic_write(folder / "cells.json", (json.dumps(everything, indent=2) + "\n").encode())
     atomic_write(folder / "comparison.png", figure_png(figure(cells)))
@@ -354,4 +354,4 @@ def figure(cells: Sequence[Cell], readout: str = "sgd") -> Any:
     return drawn
 
 
-__all__ = ["METHODS", "ComparisonConfig", "compare", "to_table"]
+__all__ = ["METHODS", "ComparisonConfig", "compare", "comparison_table"]

@@ -7,6 +7,7 @@ with the anchors and positives of the batches that follow; by default every draw
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,12 @@ from mi_ml_gen.core import config, runtime
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.experiments.generated_dataset import encode, to_bytes
 from mi_ml_gen.experiments.settings import ViewGenerationConfig
+from mi_ml_gen.generators.anchors import encoded_images
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -42,9 +45,12 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     Raises UsageError for settings that do not fit the generator, and as `load_generator` and `walker_from`.
     """
     config.validate(settings)
+    settings.check_anchors()
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    walker = walker_from(settings.Tz, generator, device, "--Tz")
-    warn_of_differences(walker, generator, TruncatedNormal(*settings.anchor_params))
+    noise = _distribution(settings, generator)
+    written = budget.resolved(settings.Tz, generator, noise, settings.starting_seed, folder)
+    walker = walker_from(written, generator, device, "--Tz")
+    warn_of_differences(walker, generator, noise)
     paths, rows = [], []
     for batch in draw_variants(settings, generator, walker, device):
         with torch.no_grad():
@@ -62,6 +68,9 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
         everything, n_columns=len(columns), row_labels=[f"idx={i}" for i in range(len(rows))], column_labels=columns
     )
     paths.append(save_png(folder / "grid.png", grid))
+    if solved := budget.solved(walker):
+        paths.append(folder / budget.RECORD)
+        atomic_write(paths[-1], (json.dumps(solved, indent=2) + "\n").encode())
     return paths
 
 
@@ -70,17 +79,25 @@ def draw_variants(
     settings: ViewGenerationConfig, generator: MultiLatentGenerator, walker: Walker, device: torch.device | None = None
 ) -> Iterator[Variants]:
     """The latents of each batch. Whole batches are drawn, as in the reference, and cut where n_images ends."""
-    distribution = TruncatedNormal(*settings.anchor_params)
+    distribution = _distribution(settings, generator)
     for b, first in enumerate(range(0, settings.n_images, settings.batch_size)):
         shape = (settings.batch_size, generator.noise_dim)
         if settings.seeds == "published":
+            assert isinstance(distribution, TruncatedNormal)
             z = distribution.sample_reference(shape, settings.starting_seed + b).to(device)
         else:
-            z = distribution.sample(shape, _stream(settings, "anchors", b)).to(device)
+            z = distribution.sample(shape, _stream(settings, "anchors", b, device))
         latents = [generator.latents(z)]
         latents += [walker(generator, z, _rng(settings, b, i, device)).positive for i in range(settings.augmentations)]
         n = min(settings.batch_size, settings.n_images - first)
         yield Variants(first, tuple(variant[:n] for variant in latents))
+
+
+def _distribution(settings: ViewGenerationConfig, generator: MultiLatentGenerator) -> NoiseDistribution:
+    if settings.anchors == "real":
+        assert settings.anchors_data is not None
+        return encoded_images(generator, settings.anchors_data)
+    return TruncatedNormal(*settings.anchor_params)
 
 
 def _rng(settings: ViewGenerationConfig, b: int, i: int, device: torch.device | None) -> Rng:

@@ -140,9 +140,29 @@ class MultiLatentGenerator(Shared):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 3, resolution, resolution) in [0, 1] -> the noise z (n, noise_dim) that reconstructs them.
 
-        An ability of some families. Raises UsageError for a generator without it.
+        An ability of some families, which define this method. Raises UsageError for a generator without it.
         """
         raise UsageError(f"{self.name} cannot encode images")
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether the family defines `encode`."""
+        return type(self).encode is not MultiLatentGenerator.encode
+
+    def first_weights(self, chunks: Chunks) -> torch.Tensor:
+        """The first weights that act on the walk slice of chunks, (outputs, length of the walk slice).
+
+        An ability of some families: SeFa's directions are their singular vectors. Raises UsageError for a generator
+        without it.
+        """
+        raise UsageError(f"{self.name} does not name its first weights, which sefa needs; use ganspace")
+
+    def early_features(self, latents: torch.Tensor, chunks: Chunks) -> torch.Tensor | None:
+        """What an early layer that chunks reach makes of latents (n, layout.dim): (n, ...), for GANSpace.
+
+        None for a family that names no such layer.
+        """
+        return None
 
     def distance(self, z: torch.Tensor, moved: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """Euclidean length (n,) between the latents of z and of `moved`, noises (n, noise_dim), on `chunks`."""
@@ -163,7 +183,8 @@ class MultiLatentGenerator(Shared):
     def decode(self, latents: torch.Tensor, rng: torch.Generator | None = None) -> torch.Tensor:
         """Latents (n, layout.dim) -> images (n, 3, resolution, resolution) in [0, 1].
 
-        `rng` serves families whose images have randomness beyond the latents; the others ignore it.
+        `rng` serves families whose images have randomness beyond the latents; the others ignore it. It is the host's,
+        so draw with `core.runtime.normal(shape, rng, latents.device)` and its kin.
         """
         raise NotImplementedError
 
@@ -191,6 +212,11 @@ class MultiLatentGenerator(Shared):
             anchor_image = self.decode(anchor, rng)
         images = self.decode(torch.cat(list(variants)), rng)
         return ImageVariants(anchor_image, list(images.chunk(len(variants))))
+
+
+def device_of(generator: MultiLatentGenerator) -> torch.device:
+    """Where its weights are; the CPU for a generator without any."""
+    return next((tensor.device for tensor in (*generator.parameters(), *generator.buffers())), torch.device("cpu"))
 
 
 def check_state(network: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:

@@ -216,6 +216,25 @@ class BigBiGAN(MultiLatentGenerator):
     def _head(self, h: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.out_conv(torch.relu(self.out_norm(h))))
 
+    def first_weights(self, chunks: Chunks) -> torch.Tensor:
+        """Of chunk 0 the linear layer, of chunk i the gains and biases of block i - 1; one block of a matrix each."""
+        found = []
+        for i in range(chunks.start, chunks.stop):
+            if i == 0:
+                found.append(self.stem.weight)
+                continue
+            block = self.blocks[i - 1]
+            assert isinstance(block, Block)
+            layers = [layer for norm in (block.norm1, block.norm2) for layer in (norm.gain, norm.bias)]
+            found.append(torch.cat([layer.weight for layer in layers]))
+        return torch.block_diag(*found)
+
+    def early_features(self, latents: torch.Tensor, chunks: Chunks) -> torch.Tensor:
+        """The feature maps after the last of the chunks has entered."""
+        h = self._stages(latents, None, 0, chunks.stop)
+        assert h is not None
+        return h
+
     def synthesize(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (n, layout.dim) -> (n, 3, resolution, resolution) in (-1, 1)."""
         h = self._stages(latents, None, 0, self.layout.n_chunks)

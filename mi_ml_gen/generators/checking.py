@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.registry import fault
 from mi_ml_gen.generators.base import MultiLatentGenerator
@@ -40,6 +41,12 @@ def check_generator(generator: MultiLatentGenerator, n: int = 2, seed: int = 0) 
             pair = generator.decode_pair(latents, latents.flip(0), Chunks(0, generator.layout.n_chunks), _rng(seed, z))
         for image in pair:
             _check_image(generator, image, n)
+        if generator.can_encode:
+            with torch.no_grad():
+                noise = generator.encode(pair.anchor)
+            if not isinstance(noise, torch.Tensor) or noise.shape != z.shape or not noise.isfinite().all():
+                shape = tuple(getattr(noise, "shape", ()))
+                _refuse(generator, f"encode gives shape {shape}; {n} images must give finite noise, {tuple(z.shape)}")
 
 
 def check_images(generator: MultiLatentGenerator, n: int = 1, seed: int = 0) -> None:
@@ -87,7 +94,9 @@ def _draw(generator: MultiLatentGenerator, n: int, seed: int) -> tuple[torch.Ten
 
 
 def _rng(seed: int, like: torch.Tensor) -> torch.Generator:
-    return torch.Generator(like.device).manual_seed(seed)
+    rng = runtime.Stream(like.device)
+    rng.manual_seed(seed)
+    return rng
 
 
 def _name(generator: MultiLatentGenerator) -> str:

@@ -121,6 +121,13 @@ def _linear_gaussian() -> Family:
     return Family(linear_gaussian.build, make=linear_gaussian.LinearGaussian, is_checked=True)
 
 
+@FAMILIES.lazily("linear-gaussian-waves")
+def _linear_gaussian_waves() -> Family:
+    from mi_ml_gen.generators import linear_gaussian
+
+    return Family(linear_gaussian.build, make=linear_gaussian.gaussian_waves, is_checked=True)
+
+
 # --- names --------------------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,4 @@ def check_generator_settings(
     if chunks is not None and generator in SIZES and g_path is None:
         Chunks.parse(chunks, SIZES[generator][0], generator)
     elif chunks is not None and re.fullmatch(r"\s*-?\d+_-?\d+\s*", chunks, re.ASCII) is None:
-        raise UsageError(
-            f"--chunks {chunks}: write START_STOP, the first chunk included, the last excluded, such as 0_1 for chunk 0"
-        )
+        raise UsageError(f"--chunks {chunks}: write START_STOP, first included, last excluded, such as 0_1 for chunk 0")

@@ -174,7 +174,7 @@ def _read(name: str, family: Family | None, path: Path) -> MultiLatentGenerator:
         content = weights.read(path, GeneratorFiles.name)
         found = content.config.get("family")
         if not isinstance(found, str):
-            raise CorruptCheckpointError(f"{path}: its head names no family of generators")
+            raise CorruptCheckpointError(f"{path}: its head does not name a family of generators")
         if family is not None and found != _file_name(name):
             raise UsageError(f"--g_path {path}: holds a {found}, not a {short_name(name)}; give --generator {found}")
         generator = weights.build(path, content)

@@ -159,14 +159,14 @@ def source_of(text: str) -> Source:
     if scheme[1] == "hf":
         return _hub_file(text)
     if not rest.partition("/")[0]:
-        raise UsageError(f"{text}: is no address")
+        raise UsageError(f"{text}: is not an address")
     return WebFile(f"{scheme[1]}://{rest}")
 
 
 def check_inside(path: str, named_by: object) -> None:
     """Raise UsageError for a path in a repository that leads out of it, and so out of any folder that it is put in."""
     if path.startswith("/") or "\\" in path or "\0" in path or any(part in (".", "..") for part in path.split("/")):
-        raise UsageError(f"{named_by}: {path} is no path inside a repository")
+        raise UsageError(f"{named_by}: {path} is not a path inside a repository")
 
 
 _REPO_PART = re.compile(r"[\w.-]+")

@@ -71,7 +71,7 @@ def convert_beside(source: Path, name: str, folder: Path) -> str:
     stem = source.stem if "/" in name else name
     target = folder / f"{stem}.safetensors"
     if target.exists():
-        return f"{target}: is there already"
+        return f"{target}: already exists"
     folder.mkdir(parents=True, exist_ok=True)
     conversion = convert(source, target)
     return f"converted: {conversion.what}; use it with {conversion.flags}"
@@ -89,7 +89,7 @@ def _check_free(target: Path) -> None:
         raise UsageError(f"{target}: there is no folder {target.parent}")
     for path in _files(target):
         if path.exists():
-            raise UsageError(f"{path}: is there already; remove it or choose another name")
+            raise UsageError(f"{path}: already exists; remove it or choose another name")
 
 
 @contextmanager

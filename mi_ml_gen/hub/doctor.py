@@ -164,7 +164,7 @@ if "torch" in facts:
             return found
         note("gpus", gpus)
         note("computes", lambda: float(torch.ones(4, device="cuda").sum()) == 4)
-        note("bf16", lambda: torch.cuda.is_bf16_supported())
+        note("bf16", lambda: torch.cuda.is_bf16_supported(including_emulation=False))
 print("\\n" + json.dumps(facts))
 """
 

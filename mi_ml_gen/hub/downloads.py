@@ -76,7 +76,7 @@ def _wait(pause_s: float, error: Transient) -> None:
     """Wait as long as we would or as the server asks. Raises Unreachable where it asks for too much."""
     wanted_s = error.retry_after_s or 0.0
     if wanted_s > LONGEST_WAIT_S:
-        raise Unreachable(f"{error}; it asks to come back in {wanted_s:.0f} s") from error
+        raise Unreachable(f"{error}; it asks to wait for {wanted_s:.0f} s") from error
     time.sleep(max(pause_s, wanted_s))
 
 
@@ -91,9 +91,9 @@ def status_fault(status: int, what: str, url: str, headers: Any = None) -> Usage
     if status in (401, 403):
         return EnvironmentFault(f"{what}: {host} refuses access (HTTP {status}){LOG_IN}")
     if status == 429:
-        return Transient(f"{what}: {host} had too many requests from here (HTTP 429)", retry_after_s)
+        return Transient(f"{what}: {host} got too many requests from here (HTTP 429)", retry_after_s)
     if status in TRANSIENT_STATUS:
-        return Transient(f"{what}: {host} has a fault of its own (HTTP {status})", retry_after_s)
+        return Transient(f"{what}: {host} reports an error of its own (HTTP {status})", retry_after_s)
     return EnvironmentFault(f"{what}: {host} answers HTTP {status}")
 
 

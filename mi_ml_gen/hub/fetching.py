@@ -2,10 +2,12 @@
 
 A reference is a path, a name of the table, an address, or a file of a Hugging Face repository, see assets.py. Files of
 a repository land in the Hub's own cache (HF_HOME, HF_HUB_CACHE) and follow its rules (HF_TOKEN, HF_ENDPOINT,
-HF_HUB_OFFLINE); files of an address land in mi_ml_gen/ beside it. The client of the Hub says what a file is (commit,
-size, hash) and keeps the cache; downloads.py carries the bytes, since the client starts over after a kill and does not
-look at their hash. What must be right is the SHA-256 of the table, of the Hub, or, where nobody published one, the one
-recorded when the file first came.
+HF_HUB_OFFLINE). Files of an address land in mi_ml_gen/ beside it. What must be right is the SHA-256 of the table, of
+the Hub, or, where nobody published one, the one recorded when the file first came.
+
+The Hub's client says what a file is (commit, size, hash) and keeps the cache. It does not carry the bytes; downloads.py
+does. The client (up to 2.4) writes to a temporary file with a new name each time, so after a kill it would start over.
+It also compares the size of what came, but not its hash.
 
 Imports neither torch nor, before something is fetched, huggingface_hub.
 """
@@ -105,7 +107,7 @@ class NotCached(EnvironmentFault):
     """HF_HUB_OFFLINE, and the cache does not have it."""
 
     def __init__(self, what: object):
-        super().__init__(f"{what}: is not in the cache, and HF_HUB_OFFLINE forbids to fetch it")
+        super().__init__(f"{what}: is not in the cache, and cannot be fetched, because HF_HUB_OFFLINE is set")
 
 
 def cache_folder() -> Path:
@@ -179,7 +181,9 @@ class _Seen:
         except (FileNotFoundError, NoHome):
             return {}
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise CorruptCheckpointError(f"{self.path}: cannot be read ({error}); move it away to begin anew") from None
+            raise CorruptCheckpointError(
+                f"{self.path}: cannot be read ({error}); move it away to start again"
+            ) from None
 
     def add(self, key: str, **fields: Any) -> None:
         """Note something. In a cache that this user may only read nothing is noted, and what is noted there stays."""
@@ -312,7 +316,7 @@ def _is_here(target: Path, key: str, artifact: Artifact | None, is_users: bool) 
 
 
 def _in_the_way(path: Path, wrong: str) -> UsageError:
-    return UsageError(f"{path}: is there already, but {wrong}; remove it, or choose another folder")
+    return UsageError(f"{path}: already exists, but {wrong}; remove it, or choose another folder")
 
 
 def _record(key: str, sha256: str, path: Path, beside: bool) -> None:
@@ -325,8 +329,8 @@ def _record(key: str, sha256: str, path: Path, beside: bool) -> None:
 def _drop(path: Path, wrong: str) -> None:
     """Remove a damaged file, and what it points to, from a cache, if a new one may come."""
     if is_offline():
-        raise CorruptCheckpointError(f"{path}: {wrong}; HF_HUB_OFFLINE forbids to fetch it anew")
-    logger.warning(f"{path}: {wrong}; it is fetched anew")
+        raise CorruptCheckpointError(f"{path}: {wrong}; HF_HUB_OFFLINE is set, so it cannot be fetched again")
+    logger.warning(f"{path}: {wrong}; it is fetched again")
     content = path.resolve()
     with disk_faults(path):
         path.unlink(missing_ok=True)
@@ -345,7 +349,7 @@ def hub_faults(file: HubFile) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         page = f"{endpoint()}/{file.repo}"
-        raise EnvironmentFault(f"{file}: access is on request; ask for it at {page}{LOG_IN}") from error
+        raise EnvironmentFault(f"{file}: access must be requested; ask for it at {page}{LOG_IN}") from error
     except errors.RepositoryNotFoundError as error:
         private = "" if error.response.status_code == 404 else f", or it is private{LOG_IN}"
         raise Missing(f"{file}: there is no repository {file.repo}{private}") from error
@@ -392,7 +396,7 @@ def list_files(
 
     repository = HubFile(repo, "", revision)
     if is_offline():
-        raise EnvironmentFault(f"{repository}: HF_HUB_OFFLINE forbids to list it")
+        raise EnvironmentFault(f"{repository}: HF_HUB_OFFLINE is set, so it cannot be listed")
 
     def ask() -> list[Listed]:
         api, timeout_s = HfApi(endpoint=endpoint()), _constants().HF_HUB_ETAG_TIMEOUT
@@ -529,7 +533,8 @@ def _agreed(file: HubFile, hub: Expected, known: Expected, artifact: Artifact | 
         return hub
     if hub.sha256 in (None, known.sha256):
         return known._replace(size_bytes=hub.size_bytes or known.size_bytes)
-    way = "if that is meant, take it with --accept-change" if artifact is None or artifact.sha256 is None else "beware"
+    may_change = artifact is None or artifact.sha256 is None
+    way = "if you expected a change, accept it with --accept-change" if may_change else "do not use it"
     raise EnvironmentFault(f"{file}: has SHA-256 {hub.sha256} on the Hub, not {known.sha256} of {known.says}; {way}")
 
 

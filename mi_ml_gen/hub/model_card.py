@@ -22,6 +22,8 @@ import yaml
 from mi_ml_gen import __version__
 from mi_ml_gen.core import provenance, runs
 from mi_ml_gen.core.errors import CorruptCheckpointError
+from mi_ml_gen.core.files import read_with_hash
+from mi_ml_gen.core.texts import TextError, parse_json
 from mi_ml_gen.report.text import markdown, one_line
 
 CITATIONS = {
@@ -124,8 +126,8 @@ def _results(path: Path) -> Iterator[tuple[str, Any]]:
         if file.name == provenance.NAME or file.stat().st_size > MAX_RESULT_BYTES:
             continue
         try:
-            content = json.loads(file.read_bytes())
-        except ValueError as error:
+            content = parse_json(read_with_hash(file, hash_required=False))
+        except TextError as error:
             raise CorruptCheckpointError(f"{file}: damaged: {error}") from None
         if isinstance(content, dict) and "format" not in content:
             yield file.stem, content
@@ -419,13 +421,9 @@ def _tags(subject: Subject, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _shareable(value: Any) -> Any:
-    return (
-        _unplaced(value)
-        if isinstance(value, str)
-        else [_shareable(v) for v in value]
-        if isinstance(value, list)
-        else value
-    )
+    if isinstance(value, list):
+        return [_shareable(item) for item in value]
+    return _unplaced(value) if isinstance(value, str) else value
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

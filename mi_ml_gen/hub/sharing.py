@@ -15,7 +15,6 @@ weights are read as safetensors, all else as JSON, and no more memory is taken t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import yaml
 from torch import nn
 
 from mi_ml_gen import __version__
@@ -39,10 +37,12 @@ from mi_ml_gen.core.errors import (
     nearest,
     with_article,
 )
+from mi_ml_gen.core.texts import TextError, parse_json, parse_yaml
 from mi_ml_gen.core.weights import KINDS, Kind
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub import model_card
 from mi_ml_gen.hub.assets import HubFile
+from mi_ml_gen.hub.downloads import hashes_of
 
 FORMAT = "mi_ml_gen"
 VERSION = 1
@@ -108,7 +108,7 @@ def save(
     """
     folder = Path(folder)
     if folder.exists():
-        raise UsageError(f"{folder}: is there already; remove it or choose another")
+        raise UsageError(f"{folder}: already exists; remove it or choose another")
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
         raise UsageError(
             f"--license {licence}: must be an identifier of the Hub, such as mit, apache-2.0, cc-by-4.0, other"
@@ -136,7 +136,11 @@ def save(
             "kind": kind.name,
             "class": type(model).__name__,
             "config": model.config(),
-            "files": {path.name: _sha256(path) for path in sorted(partial.iterdir()) if READ.fullmatch(path.name)},
+            "files": {
+                path.name: hashes_of(path).sha256.hexdigest()
+                for path in sorted(partial.iterdir())
+                if READ.fullmatch(path.name)
+            },
             "mi_ml_gen_version": __version__,
         }
         files.atomic_write(partial / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
@@ -167,7 +171,7 @@ def _check_return(model: Shared, folder: Path) -> None:
     except CheckpointError as error:
         raise UsageError(f"this {type(model).__name__} cannot be shared: {error}") from error
     if not _equal(returned, model):
-        raise UsageError(f"this {type(model).__name__} cannot be shared: it does not come back as it was")
+        raise UsageError(f"this {type(model).__name__} cannot be shared: reading it back gives another model")
 
 
 def _equal(model: nn.Module, other: nn.Module) -> bool:
@@ -197,16 +201,16 @@ def describe(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CorruptCheckpointError(f"{path}: is no description of a model: {path.stat().st_size:,} bytes")
-        content = json.loads(path.read_bytes())
+            raise CorruptCheckpointError(f"{path}: is not the description of a model: {path.stat().st_size:,} bytes")
+        content = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder}: holds no shared model, there is no {CONFIG}") from None
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except TextError as error:
         raise CorruptCheckpointError(f"{path}: damaged: {_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: describes no model of mi_ml_gen (its format must be {FORMAT!r})")
+        raise CheckpointError(f"{path}: does not describe a model of mi_ml_gen (its format must be {FORMAT!r})")
     if content.get("format_version") != VERSION:
         version = str(content.get("format_version"))[:20]
         raise CheckpointError(f"{path}: has layout {version}, this version reads {VERSION}; upgrade mi_ml_gen")
@@ -216,7 +220,7 @@ def describe(folder: Path) -> dict[str, Any]:
             f"{path}: kind {str(kind)[:40]!r} is not known here{nearest(str(kind)[:40], KINDS, 'kind')}"
         )
     if not isinstance(hashes, dict) or WEIGHTS not in hashes or not all(READ.fullmatch(name) for name in hashes):
-        raise CorruptCheckpointError(f"{path}: damaged: names no {WEIGHTS}, or files that are none of a model's")
+        raise CorruptCheckpointError(f"{path}: damaged: names no {WEIGHTS}, or other files than a model's")
     return content
 
 
@@ -233,7 +237,7 @@ def _find(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any
         for name in description["files"]:  # of the same commit, whatever is pushed meanwhile
             hub.fetch(f"hf://{repo}/{name}", commit)
     else:
-        raise UsageError(f"{source}: is no folder, and no repository OWNER/NAME")
+        raise UsageError(f"{source}: is neither a folder nor a repository OWNER/NAME")
     for name, sha256 in description["files"].items():
         _check(folder / name, sha256)
     return folder, description
@@ -241,7 +245,7 @@ def _find(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any
 
 def _check(path: Path, sha256: object) -> None:
     try:
-        found = _sha256(path)
+        found = hashes_of(path).sha256.hexdigest()
     except FileNotFoundError:
         raise CorruptCheckpointError(f"{path.parent}: {path.name} is missing") from None
     except OSError as error:
@@ -298,7 +302,7 @@ def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str 
         if not target.exists():
             return save(model, target, folder, repo, licence)
         if not _equal(model, load(target)):
-            raise UsageError(f"{target}: holds another model than {folder}; remove it, and it is written anew")
+            raise UsageError(f"{target}: holds another model than {folder}; remove it to have it written again")
     stated = stated_licence(target)
     if licence is not None and licence != stated:
         stated = stated or "none"
@@ -310,20 +314,12 @@ def stated_licence(folder: Path) -> str | None:
     """The licence in the head of a shared folder's card."""
     try:
         head = (folder / CARD).read_text(encoding="utf-8").split("---\n")
-        content = yaml.safe_load(head[1]) if len(head) > 2 and head[0] == "" else {}
+        content = parse_yaml(head[1]) if len(head) > 2 and head[0] == "" else {}
         return str(content["license"]) if content.get("license") else None
     except FileNotFoundError:
         return None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CARD}: its head is no YAML: {_line(error)}") from None
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+    except (TextError, UnicodeDecodeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CARD}: its head is not YAML: {_line(error)}") from None
 
 
 def _line(error: BaseException) -> str:
@@ -378,7 +374,7 @@ def _send(folder: Path, repo: str, private: bool, names: list[str]) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if hub.is_offline():
-        raise EnvironmentFault("HF_HUB_OFFLINE forbids to push")
+        raise EnvironmentFault("HF_HUB_OFFLINE is set, so nothing can be pushed")
     if get_token() is None:
         raise EnvironmentFault("pushing needs a token that may write: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(endpoint=hub.endpoint())
@@ -386,7 +382,7 @@ def _send(folder: Path, repo: str, private: bool, names: list[str]) -> str:
         api.create_repo(repo, private=private, exist_ok=True)
         there = set(api.list_repo_files(repo))
     if there - {".gitattributes", CARD} and not _is_ours(repo, there):
-        raise UsageError(f"--repo {repo}: holds something else ({_few(sorted(there))}); choose another name")
+        raise UsageError(f"--repo {repo}: already holds something else ({_few(sorted(there))}); choose another name")
     operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in names]
     stale = {path for path in there if path.startswith(f"{IMAGES}/") or READ.fullmatch(path)} - set(names)
     operations += [CommitOperationDelete(path) for path in sorted(stale)]
@@ -419,9 +415,7 @@ def _push_faults(repo: str) -> Iterator[None]:
             if status not in (401, 403):
                 raise
             advice = "run `hf auth login`, or set HF_TOKEN, with a token that may write there"
-            raise EnvironmentFault(
-                f"--repo {repo}: the Hub refuses to let us write (HTTP {status}); {advice}"
-            ) from None
+            raise EnvironmentFault(f"--repo {repo}: the Hub refuses write access (HTTP {status}); {advice}") from None
 
 
 def _few(names: list[str]) -> str:

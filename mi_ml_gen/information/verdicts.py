@@ -14,7 +14,8 @@ which it was given the numbers. The first finding, in the order below, is the ve
 | 7 | `changes_with_seed` | not to be trusted | other seeds of the same training give other numbers |
 | 8 | `overfitted` | not to be trusted | training and held-out pairs give different numbers |
 | 9 | `rests_on_few_draws` | not to be trusted | a few draws decide a mean of exponentials |
-| 10 | `too_uncertain` | not to be trusted | the interval is wide |
+| 10 | `below_floor` | not to be trusted | a cheap estimate that errs downwards is higher |
+| 11 | `too_uncertain` | not to be trusted | the interval is wide |
 
 **What the rules promise.** An estimate is *wrong* where it is off by more than 10% of the truth and by more than 0.1
 nats, and *right* where it is off by at most 5% of the truth. Of the wrong ones at least 95% must carry a warning, and
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mi_ml_gen.information.estimate import MonteCarloMean, Verdict
@@ -44,7 +45,7 @@ WRONG_RELATIVE, WRONG_NATS, RIGHT_RELATIVE = 0.10, 0.10, 0.05
 """An estimate is wrong beyond both of the first two, and right within the third."""
 FEWEST_DRAWS = 30.0
 """Effective draws on which a mean of exponentials must rest."""
-LEAST_POINTS = 8
+LEAST_POINTS = 4
 """Held-out values, at equal distances in training, from which `still_rising` can tell anything."""
 
 
@@ -100,10 +101,10 @@ def near_ceiling(nats: float, ceiling_nats: float, margin_nats: float = SATURATI
 
 def rises_with_candidates(nats: float, with_half: MonteCarloMean) -> Finding | None:
     """Rule 3. with_half: the same critic's value with half as many candidates, and the standard error of the
-    difference. What InfoNCE lacks for want of candidates is about proportional to 1 over their number, so what is still
-    missing is about what the last doubling brought."""
+    difference. What InfoNCE lacks for want of candidates falls as 1 over their number, or slower where scores have long
+    tails, so what is still missing is what the last doubling brought, or more: half a tolerance counts."""
     rise = nats - with_half.nats
-    if rise <= max(tolerance(nats), 2 * with_half.standard_error_nats):
+    if rise <= max(tolerance(nats) / 2, 2 * with_half.standard_error_nats):
         return None
     return Finding(Verdict.SATURATED, f"half as many candidates give {with_half.nats:.2f} nats, so more would raise it")
 
@@ -113,7 +114,7 @@ def still_rising(curve_nats: Sequence[float], standard_error_nats: float = 0.0) 
     standard_error_nats: that of the mean of a quarter of them, where it is known.
 
     The rule compares the mean of the last quarter with the quarter before. A rise of half a tolerance counts: what is
-    still to come is often more than what the last quarter brought. Fewer than eight values say nothing.
+    still to come is often more than what the last quarter brought. Fewer than four values say nothing.
     """
     values = [value for value in curve_nats if math.isfinite(value)]
     if len(values) < LEAST_POINTS:
@@ -195,8 +196,15 @@ def rests_on_few_draws(effective_draws: float) -> Finding | None:
     )
 
 
+def below_floor(nats: float, floor: MonteCarloMean, found_by: str) -> Finding | None:
+    """Rule 10. floor: an estimate that errs downwards, with its standard error (floors.py). found_by: its source."""
+    if floor.nats - nats <= max(tolerance(floor.nats), 2 * floor.standard_error_nats):
+        return None
+    return Finding(Verdict.NOT_TRUSTED, f"{found_by} give {floor.nats:.2f} nats")
+
+
 def too_uncertain(nats: float, low_nats: float, high_nats: float) -> Finding | None:
-    """Rule 10. The wider side of the 95% interval must not pass 10% of the estimate and 0.1 nats. The upper side of a
+    """Rule 11. The wider side of the 95% interval must not pass 10% of the estimate and 0.1 nats. The upper side of a
     lower bound, which is infinite, does not count."""
     width = max(nats - low_nats, 0.0 if high_nats == math.inf else high_nats - nats)
     if width <= max(WRONG_NATS, WRONG_RELATIVE * abs(nats)):
@@ -223,6 +231,7 @@ def findings(
     train_nats: float | None = None,
     train_error_nats: float = 0.0,
     effective_draws: float | None = None,
+    floors: Mapping[str, MonteCarloMean] | None = None,
 ) -> list[Finding]:
     """What every rule finds for which there are numbers, in the order of the rules. See each rule for its arguments."""
     if (nothing := no_number(nats, low_nats, high_nats)) is not None:
@@ -236,6 +245,7 @@ def findings(
         changes_with_seed(nats, other_seeds_nats),
         None if train_nats is None else overfitted(nats, train_nats, train_error_nats),
         None if effective_draws is None else rests_on_few_draws(effective_draws),
+        *(below_floor(nats, floor, name) for name, floor in (floors or {}).items()),
         too_uncertain(nats, low_nats, high_nats),
     ]
     return [finding for finding in found if finding is not None]

@@ -241,7 +241,7 @@ def _mnist(split: str, root: str | os.PathLike[str] | None) -> LabelledImages:
 
 
 def _shuffled(n: int, rng: torch.Generator, device: torch.device) -> Tensor:
-    return torch.randperm(n, generator=rng, device=rng.device).to(device)
+    return runtime.drawn(lambda place: torch.randperm(n, generator=rng, device=place), rng, device)
 
 
 # --- augmentation -------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Affine(NamedTuple):
 
     @classmethod
     def draw(cls, n: int, rng: torch.Generator) -> Affine:
-        u = torch.rand(5, n, generator=rng, device=rng.device)
+        u = runtime.uniform((5, n), rng)
         even = 2 * u - 1
         low, high = SCALES
         return cls(
@@ -274,11 +274,11 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     """Images uint8 (n, 28, 28) -> float32 in [DARKEST, BRIGHTEST]: with probability 1/2 an affine map, then
     (pixel + u) / 256 with u uniform in [0, 1), which makes whole numbers continuous."""
     n, device = len(images), images.device
-    moved = torch.rand(n, generator=rng, device=rng.device).to(device) < 0.5
+    moved = runtime.uniform((n,), rng, device) < 0.5
     maps = Affine(*(values.to(device) for values in Affine.draw(n, rng)))
     index = moved.nonzero()[:, 0]
     images = images.index_copy(0, index, affine(images[index], Affine(*(values[index] for values in maps))))
-    noise = torch.rand(images.shape, generator=rng, device=rng.device).to(device)
+    noise = runtime.uniform(images.shape, rng, device)
     return noise.add_(images).div_(256).clamp_(DARKEST, BRIGHTEST)
 
 

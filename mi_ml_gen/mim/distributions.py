@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.mim.stacked import StackedLinear
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -47,7 +48,7 @@ class Noise:
         assert generators and block >= 1
         self._generators = list(generators)
         self._block = block
-        empty = torch.empty(len(self._generators), 0, device=generators[0].device)
+        empty = torch.empty(len(self._generators), 0, device=runtime.wanted_on(generators[0]))
         self._pools: dict[Any, Tensor] = {torch.randn: empty, torch.rand: empty}
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -65,7 +66,7 @@ class Noise:
         if pool.shape[1] < n:
             size = max(self._block, n)
             fresh = [draw(size, generator=rng, device=rng.device) for rng in self._generators]
-            pool = torch.cat([pool, torch.stack(fresh)], dim=1)
+            pool = torch.cat([pool, runtime.to_device(torch.stack(fresh), pool.device)], dim=1)
         self._pools[draw] = pool[:, n:]
         return pool[:, :n].reshape(tuple(shape))
 
@@ -73,14 +74,14 @@ class Noise:
 def draw_normal(rng: Rng, shape: Sequence[int], like: Tensor) -> Tensor:
     """Standard normal numbers on the device and of the type of `like`."""
     if isinstance(rng, torch.Generator):
-        return torch.randn(tuple(shape), generator=rng, device=rng.device, dtype=like.dtype).to(like.device)
+        return runtime.normal(shape, rng, like.device, like.dtype)
     return rng.normal(shape).to(like.device, like.dtype)
 
 
 def draw_uniform(rng: Rng, shape: Sequence[int], like: Tensor) -> Tensor:
     """Uniform numbers of [0, 1) on the device and of the type of `like`."""
     if isinstance(rng, torch.Generator):
-        return torch.rand(tuple(shape), generator=rng, device=rng.device, dtype=like.dtype).to(like.device)
+        return runtime.uniform(shape, rng, like.device, like.dtype)
     return rng.uniform(shape).to(like.device, like.dtype)
 
 

@@ -73,6 +73,32 @@ class Statistics:
         return {name: value for name, value in values if value is not None}
 
 
+MEANINGS = {
+    "Dkl_q_p": "divergence of q(z|x) from p(z), nats",
+    "Dkl_p_q": "divergence of p(z) from q(z|x), nats",
+    "Dkl": "mean of both divergences, nats",
+    "MI": "mutual information by the model's densities, nats",
+    "H_q_x": "negative log-likelihood of the data, nats",
+    "H_p_z": "negative log of the prior p(z), nats",
+    "H_enc": "joint entropy by the encoder, nats",
+    "H_dec": "joint entropy by the decoder, nats",
+    "H_Msamp": "joint entropy by the sampling mixture, nats",
+    "H_mean": "mean of the joint entropies, nats",
+    "MI_ksg": "mutual information of x and z by KSG, nats",
+    "MI_ksg_l2_err": "published measure of the error of MI_ksg",
+    "H_P_x": "entropy of the data where it is known, nats",
+    "H_P_z": "negative log of P(z) at the encoded points, nats",
+    "x_recon_err": "mean distance of a point from its reconstruction",
+    "epoch": "epoch of the model",
+    "loss": "its loss on held-out data",
+    "clf_acc_KNN1": "accuracy of 1 nearest neighbour in latent space",
+    "clf_acc_KNN3": "accuracy of 3 nearest neighbours",
+    "clf_acc_KNN5": "accuracy of 5 nearest neighbours",
+    "clf_acc_KNN10": "accuracy of 10 nearest neighbours",
+}
+"""The statistics in a few words, for a terminal; docs/mim.md says more."""
+
+
 class Densities(LogProbs, Protocol):
     """Pairs and their log-probabilities: `mi_ml_gen.mim.model.Terms`, or anything like it."""
 

@@ -297,7 +297,9 @@ class MIM(Shared):
         if self.pseudo_x is not None:
             k = self.pseudo_x.shape[-2]
             if x.shape[-2] < k:
-                raise UsageError(f"--p-z-gmm {k}: more pseudo inputs than the {x.shape[-2]} data items they start from")
+                raise UsageError(
+                    f"--p-z-gmm {k}: pseudo inputs start from data items, of which there are {x.shape[-2]}"
+                )
             self.pseudo_x.copy_(x[..., :k, :])
 
     @classmethod
@@ -392,12 +394,12 @@ def check_modes(p_z: str, q_x: str, p_z_gmm: int, q_x_gmm: int, learn_P_z: bool)
     if p_z == "marginal" and q_x == "marginal":
         raise UsageError("--p-z marginal --q-x marginal: each is defined by the other; give one of them another mode")
     if learn_P_z and p_z == "marginal":
-        raise UsageError("--learn-P-z --p-z marginal: nothing can be drawn from a marginal p(z); choose another mode")
+        raise UsageError("--learn-P-z --p-z marginal: a marginal p(z) cannot be sampled; choose another mode")
     for flag, mode, n in (("p-z", p_z, p_z_gmm), ("q-x", q_x, q_x_gmm)):
         if mode == "gmm-marginal" and n == 0:
             raise UsageError(f"--{flag} gmm-marginal: needs --{flag}-gmm, the number of pseudo inputs")
         if mode in ("anchor", "marginal") and n > 0:
-            raise UsageError(f"--{flag}-gmm {n}: --{flag} {mode} is without components; choose prior or gmm-marginal")
+            raise UsageError(f"--{flag}-gmm {n}: --{flag} {mode} has no components; choose prior or gmm-marginal")
 
 
 def _hidden(n_in: int, width: int, layers: int, **common: Any) -> nn.ModuleList:

@@ -18,10 +18,12 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
     """What `scripts/train_mim.py` takes; names and defaults are the published ones."""
 
     dataset: str = option(
-        "toyMIM", inside=True, help="data: toyN, toy-N, toyN_D, toyTEXT, ToyN ..., mnist, pca-fashion-mnistK"
+        "toyMIM", inside=True, help="data set: toyN, toy-N, toyN_D, toyTEXT, ToyN ..., mnist, pca-fashion-mnistK"
     )
-    batch_size: int = option(128, at_least=1, help="items of each step, and draws of MIM's sampling half")
-    epochs: int = option(50, at_least=1, free=True, flag="max_epochs", help="passes over the training items, at most")
+    batch_size: int = option(128, at_least=1, help="items in each step, and draws of MIM's sampling half")
+    epochs: int = option(
+        50, at_least=1, free=True, flag="max_epochs", help="largest number of passes over the training items"
+    )
     seed: int = redefined(Seeded, "seed", 1)
     seeds: int = option(
         1, at_least=1, help="number of seeds, from --seed on, that are trained together as one vectorised model"
@@ -30,7 +32,7 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
     warmup_steps: int = option(
         10, at_least=1, help="EPOCHS over which the learning rate and beta rise; also the patience, in epochs"
     )
-    log_interval: int = option(10, at_least=1, free=True, help="steps between two moves of the progress bar")
+    log_interval: int = option(10, at_least=1, free=True, help="steps between updates of the progress bar")
     show_detailed: bool = option(False, free=True, help="draw the best model in more detail")
     plot_x_recon_err: bool = option(False, free=True, help="draw reconstruction errors into that picture")
     vis_progress: bool = option(False, free=True, help="draw a picture in every epoch, and an animation of all")
@@ -53,7 +55,7 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
     p_z_gmm: int = option(0, at_least=0, help="components of p(z)")
     p_xz_gmm: int = option(0, at_least=0, help="components of p(x|z)")
 
-    as_published: bool = option(False, help="do as the published code does where it differs from the paper")
+    as_published: bool = option(False, help="follow the published code where it differs from the paper")
     mi_interval: int = option(
         10, at_least=0, free=True, help="epochs between two KSG estimates; 0 estimates at the end only"
     )
@@ -62,7 +64,7 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
         None, free=True, flag="data_path", help="folder with the idx files of MNIST or Fashion-MNIST"
     )
     tag: str = option("", inside=True, help="text at the end of the run folder's name")
-    no_cuda: bool = option(False, free=True, help="work on the CPU, whatever else is there")
+    no_cuda: bool = option(False, free=True, help="use the CPU even where a GPU is available")
 
     @property
     def loss_name(self) -> str:

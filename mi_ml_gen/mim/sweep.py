@@ -119,7 +119,7 @@ def run_sweep(settings: SweepConfig, progress: bool = True) -> Iterator[Result]:
     """
     free = ("seeds", "values", "at_once", "save_folder", "data_root", "device")
     dataset = None
-    with runs.RunFolder.open(settings.path, config.to_dict(settings), free=free):
+    with runs.RunFolder.open(settings.path, config.to_dict(settings), **config.resuming(SweepConfig) | {"free": free}):
         for value in settings.wanted_values:
             for method in settings.about.methods:
                 started, is_new = time.perf_counter(), False
@@ -174,9 +174,7 @@ def read_statistics(path: Path) -> dict[str, float]:
         pairs = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
         return {name: float(value) for name, value in pairs}
     except ValueError as error:
-        raise CorruptCheckpointError(
-            f"{path}: not lines of name,number; remove it to have it measured again"
-        ) from error
+        raise CorruptCheckpointError(f"{path}: not lines of name,number; remove it to measure it again") from error
 
 
 # --- the report ---------------------------------------------------------------------------------------------
@@ -195,7 +193,7 @@ def write_report(settings: SweepConfig) -> list[Path]:
     atomic_write(path / "runs.csv", _runs_csv(rows, about.varied).encode())
     figure = pictures.band_figure(series(rows), QUANTITIES, about.x_label)
     atomic_write(path / "figure.png", figure_png(figure))
-    written = [path / "figure.png", path / "runs.csv", *to_table(rows, settings).write(path, "table").values()]
+    written = [path / "figure.png", path / "runs.csv", *sweep_table(rows, settings).write(path, "table").values()]
     if (picture := models_picture(settings)) is not None:
         written.append(save_png(path / "models.png", picture))
     return written
@@ -232,7 +230,7 @@ def series(rows: Sequence[Row]) -> dict[str, dict[float, dict[str, report.Estima
     return result
 
 
-def to_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
+def sweep_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
     """A line for each method and value."""
     about = settings.about
     columns = [about.x_label, "method", "seeds", *QUANTITIES.values(), "best epoch"]

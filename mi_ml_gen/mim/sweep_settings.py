@@ -66,8 +66,10 @@ class SweepConfig(OnDevice, InFolder):
     """What `scripts/sweep_mim.py` takes; the defaults are the published loops."""
 
     section: str = option(help=f"comparison to run: {', '.join(SECTIONS)}")
-    seeds: int = option(10, at_least=1, help="number of seeds, from 1 on")
-    quick: bool = option(False, help=f"take three values and at most {QUICK_EPOCHS} epochs, for a look on a laptop")
+    seeds: int = option(10, at_least=1, help="number of seeds, starting with seed 1")
+    quick: bool = option(
+        False, help=f"train only three values, for at most {QUICK_EPOCHS} epochs: a quick look on a laptop"
+    )
     values: list[int] | None = option(
         None, at_least=1, help="hidden units or latent dimensions to train, instead of all"
     )
@@ -75,10 +77,8 @@ class SweepConfig(OnDevice, InFolder):
         None, at_least=1, flag="max_epochs", help=f"epochs at most (default {EPOCHS}, with --quick {QUICK_EPOCHS})"
     )
     at_once: int = option(10, at_least=1, help="seeds that are trained together as one stacked model")
-    as_published: bool = option(False, help="do as the published code does where it differs from the paper")
-    save_folder: str = redefined(
-        InFolder, "save_folder", "./mim_sweeps", flag="out", help="folder of the sweeps' folders"
-    )
+    as_published: bool = option(False, help="follow the published code where it differs from the paper")
+    save_folder: str = redefined(InFolder, "save_folder", "./mim_sweeps", flag="out", help="folder for the sweeps")
     data_root: str | None = option(None, flag="data_path", help="folder with the idx files of Fashion-MNIST")
 
     def __post_init__(self) -> None:

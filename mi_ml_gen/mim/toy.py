@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 
 SPREAD = 0.25 * 5
@@ -72,11 +73,13 @@ class Mixture:
 
     def draw_from(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """A draw from the component that each of labels (n,) names: (n, d)."""
-        noise = torch.randn(len(labels), self.dim, generator=rng, device=rng.device).to(self.locs.device)
+        noise = runtime.normal((len(labels), self.dim), rng, self.locs.device)
         return self.locs[labels] + self.scales[labels] * noise
 
     def _labels(self, n: int, rng: torch.Generator) -> Tensor:
-        return torch.randint(self.n_components, (n,), generator=rng, device=rng.device).to(self.locs.device)
+        return runtime.drawn(
+            lambda place: torch.randint(self.n_components, (n,), generator=rng, device=place), rng, self.locs.device
+        )
 
 
 def mixture(text: str) -> Mixture:
@@ -132,10 +135,10 @@ def bitmap(text: str) -> np.ndarray:
     try:
         left, top, right, bottom = font.getbbox(text)
     except UnicodeEncodeError:
-        raise UsageError(f"toy{text}: the font knows the letters of Latin-1 alone") from None
+        raise UsageError(f"toy{text}: the font has only the letters of Latin-1") from None
     image = Image.new("1", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(image).text((0, 0), text, font=font, fill=1)
     lit = np.asarray(image, dtype=bool)
     if not lit.any():
-        raise UsageError(f"toy{text}: not a pixel of that text is lit; for example toyMIM")
+        raise UsageError(f"toy{text}: none of the pixels of that text are lit; for example toyMIM")
     return lit

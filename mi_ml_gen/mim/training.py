@@ -167,7 +167,7 @@ def train_seeds(
     path = Path(path) if path is not None else settings.folder(seeds)
     settings = dataclasses.replace(settings, seed=seeds[0], seeds=len(seeds))
     described = config.to_dict(settings) | {"trained_seeds": seeds}
-    with loop.Session.open(path, described, free=config.free(MimConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(MimConfig)) as session:
         run = session.run
         session.resume(course, model=Stack(model, optimizer), optimizer=optimizer)
         own_of = dict(zip(seeds, course.own, strict=True))

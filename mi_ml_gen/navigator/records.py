@@ -16,11 +16,13 @@ import torch
 
 from mi_ml_gen.core import runs
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.anchors import encoded_images
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import KEY, effective_use, fingerprint
 from mi_ml_gen.generators.registry import FAMILIES, load_generator, load_latent_space
-from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.walkers.origins import NOISE
+from mi_ml_gen.generators.settings import NO_IMAGES
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
+from mi_ml_gen.walkers.origins import NOISE, described_anchors
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class RunRecord:
     """Mean, standard deviation, truncation."""
     fingerprint: str | None
     """Of the generator's weights; None in runs of version 0.1."""
+    anchors_data: str | None = None
+    """The images that the anchors were encoded from; None: they were drawn from the prior."""
 
     @classmethod
     def read(cls, folder: str | Path) -> RunRecord:
@@ -48,7 +52,8 @@ class RunRecord:
             noise = tuple(float(settings[name]) for name in NOISE)
             use = tuple(settings.get("g_use") or ())
             known = settings.get(KEY)
-            return cls(Path(folder), settings["generator"], settings["g_path"], use, noise, known)  # type: ignore[arg-type]
+            data = settings["anchors_data"] if settings.get("anchors") == "real" else None
+            return cls(Path(folder), settings["generator"], settings["g_path"], use, noise, known, data)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{folder}: not a run of train_navigator.py, its config.yaml lacks {error}") from None
 
@@ -63,6 +68,9 @@ class Flags:
     mean: float | None = None
     std: float | None = None
     truncation: float | None = None
+    anchors: str | None = None
+    """prior or real"""
+    anchors_data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Circumstances:
     """Of the generator, as `load_generator` takes it."""
     g_path: str | None
     g_use: tuple[str, ...]
-    noise: TruncatedNormal
+    noise: NoiseDistribution
     notes: list[str] = field(default_factory=list)
     """In what they differ from what the runs recorded, a sentence each."""
 
@@ -106,6 +114,10 @@ def circumstances(
     if recorded.generator:
         changed = (key for key in after if after[key] != before[key])
         notes += [f"{key}={after[key]} where the runs had {key}={before[key]}" for key in changed]
+    data = _anchors_data(recorded, flags)
+    if data != recorded.anchors_data and recorded.generator:
+        here, there = _anchors_text(data), _anchors_text(recorded.anchors_data)
+        notes.append(f"{here} where the runs had {there}")
     values = []
     for key, own, wanted in zip(NOISE, recorded.noise or (0.0, 1.0, 2.0), _noise(flags), strict=True):
         values.append(own if wanted is None else wanted)
@@ -113,7 +125,8 @@ def circumstances(
             notes.append(f"{key} {wanted:g} of the noise where the runs had {own:g}")
     for note in notes:
         logger.warning("%s; the flag is used", note)
-    return Circumstances(generator, name, g_path, _merged(base, flags.g_use), TruncatedNormal(*values), notes)
+    noise = TruncatedNormal(*values) if data is None else encoded_images(generator, data)
+    return Circumstances(generator, name, g_path, _merged(base, flags.g_use), noise, notes)
 
 
 def needs_no_weights(name: str) -> bool:
@@ -130,6 +143,7 @@ class _Agreed:
     g_path: str | None = None
     g_use: tuple[str, ...] = ()
     noise: tuple[float, float, float] | None = None
+    anchors_data: str | None = None
     fingerprints: frozenset[str] = frozenset()
     where: str = ""
 
@@ -142,6 +156,7 @@ def _agreed(records: Sequence[RunRecord], flags: Flags) -> _Agreed:
         "generator": flags.generator is not None,
         "g_use": flags.g_use is not None,
         "noise": None not in _noise(flags),
+        "anchors_data": flags.anchors == "prior" or flags.anchors_data is not None,
     }
     for other in records[1:]:
         for name, is_decided in decided.items():
@@ -157,7 +172,9 @@ def _agreed(records: Sequence[RunRecord], flags: Flags) -> _Agreed:
             f"{first.folder.parent}: its runs were made with different networks of {first.generator}; "
             "give --g_path to decide, or put them into folders of their own"
         )
-    return _Agreed(first.generator, first.g_path, first.g_use, first.noise, known, str(first.folder))
+    return _Agreed(
+        first.generator, first.g_path, first.g_use, first.noise, first.anchors_data, known, str(first.folder)
+    )
 
 
 def _network_notes(
@@ -183,6 +200,24 @@ def _network_notes(
     if flags.g_path not in (None, recorded.g_path):
         return [f"weights {flags.g_path} where the runs recorded {recorded.g_path}"]
     return []
+
+
+def _anchors_data(recorded: _Agreed, flags: Flags) -> str | None:
+    """The images whose encodings are the anchors; None: the prior. Raises UsageError for flags without effect."""
+    is_real = flags.anchors_data is not None or flags.anchors == "real" or recorded.anchors_data is not None
+    if flags.anchors == "prior" or not is_real:
+        return None
+    data = flags.anchors_data or recorded.anchors_data
+    if data is None:
+        raise UsageError(NO_IMAGES)
+    for key, value in zip(NOISE, _noise(flags), strict=True):
+        if value is not None:
+            raise UsageError(f"--{key} {value:g}: has no effect on anchors that are real images; give --anchors prior")
+    return data
+
+
+def _anchors_text(data: str | None) -> str:
+    return described_anchors({"anchors": "prior" if data is None else "real", "anchors_data": data})
 
 
 def _noise(flags: Flags) -> tuple[float | None, float | None, float | None]:

@@ -24,7 +24,7 @@ from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.information import verdicts
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.information.image_critic import ASSUMES, ONE_SIDED_95, CriticSettings, Draw, PairCritic, measure_together
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.navigator.spread import WalkerMean, over_walkers
 from mi_ml_gen.walkers.base import Pair, Walker
 from mi_ml_gen.walkers.noise import RandomWalker
@@ -173,7 +173,7 @@ def measure_remaining(
     walkers: Sequence[Walker],
     independent_delta: float,
     *,
-    distribution: TruncatedNormal | None = None,
+    distribution: NoiseDistribution | None = None,
     settings: CriticSettings | None = None,
     with_curve: bool = False,
     curve_of: int = 0,
@@ -189,7 +189,7 @@ def measure_remaining(
     scaled by LEARNED_STRENGTHS, random noise
     of RANDOM_STDS, and chunks drawn anew. warm: a critic of the same generator to start from. Gives the critic, too.
     """
-    drawn = distribution or TruncatedNormal()
+    drawn: NoiseDistribution = distribution or TruncatedNormal()
     chunks = walkers[0].chunks[0]
     perturbations: dict[tuple[str, str], Perturb] = {
         ("walker", str(i)): _scaled(generator, walker, 1.0) for i, walker in enumerate(walkers)
@@ -199,7 +199,7 @@ def measure_remaining(
             if strength != 1.0:
                 perturbations["learned", f"x {strength:g}"] = _scaled(generator, walkers[curve_of], strength)
         for std in RANDOM_STDS:
-            noise = RandomWalker(chunks, TruncatedNormal(0.0, std * drawn.std, 2.0))
+            noise = RandomWalker(chunks, TruncatedNormal(0.0, std * getattr(drawn, "std", 1.0), 2.0))
             perturbations["random", f"std {std:g}"] = _scaled(generator, noise, 1.0)
         perturbations["random", "drawn anew"] = _anew(generator, chunks, drawn)
     sources = {name: _source(generator, perturb, walkers[0].chunks, drawn) for name, perturb in perturbations.items()}
@@ -274,7 +274,7 @@ def _scaled(generator: MultiLatentGenerator, walker: Walker, strength: float) ->
     return perturb
 
 
-def _anew(generator: MultiLatentGenerator, chunks: Chunks, drawn: TruncatedNormal) -> Perturb:
+def _anew(generator: MultiLatentGenerator, chunks: Chunks, drawn: NoiseDistribution) -> Perturb:
     """The chunks of an independent draw: what is left is what the other chunks say."""
     at = generator.layout.slice(chunks)
 
@@ -287,7 +287,7 @@ def _anew(generator: MultiLatentGenerator, chunks: Chunks, drawn: TruncatedNorma
 
 
 def _source(
-    generator: MultiLatentGenerator, perturb: Perturb, chunks: Sequence[Chunks], drawn: TruncatedNormal
+    generator: MultiLatentGenerator, perturb: Perturb, chunks: Sequence[Chunks], drawn: NoiseDistribution
 ) -> Draw:
     """Images of a perturbation's pairs; decoded in parts of at most 256."""
 
@@ -307,7 +307,7 @@ def _source(
 
 
 def _mean_delta(
-    generator: MultiLatentGenerator, perturb: Perturb, chunks: Sequence[Chunks], drawn: TruncatedNormal, seed: int,
+    generator: MultiLatentGenerator, perturb: Perturb, chunks: Sequence[Chunks], drawn: NoiseDistribution, seed: int,
     device: torch.device | str,
 ) -> float:  # fmt: skip
     from mi_ml_gen.delta import pair_delta

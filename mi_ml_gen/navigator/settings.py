@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from mi_ml_gen.core.config import inside, option, redefined
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.registry import short_name
 from mi_ml_gen.core.settings import Compiled, InFolder, InNamedFolder, Resumed, Seeded
 from mi_ml_gen.generators.families import bundled
 from mi_ml_gen.generators.known import check_generator_settings
 from mi_ml_gen.generators.settings import AnchorNoise, FromGenerator
+from mi_ml_gen.views.registry import POLICIES, policy_from_flags
 
 
 @dataclass
@@ -23,6 +25,11 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     save_freq: int = option(2048, at_least=1, aliases=("save_every",), help="samples between saved walkers")
     save_folder: str = redefined(InFolder, "save_folder", "./walker_runs")
 
+    Tx: str = option(
+        "",
+        help="augmentation of the images: a name that train_encoder.py takes, or FILE.py:CLASS (default: what the next "
+        "three flags say, else none, the centre crop)",
+    )
     simclr_aug: bool = option(False, help="augment the images by random crops, flips, colours and grayscale")
     removeCrop: bool = option(False, help="augment as --simclr_aug does, but crop at the centre")
     removeColor: bool = option(False, help="augment as --simclr_aug does, but leave the colours as they are")
@@ -60,6 +67,12 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     )  # fmt: skip
     image_freq: int = option(16, at_least=1, free=True, help="saved walkers between two grids of pairs")
 
+    def __post_init__(self) -> None:
+        flags = [name for name in ("simclr_aug", "removeCrop", "removeColor") if getattr(self, name)]
+        if self.Tx and flags:
+            raise UsageError(f"--Tx {self.Tx} and --{flags[0]}: both name the augmentation; give one of them")
+        POLICIES.check(self.policy)
+
     @classmethod
     def preset(cls, generator: str | None) -> str | None:
         """The bundled settings (a name for `config.load`) for a generator: those of the small ones, for the
@@ -68,13 +81,11 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
 
     @property
     def policy(self) -> str:
-        from mi_ml_gen.views.augment import policy_from_flags
-
-        return policy_from_flags(self.simclr_aug, self.removeCrop, self.removeColor)
+        return self.Tx or policy_from_flags(self.simclr_aug, self.removeCrop, self.removeColor)
 
     @property
     def folder(self) -> Path:
-        name = f"{self.run_name}_{short_name(self.generator)}_{self.chunks}_{self.policy}"
+        name = f"{self.run_name}_{short_name(self.generator)}_{self.chunks}_{short_name(self.policy)}"
         if self.walkers > 1:
             name += f"_{self.walkers}_walkers"
         return inside(self.save_folder, name)
@@ -82,3 +93,4 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use, self.chunks)
+        self.check_anchors()

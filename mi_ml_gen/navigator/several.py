@@ -24,6 +24,7 @@ from torch import nn
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -84,6 +85,7 @@ def train_several(
     if generator is None:
         generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     chunks = generator.chunks(settings.chunks)
+    distribution = anchor_distribution(settings, generator)
     at = generator.layout.slice(chunks)
     augment = views_of(settings, generator).to(device)
     n = settings.walkers
@@ -100,7 +102,7 @@ def train_several(
     n_steps = max(1, settings.num_samples // pairs_per_step)
     ceiling_nats = torch.tensor(settings.batch_size).log().item()
     independent = delta.independent_delta(
-        generator, chunks, distribution=settings.distribution, seed=settings.seed, device=device
+        generator, chunks, distribution=distribution, seed=settings.seed, device=device
     )
     course = loop.Course(
         totals=torch.zeros(2, n, device=device),  # sums of losses and deltas since the last row of metrics
@@ -111,19 +113,17 @@ def train_several(
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
     described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
-    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, settings.distribution))
-    with loop.Session.open(path, described, free=config.free(NavigatorConfig)) as session:
+    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, distribution))
+    with loop.Session.open(path, described, **config.resuming(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walkers=walkers, critics=critics, optimizer_walk=optimizer_walk,
                        optimizer_mi=optimizer_mi)  # fmt: skip
-        shown = settings.distribution.sample(
-            (8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device)
-        )
+        shown = distribution.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))
         steps = session.steps(n_steps, "anchor", pairs_per_step, f"chunks {chunks}, {n} walkers", progress)
         for step in steps if course.finished is None else ():
             # --- Anchors, a positive of each by every walker, and their images
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
-            z = settings.distribution.sample((settings.batch_size, generator.noise_dim), rng)
+            z = distribution.sample((settings.batch_size, generator.noise_dim), rng)
             pairs = [walker(generator, z, rng) for walker in own]
             anchor = pairs[0].anchor
             with runtime.autocast(device, settings.precision):
@@ -188,8 +188,7 @@ def train_several(
             ]
             n_draws = delta.quick_draws(generator)
             measured = [
-                delta.estimate_delta(generator, one, n_draws, settings.distribution, settings.seed, device)
-                for one in chosen
+                delta.estimate_delta(generator, one, n_draws, distribution, settings.seed, device) for one in chosen
             ]
             median = sorted(range(n), key=lambda i: measured[i].mean)[n // 2]
             for i, (one, selection) in enumerate(zip(chosen, selections, strict=True)):

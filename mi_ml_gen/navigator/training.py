@@ -20,6 +20,7 @@ from torch import nn
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -81,6 +82,7 @@ def train_navigator(
     if generator is None:
         generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     chunks = generator.chunks(settings.chunks)
+    distribution = anchor_distribution(settings, generator)
     augment = views_of(settings, generator).to(device)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     walker = learned_walker(generator, chunks).to(device)
@@ -102,7 +104,7 @@ def train_navigator(
     n_steps = max(1, settings.num_samples // pairs_per_step)
     n_pairs = pairs_per_step if settings.negatives == "global" else settings.batch_size
     independent = delta.independent_delta(
-        generator, chunks, distribution=settings.distribution, seed=settings.seed, device=device
+        generator, chunks, distribution=distribution, seed=settings.seed, device=device
     )
     course = loop.Course(
         totals=torch.zeros(2, device=device),  # sums of loss and delta since the last row of metrics
@@ -115,18 +117,16 @@ def train_navigator(
     for name in ("walkers", "keep_going"):  # of several walkers; a run of one stays what it was
         del described[name]
     described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
-    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, settings.distribution))
-    with loop.Session.open(path, described, free=config.free(NavigatorConfig)) as session:
+    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, distribution))
+    with loop.Session.open(path, described, **config.resuming(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
-        shown = settings.distribution.sample(
-            (8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device)
-        )
+        shown = distribution.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))
         steps = session.steps(n_steps, "pair", pairs_per_step, f"chunks {chunks}", progress)
         for step in steps if course.finished is None else ():
             # --- A pair, its images, its views
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
-            z = settings.distribution.sample((settings.batch_size, generator.noise_dim), rng)
+            z = distribution.sample((settings.batch_size, generator.noise_dim), rng)
             pair = walker(generator, z, rng)
             with runtime.autocast(device, settings.precision):
                 images = decode_pair(pair.anchor, pair.positive, chunks, rng)
@@ -191,7 +191,7 @@ def train_navigator(
             pictures.save_pairs(run.images / "selected.png", generator, chosen.to(device), shown)
             pictures.save_curves(run.images / "curves.png", rows)
             n_draws = delta.quick_draws(generator)
-            measured = delta.estimate_delta(generator, chosen, n_draws, settings.distribution, settings.seed, device)
+            measured = delta.estimate_delta(generator, chosen, n_draws, distribution, settings.seed, device)
             outcome = summary(rows, selection, independent, n_pairs, settings.temp, reason)
             outcome |= answer(rows, chosen, measured, independent, course.finished is not None, run.path)
             finding = bound_finding(

@@ -56,7 +56,7 @@ def _of_its_classes(source: ImageSource, classifier: LinearClassifier) -> ImageS
         return aligned(source, classifier.classes, "the classifier")
     in_text_order = tuple(sorted(source.classes))
     logger.warning(
-        "the classifier knows its classes by number only; they are taken for the classes of %s in the order of their "
+        "the classifier knows its classes by number only; they are matched to the classes of %s in the order of their "
         "names: 0 is %s, %d is %s",
         source.name, in_text_order[0], len(in_text_order) - 1, in_text_order[-1],
     )  # fmt: skip

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mi_ml_gen.core import files, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.views.augment import Augment
 
@@ -93,10 +93,10 @@ def extract_features(
     n, world = source.n_images, runtime.world_size()
     mine = torch.arange(runtime.rank(), max(n, 1) + (-n) % world, world) % max(n, 1)  # the same number on every rank
     parts = []
-    bar = tqdm(total=n, desc=f"features {split}".strip(), unit="image", disable=not how.progress)
+    bar = Bar(total=n, desc=f"features {split}".strip(), unit="image", disable=not how.progress)
     with bar, frozen(backbone):
         for images in batches(source, mine, how.batch_size):
-            views = augment(images.to(how.device, non_blocking=True).float() / 255)
+            views = augment(runtime.to_device(images, how.device).float() / 255)
             with runtime.autocast(how.device, how.precision):
                 parts.append(backbone(views).float().cpu())
             bar.update(len(images) * world)

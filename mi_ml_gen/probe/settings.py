@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mi_ml_gen.core.config import inside, option, redefined
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.settings import InFolder, InNamedFolder, Precise, Resumed, Seeded, StoredImages
 from mi_ml_gen.data.known import check_data_path, published_framing
 from mi_ml_gen.hub.assets import check_path
+from mi_ml_gen.views.registry import POLICIES
 
 READOUTS = ("sgd", "knn", "ridge")
 
@@ -19,6 +20,8 @@ READOUTS = ("sgd", "knn", "ridge")
 @dataclass
 class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
     """What `scripts/train_classifier.py` takes."""
+
+    CONFIGS: ClassVar[str] = "classifiers"
 
     encoder_path: str | None = option(
         None, help="the encoder to probe: a run folder, encoder.safetensors, or a published file"
@@ -46,19 +49,19 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
         0.1, above=0, below=1,
         help="share of the training images that is held out, where the set has no validation images of its own",
     )  # fmt: skip
-    readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="what reads the features: sgd, knn, ridge")
+    readouts: list[str] = option(list(READOUTS), choices=READOUTS, help="classifiers of the features: sgd, knn, ridge")
 
-    views: Literal["none", "no_color", "torchvision_no_color"] = option(
+    views: str = option(
         "none", flag="Tx",
-        help="none computes features of the centre crops once; no_color crops and mirrors anew in each epoch, as "
-        "published; torchvision_no_color does so with antialiased crops",
+        help="augmentation of the training images: none computes features of the centre crops once; no_color crops and "
+        "mirrors anew in each epoch, as published; or any other that train_encoder.py takes",
     )  # fmt: skip
     scale: Literal["unit", "none"] = option(
         "unit",
         help="features for SGD: unit standardises them to mean squared length 1; none leaves them, as the paper",
     )
     max_epochs: int = option(60, at_least=1, help="passes of SGD over the training images")
-    cumulative_bs: int = option(256, at_least=1, help="images of each step, over all processes")
+    cumulative_bs: int = option(256, at_least=1, help="images in each step, over all processes")
     base_lr: float = option(30.0, above=0, help="learning rate for 256 images a step; scaled in proportion")
     decay: bool = option(
         True, help="let the learning rate fall to a tenth along a cosine (--no_decay keeps it constant)"
@@ -77,6 +80,7 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
 
     def __post_init__(self) -> None:
         self.framing = published_framing(self.framing, self.dataset)
+        POLICIES.check(self.views)
         if not self.readouts or len(set(self.readouts)) != len(self.readouts):
             raise UsageError(f"--readouts {' '.join(self.readouts)}: give each of {', '.join(READOUTS)} at most once")
 
@@ -117,7 +121,7 @@ class EvaluationConfig(Precise, StoredImages):
     skip_bad: bool = option(False, help="leave out images that cannot be read (otherwise they are an error)")
     batch_size: int = option(256, at_least=1, help="images that are evaluated together")
     out_log_file: Path | None = option(
-        None, help="name of the results: NAME.csv is written, and a folder NAME with tables and a figure"
+        None, help="name of the results: writes NAME.csv, and a folder NAME with tables and a figure"
     )
 
     def check(self) -> None:

@@ -93,9 +93,7 @@ def train_probe(
 
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
-    if settings.keep == "best":
-        del described["keep"]  # runs of version 0.1, which knew no other way, recorded nothing and still go on
-    with loop.Session.open(path, described, free=config.free(ProbeConfig)) as session:
+    with loop.Session.open(path, described, **config.resuming(ProbeConfig)) as session:
         run = session.run
         # --- Features of unaugmented images
         how = Extraction(device, settings.precision, settings.batch_size, progress and runtime.is_main())
@@ -266,7 +264,7 @@ class _Steps:
         self.batch_size = self.n_own * world
         if self.batch_size < settings.cumulative_bs:
             logger.warning(
-                "%s has %d images, fewer than --cumulative_bs %d: a step takes %d, at a learning rate in proportion",
+                "%s has %d images, fewer than --cumulative_bs %d: each step takes %d, and the learning rate is scaled",
                 source.name, source.n_images, settings.cumulative_bs, self.batch_size,
             )  # fmt: skip
         self.per_epoch = source.n_images // self.batch_size  # a last batch that is smaller is left out
@@ -283,7 +281,7 @@ class _Steps:
             start = max(first - epoch * self.per_epoch, 0)
             order = self.order(epoch)[start:]
             if self.kept is not None:
-                yield from map(self.kept.rows, order.to(self.device))
+                yield from map(self.kept.rows, runtime.to_device(order, self.device))
             else:
                 yield from self._augmented(order, epoch * self.per_epoch + start)
 
@@ -298,10 +296,10 @@ class _Steps:
         images = batches(self.source, order.flatten(), self.n_own)
         for i, (chosen, raw) in enumerate(zip(order, images, strict=True)):
             rng = runtime.stream(self.settings.seed, "probe views", step + i, runtime.rank(), self.device)
-            views = self.augment(unit_range(raw.to(self.device, non_blocking=True)), rng)
+            views = self.augment(unit_range(runtime.to_device(raw, self.device)), rng)
             with frozen(self.backbone), runtime.autocast(self.device, self.settings.precision):
                 values = self.backbone(views).float()
-            yield Features(values, self.labels[chosen].to(self.device))
+            yield Features(values, runtime.to_device(self.labels[chosen], self.device))
 
 
 def _folded(layer: nn.Linear, standard: Affine) -> Linear:

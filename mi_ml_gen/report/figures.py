@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -172,6 +172,92 @@ def scatter(
     for place in zip(x, y, labels, strict=True):
         axes.annotate(place[2], place[:2], xytext=(5, 4), textcoords="offset points", fontsize=8, color=_SOFT)
     axes.margins(0.15)
+    return figure
+
+
+def triangle(
+    values: Mapping[tuple[int, int], tuple[float, str]], n: int, title: str = "", color: str = PALETTE[0]
+) -> Figure:
+    """A quantity of ranges of n things as a triangle: a row for the first of a range, a column for its last.
+
+    values: (start, stop) of a half-open range -> the number, and a mark that is written before it. The ink of a cell
+    grows with its number, from none at 0 to full at the largest. Raises UsageError where there are no values.
+    """
+    if not values:
+        raise UsageError("triangle: no values")
+    from matplotlib.patches import Rectangle
+
+    most = max((abs(value) for value, _ in values.values() if math.isfinite(value)), default=0.0) or 1.0
+    size = 1.0 + 0.5 * n
+    figure = _new_figure(size, size + 0.3, "")
+    axes = figure.add_subplot()
+    for (start, stop), (value, mark) in values.items():
+        strength = max(0.0, min(1.0, value / most)) if math.isfinite(value) else 0.0
+        axes.add_patch(Rectangle((stop - 1.48, start - 0.48), 0.96, 0.96, facecolor=color, alpha=0.9 * strength,
+                                 edgecolor="none"))  # fmt: skip
+        ink = "white" if strength > 0.6 else _INK
+        axes.text(stop - 1, start, f"{mark}{value:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
+    axes.set_xlim(-0.5, n - 0.5)
+    axes.set_ylim(n - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_xticks(range(n))
+    axes.set_yticks(range(n))
+    _dress(axes, title, "last chunk")
+    axes.set_ylabel("first chunk", fontsize=9, color=_SOFT)
+    axes.grid(False)
+    return figure
+
+
+class TruthPoint(NamedTuple):
+    """An estimate of a known number: its interval may end in nan where it has none, and in inf where it is open."""
+
+    truth: float
+    value: float
+    low: float
+    high: float
+    group: str
+
+
+def against_truth(
+    panels: Mapping[str, Sequence[TruthPoint]],
+    groups: Mapping[str, str],
+    ceilings: Mapping[str, float] | None = None,
+    columns: int = 4,
+    labels: tuple[str, str] = ("truth", "estimate"),
+    panel_size: tuple[float, float] = (2.7, 2.8),
+) -> Figure:
+    """Estimates over the truth, a panel each, with intervals and the line on which they should lie.
+
+    groups: a colour for each group of points, in the order of the legend. ceilings: a dashed line for some panels.
+    Raises UsageError where there is nothing to draw.
+    """
+    if not any(panels.values()):
+        raise UsageError("against_truth: no points")
+    n_columns = min(columns, len(panels))
+    n_rows = math.ceil(len(panels) / n_columns)
+    figure = _new_figure(panel_size[0] * n_columns, panel_size[1] * n_rows + 0.3, "")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    highest = max(point.truth for points in panels.values() for point in points)
+    lowest_shown, highest_shown = -0.06 * highest - 0.2, 1.25 * highest + 0.3
+    for axes, (name, points) in zip(grid, panels.items(), strict=False):
+        _dress(axes, name, f"{labels[0]}; {labels[1]} upwards")
+        axes.plot([0, highest], [0, highest], color=_SOFT, linewidth=1, zorder=1)
+        if ceilings and name in ceilings:
+            axes.axhline(ceilings[name], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for group, color in groups.items():
+            own = [point for point in points if point.group == group and math.isfinite(point.value)]
+            value = np.clip([point.value for point in own], lowest_shown, highest_shown)
+            truth = [point.truth for point in own]
+            for at, middle, point in zip(truth, value, own, strict=True):
+                low = point.low if math.isfinite(point.low) else middle
+                high = point.high if math.isfinite(point.high) else middle
+                ends = np.clip([low, high], lowest_shown, highest_shown)
+                axes.plot([at, at], ends, color=color, linewidth=1, alpha=0.6, zorder=2)
+            axes.scatter(truth, value, color=color, s=16, zorder=3, label=literal(group), edgecolors="none", alpha=0.85)
+        axes.set_ylim(lowest_shown, highest_shown)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    _add_legend(figure, grid[0], "")
     return figure
 
 

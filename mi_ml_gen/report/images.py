@@ -1,4 +1,8 @@
-"""Grids of images with labels, as PNG."""
+"""Grids of images with labels, as PNG.
+
+The few lines that place images are written here: torchvision's `make_grid` costs the import of all of torchvision,
+which takes seconds, and pads around the grid.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,19 @@
 """What a run shows of itself: one HTML page that holds image grids, figures and tables.
 
-A page is one file: styles inside, images as data, no script, nothing fetched. It reads on a phone and on paper, and
-follows the reader's light or dark setting, the figures too: they are drawn in named inks that the page defines.
+A page is one file: the styles of page.css inside, images as data, nothing fetched, and no script but that of a
+`widget`. It reads on a phone and on paper, and follows the reader's light or dark setting, the figures too: they are
+drawn in named inks that the page defines.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +46,7 @@ class Page:
         self.footer = footer
         self._parts: list[str] = []
         self._sections: list[tuple[str, str]] = []
+        self._styles: list[str] = []
 
     def section(self, title: str) -> Page:
         """A head line, reached from the contents at the top where there are three or more."""
@@ -103,6 +108,17 @@ class Page:
         drawings = "".join(_svg(one, name) for one, name in zip(figures, names, strict=True))
         return self._add(f'<figure><div class="drawings">{drawings}</div>{_caption(caption)}</figure>')
 
+    def widget(self, body: str, style: str, script: str, data: object) -> Page:
+        """A part that moves: HTML of the caller's own, with its style, a script, and plain values that the script finds
+        as the variable `data`.
+
+        The caller escapes what stands in `body`. `data` is written as JSON, in which no text can end the script.
+        """
+        self._styles.append(style)
+        values = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        code = f'"use strict";\n(() => {{\nconst data = {values};\n{script}}})();'
+        return self._add(f"{body}\n<script>\n{code}\n</script>")
+
     def html(self) -> str:
         """The whole page."""
         contents = ""
@@ -110,12 +126,13 @@ class Page:
             links = "".join(f'<li><a href="#{anchor}">{_inline(title)}</a></li>' for anchor, title in self._sections)
             contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
         lead = f'<p class="lead">{_inline(one_line(self.lead))}</p>' if self.lead else ""
+        style = _styles() + "".join(self._styles)
         footer = f"<footer>{_inline(self.footer)}</footer>" if self.footer else ""
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta name="color-scheme" content="light dark">\n'
-            f"<title>{_escape(self.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+            f"<title>{_escape(self.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
             f"<header><h1>{_inline(self.title)}</h1>{lead}{contents}</header>\n"
             + "\n".join(self._parts)
             + f"\n{footer}</main>\n</body>\n</html>\n"
@@ -162,101 +179,14 @@ def _svg(figure: Figure, alt: str) -> str:
     return head + drawing[opening.end() :]
 
 
+@functools.cache
+def _styles() -> str:
+    return resources.files("mi_ml_gen.report").joinpath("page.css").read_text(encoding="utf-8")
+
+
 def _caption(text: str) -> str:
     return f"<figcaption>{_inline(one_line(text))}</figcaption>" if text else ""
 
 
 def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
-
-
-_CSS = """
-:root {
-  --paper: #fcfcfa; --ink: #22262b; --soft: #626973; --line: #dcdfe3; --tint: #f2f3f1; --accent: #2f619f;
-  --serif: Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif;
-  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --paper: #15181c; --ink: #e4e6e8; --soft: #9aa2ab; --line: #343a41; --tint: #1e2228; --accent: #8ab4e8;
-  }
-}
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 1.0625rem/1.6 var(--serif); }
-main { max-width: 66rem; margin: 0 auto; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem) 4rem; }
-h1 {
-  font: 700 clamp(1.7rem, 1.2rem + 2.4vw, 2.6rem)/1.15 var(--serif);
-  letter-spacing: -0.015em; margin: 0 0 0.75rem; text-wrap: balance;
-}
-h2 {
-  font: 700 1.4rem/1.25 var(--serif); margin: 3.2rem 0 0.8rem; padding-top: 1rem;
-  border-top: 1px solid var(--line); text-wrap: balance;
-}
-p { max-width: 42rem; margin: 0 0 1rem; overflow-wrap: break-word; }
-.lead { font-size: 1.2rem; line-height: 1.5; color: var(--soft); margin-bottom: 1.5rem; }
-a { color: var(--accent); text-underline-offset: 0.15em; }
-nav ul {
-  display: flex; flex-wrap: wrap; gap: 0.35rem 1.4rem; list-style: none; margin: 0; padding: 0;
-  font: 0.92rem/1.5 var(--sans);
-}
-code { font: 0.88em var(--mono); }
-pre {
-  background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: 0.9rem 1.1rem;
-  margin: 1.2rem 0; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere;
-}
-.facts {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1.2rem 1.6rem;
-  margin: 1.8rem 0;
-}
-.facts div { border-top: 2px solid var(--ink); padding-top: 0.5rem; }
-.facts dt { font: 0.86rem/1.35 var(--sans); color: var(--soft); }
-.facts dd { font: 600 1.6rem/1.25 var(--sans); font-variant-numeric: tabular-nums; margin: 0.1rem 0 0; }
-figure { margin: 1.6rem 0 2rem; }
-figcaption { font: 0.9rem/1.5 var(--sans); color: var(--soft); max-width: 42rem; margin-top: 0.7rem; }
-.table figcaption { margin: 0 0 0.8rem; }
-.table > div { /* a shade at the edge beyond which there is more */
-  overflow-x: auto; background:
-    linear-gradient(90deg, var(--paper) 40%, transparent) 0 / 2.5rem 100% no-repeat local,
-    linear-gradient(270deg, var(--paper) 40%, transparent) 100% / 2.5rem 100% no-repeat local,
-    radial-gradient(farthest-side at 0 50%, var(--line), transparent) 0 / 0.6rem 100% no-repeat scroll,
-    radial-gradient(farthest-side at 100% 50%, var(--line), transparent) 100% / 0.6rem 100% no-repeat scroll;
-}
-table {
-  border-collapse: collapse; border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink);
-  font: 0.93rem/1.4 var(--sans); font-variant-numeric: tabular-nums lining-nums;
-}
-th, td { padding: 0.45rem 1.3rem 0.45rem 0; text-align: left; vertical-align: baseline; }
-th { font-weight: 600; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
-th:last-child, td:last-child { padding-right: 0; }
-td:last-child:not(.num) { min-width: 9rem; }
-tbody tr + tr td { border-top: 1px solid var(--line); }
-th.num, td.num { text-align: right; }
-td.num { white-space: nowrap; }
-img { display: block; max-width: 100%; height: auto; border-radius: 2px; }
-img.sharp { image-rendering: pixelated; }
-.strip + .strip { margin-top: 0.35rem; }
-.strip span { display: block; font: 0.82rem/1.5 var(--sans); color: var(--soft); }
-@media (min-width: 44rem) {
-  .strip { display: grid; grid-template-columns: 5rem minmax(0, 1fr); align-items: center; gap: 0.6rem; }
-}
-.drawings {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1.4rem 1.8rem;
-}
-.drawings svg { width: 100%; height: auto; display: block; }
-footer {
-  margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
-  font: 0.86rem/1.5 var(--sans); color: var(--soft);
-}
-@media print {
-  html { font-size: 72%; }
-  body { background: none; }
-  main { max-width: none; padding: 0; }
-  nav { display: none; }
-  h1, h2, .table figcaption { break-after: avoid; }
-  figure, pre, .facts, tr { break-inside: avoid; }
-  .table > div { overflow: visible; background: none; }
-}
-@page { margin: 18mm; }
-"""

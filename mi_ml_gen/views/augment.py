@@ -10,17 +10,13 @@ A policy says which parts T_x has, and by whose conventions:
     torchvision_no_crop    no_crop by torchvision's conventions
     torchvision_no_color   no_color by torchvision's conventions
 
-simclr, no_crop and no_color are the paper's, as the published code has them through kornia: RandomResizedCrop (scale
-0.2 to 1, ratio 3/4 to 4/3, bilinear between corner pixels, not antialiased), RandomHorizontalFlip with probability
-1/2, ColorJiggle(0.4, 0.4, 0.4, 0.1) with probability 0.8, RandomGrayscale with probability 0.2. The torchvision ones
-draw the same parameters, but their crops are antialiased, and their colours are those of ColorJitter (see colors.py).
-Each policy ends in the ImageNet normalisation.
+`policies.py` holds them, and `registry.py` adds those of users. Each policy ends in the ImageNet normalisation.
 
 Every sample has parameters of its own; only the order of the four colour operations is shared by all samples of a call
 in kornia's convention, as in kornia. For given parameters every operation equals its library's on that sample, to
 float32 rounding.
 
-How it stays fast: drawing is one call of the random generator, nothing is read back by the host, crop, resize and flip
+How it stays fast: drawing is one call of the host's generator and one copy, nothing is read back, crop, resize and flip
 are two batched matrix products (exact, and unlike grid_sample deterministic in the backward pass on CUDA), and the
 colour operations run on all samples at once with neutral factors where a sample does not take part. All of it is
 differentiable in the images.
@@ -29,15 +25,14 @@ differentiable in the images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.views.colors import (
-    KORNIA,
     LUMA,
     N_BLENDS,
     TORCHVISION,
@@ -50,6 +45,8 @@ from mi_ml_gen.views.colors import (
     grayscale,
 )
 from mi_ml_gen.views.crops import Boxes, center_crop, flip_some, resize_boxes
+from mi_ml_gen.views.policies import TORCHVISION_CROP
+from mi_ml_gen.views.registry import POLICIES, policy_from_flags
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -57,7 +54,6 @@ __all__ = [
     "LUMA",
     "POLICIES",
     "Augment",
-    "Policy",
     "ViewParameters",
     "adjust_brightness",
     "adjust_contrast",
@@ -89,46 +85,6 @@ JITTER_HUE = 0.1  # hue shifts lie in 0 +- this, in turns
 _CPU_GROUP_VALUES = 2**18
 
 
-class Crop(NamedTuple):
-    """How a random box becomes a view: see `crops.resize_boxes`."""
-
-    antialias: bool
-    corners: bool
-
-
-class Policy(NamedTuple):
-    """Which parts of T_x a policy has, and how; None where it lacks one."""
-
-    crop: Crop | None
-    flip: bool
-    color: Colors | None
-
-
-_PUBLISHED_CROP = Crop(antialias=False, corners=True)
-_TORCHVISION_CROP = Crop(antialias=True, corners=False)
-
-POLICIES = {
-    "none": Policy(crop=None, flip=False, color=None),
-    "simclr": Policy(crop=_PUBLISHED_CROP, flip=True, color=KORNIA),
-    "no_crop": Policy(crop=None, flip=True, color=KORNIA),
-    "no_color": Policy(crop=_PUBLISHED_CROP, flip=True, color=None),
-    "torchvision": Policy(crop=_TORCHVISION_CROP, flip=True, color=TORCHVISION),
-    "torchvision_no_crop": Policy(crop=None, flip=True, color=TORCHVISION),
-    "torchvision_no_color": Policy(crop=_TORCHVISION_CROP, flip=True, color=None),
-}
-"""T_x by name; the module's header says what each does."""
-
-
-def policy_from_flags(simclr_aug: bool = False, remove_crop: bool = False, remove_color: bool = False) -> str:
-    """The policy that the flags --simclr_aug, --removeCrop and --removeColor name.
-
-    Each flag names a policy by itself. Of several the first in this order counts, as in the reference: so
-    `--simclr_aug --removeCrop` still crops at random.
-    """
-    named = {"simclr": simclr_aug, "no_crop": remove_crop, "no_color": remove_color}
-    return next((policy for policy, given in named.items() if given), "none")
-
-
 @dataclass(frozen=True)
 class ViewParameters:
     """What was drawn for n samples; every tensor has n rows and lies on the images' device.
@@ -140,6 +96,7 @@ class ViewParameters:
     blend_order: a permutation of (0, 1, 2), int64 (n, 3): which blend comes first, second and third.
     hue_position: how many blends come before the hue shift, int64 (n,), 0 to 3.
     The last two are equal in all rows where a policy's colours share one order.
+    own: numbers in [0, 1) for the policy's own part, (n, n_draws); None for a policy without one.
     """
 
     top: Tensor
@@ -153,17 +110,20 @@ class ViewParameters:
     blend_order: Tensor
     hue_position: Tensor
     grayscale: Tensor
+    own: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> ViewParameters:
         """The parameters of samples start to stop, the last excluded."""
-        return ViewParameters(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+        drawn = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "own"}
+        own = None if self.own is None else self.own[start:stop]
+        return ViewParameters(**{name: rows[start:stop] for name, rows in drawn.items()}, own=own)
 
 
 class Augment(nn.Module):
     """T_x: one view of each image. Move it to the images' device, as any module.
 
-    policy: a key of POLICIES. image_size: side of the images that come in, in pixels. crop_size: side of the
-    views, by default 7/8 of image_size, rounded. normalize: whether the ImageNet normalisation ends it;
+    policy: a name of POLICIES, or FILE.py:CLASS. image_size: side of the images that come in, in pixels. crop_size:
+    side of the views, by default 7/8 of image_size, rounded. normalize: whether the ImageNet normalisation ends it;
     without it views stay in [0, 1]. antialias: whether shrinking a random box averages over all pixels that it
     covers, by default as the policy has it; it matters only for boxes wider than crop_size.
     Raises UsageError for an unknown policy and sizes that do not fit.
@@ -181,8 +141,6 @@ class Augment(nn.Module):
         antialias: bool | None = None,
     ) -> None:
         super().__init__()
-        if policy not in POLICIES:
-            raise UsageError(f"augmentation policy {policy!r}: must be one of {', '.join(POLICIES)}")
         if image_size < 1:
             raise UsageError(f"image_size {image_size}: must be at least 1")
         self.policy_name = policy
@@ -190,7 +148,7 @@ class Augment(nn.Module):
         self.image_size = image_size
         self.crop_size = max(1, round(7 / 8 * image_size)) if crop_size is None else crop_size
         self.normalize = normalize
-        crop = self.policy.crop or _TORCHVISION_CROP  # a policy without a random crop has no use for it
+        crop = self.policy.crop or TORCHVISION_CROP  # a policy without a random crop has no use for it
         self.crop = crop if antialias is None else crop._replace(antialias=antialias)
         self.antialias = self.crop.antialias
         if self.crop_size < 1 or (self.crop_size > image_size and not self.policy.crop):
@@ -204,24 +162,30 @@ class Augment(nn.Module):
     def forward(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Images (n, 3, image_size, image_size) in [0, 1] -> views (n, 3, crop_size, crop_size), normalised.
 
-        rng: a generator on the images' device; without it that device's default one. Half precision comes in
-        as it is and is worked on, and returned, in float32, inside autocast too.
+        rng: a generator of the host or on the images' device; without it that device's default one. Half precision
+        comes in as it is and is worked on, and returned, in float32, inside autocast too.
         Raises UsageError for other shapes and for a generator on another device.
         """
         size = (3, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != size:
             raise UsageError(f"images of shape {tuple(images.shape)}: expected (n, {', '.join(map(str, size))})")
-        if not (self.policy.crop or self.policy.flip or self.policy.color):
+        if not (self.policy.crop or self.policy.flip or self.policy.color or self.policy.n_draws):
             return self.view(images, None)
         return self.view(images, self.draw(len(images), rng, images.device))
 
     def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters:
-        """Parameters for n samples: one call of the generator, then tensor operations only."""
+        """Parameters for n samples: one call of the generator (two for a policy with a part of its own), and as many
+        copies where it is the host's."""
         device = torch.device(device)
-        if rng is not None and rng.device.type != device.type:
-            raise UsageError(f"random generator on {rng.device}: must be on the images' device, {device}")
+        if rng is not None and rng.device.type not in ("cpu", device.type):
+            raise UsageError(f"random generator on {rng.device}: must be on the CPU or on the images' device, {device}")
         color = self.policy.color
-        return draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order)
+        drawn = draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order)
+        if not self.policy.flip:
+            drawn = replace(drawn, flip=torch.zeros_like(drawn.flip))
+        if not self.policy.n_draws:
+            return drawn
+        return replace(drawn, own=runtime.uniform((n, self.policy.n_draws), rng, device))
 
     def view(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
         """Views for given parameters (None only where the policy draws nothing), without randomness.
@@ -239,7 +203,7 @@ class Augment(nn.Module):
             return torch.cat(views) if views else self._view_group(images, parameters)
 
     def _view_group(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
-        if parameters is None or not self.policy.flip:
+        if parameters is None:
             views = center_crop(images, self.crop_size)
         elif self.policy.crop:
             views = resized_crop(images, parameters, self.crop_size, *self.crop)
@@ -249,6 +213,8 @@ class Augment(nn.Module):
             views = jitter(views, parameters, colors)
             is_gray = parameters.grayscale.view(-1, 1, 1, 1)
             views = torch.where(is_gray, colors.grayscale(views), views)
+        if parameters is not None and parameters.own is not None:
+            views = self.policy.finish(views, parameters.own)
         return (views - self.mean.to(views)) / self.std.to(views) if self.normalize else views
 
 
@@ -259,10 +225,35 @@ def draw_parameters(
 
     A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision and kornia.
     shares_order: one order of the colour operations for all samples of this call, that of the first sample's draw.
+    They are computed where they are drawn, so that no rounding of a device changes them, and travel as one matrix.
     """
-    uniform = torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=device)
+    rows = runtime.drawn(lambda place: _drawn_rows(n, image_size, rng, place, shares_order), rng, device)
+    top, left, height, width, hue = rows[:5]
+    coins = rows[5:8] > 0
+    places = rows[8:12].long()
+    return ViewParameters(
+        top=top,
+        left=left,
+        height=height,
+        width=width,
+        flip=coins[0],
+        jitter=coins[1],
+        grayscale=coins[2],
+        blends=rows[12:].T,
+        hue=hue,
+        blend_order=places[:3].T,
+        hue_position=places[3],
+    )
+
+
+def _drawn_rows(
+    n: int, image_size: int, rng: torch.Generator | None, place: torch.device, shares_order: bool
+) -> Tensor:
+    """The parameters as rows of one matrix, float32 (12 + N_BLENDS, n): top, left, height, width, hue; 1 for flip,
+    jitter and grayscale; blend_order; hue_position; blends."""
+    uniform = torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=place)
     area, ratio, rest = uniform.split((CROP_TRIES, CROP_TRIES, 14), dim=1)
-    place, coins, factors, order, hue_position = rest.split((2, 3, 4, 3, 2), dim=1)
+    corner, coins, factors, order, hue_position = rest.split((2, 3, 4, 3, 2), dim=1)
 
     # Boxes: rounded sides of a random area and a log-uniform ratio.
     area = image_size**2 * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * area)
@@ -274,24 +265,20 @@ def draw_parameters(
     found = fits.any(dim=1)
     width = torch.where(found, width.gather(1, first)[:, 0], image_size)
     height = torch.where(found, height.gather(1, first)[:, 0], image_size)
-    top = torch.minimum(torch.floor(place[:, 0] * (image_size - height + 1)), image_size - height)
-    left = torch.minimum(torch.floor(place[:, 1] * (image_size - width + 1)), image_size - width)
+    top = torch.minimum(torch.floor(corner[:, 0] * (image_size - height + 1)), image_size - height)
+    left = torch.minimum(torch.floor(corner[:, 1] * (image_size - width + 1)), image_size - width)
 
     if shares_order:
         order, hue_position = order[:1].expand(n, -1), hue_position[:1].expand(n, -1)
-    return ViewParameters(
-        top=top,
-        left=left,
-        height=height,
-        width=width,
-        flip=coins[:, 0] < FLIP_PROBABILITY,
-        jitter=coins[:, 1] < JITTER_PROBABILITY,
-        grayscale=coins[:, 2] < GRAYSCALE_PROBABILITY,
-        blends=1 + JITTER_BLEND * (2 * factors[:, :N_BLENDS] - 1),
-        hue=JITTER_HUE * (2 * factors[:, N_BLENDS] - 1),
-        blend_order=order.argsort(dim=1),  # with the next line: each of the 24 orders equally likely
-        hue_position=(hue_position[:, 0] * (N_BLENDS + 1)).long().clamp(max=N_BLENDS),
+    probabilities = (FLIP_PROBABILITY, JITTER_PROBABILITY, GRAYSCALE_PROBABILITY)
+    parts = (
+        torch.stack([top, left, height, width, JITTER_HUE * (2 * factors[:, N_BLENDS] - 1)], dim=1),
+        torch.stack([coins[:, i] < probability for i, probability in enumerate(probabilities)], dim=1),
+        order.argsort(dim=1),  # with the next line: each of the 24 orders equally likely
+        (hue_position[:, :1] * (N_BLENDS + 1)).floor().clamp(max=N_BLENDS),
+        1 + JITTER_BLEND * (2 * factors[:, :N_BLENDS] - 1),
     )
+    return torch.cat([part.float() for part in parts], dim=1).T.contiguous()
 
 
 # The deterministic half: boxes and colours of ViewParameters

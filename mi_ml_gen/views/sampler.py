@@ -17,7 +17,7 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.views.augment import Augment, unit_range
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 
@@ -77,7 +77,7 @@ class GeneratedImages:
         self,
         generator: MultiLatentGenerator,
         walker: Walker | None = None,
-        distribution: TruncatedNormal | None = None,
+        distribution: NoiseDistribution | None = None,
         decode_at_once: int | None = None,
         *,
         law: TruncatedNormal | None = None,
@@ -85,7 +85,7 @@ class GeneratedImages:
         assert decode_at_once is None or decode_at_once >= 1
         self.generator = generator
         self.walker = IdentityWalker() if walker is None else walker
-        self.distribution = distribution or law or TruncatedNormal()
+        self.distribution: NoiseDistribution = distribution or law or TruncatedNormal()
         self.decode_at_once = decode_at_once
         self.image_size = generator.resolution
         self.decode, self.decode_pair = generator.decode, generator.decode_pair
@@ -146,16 +146,14 @@ class StoredImages:
             self._reading, images = (key, reader), next(reader)
         assert self._reading is not None
         self._reading = replace(key, step=key.step + 1), self._reading[1]
-        if key.device.type == "cuda":
-            images = images.pin_memory()
-        images = images.to(key.device, non_blocking=True)
+        images = runtime.to_device(images, key.device)
         return ImagePair(images, images)
 
 
 class ViewSampler:
     """Two batches of views for each step: T_z, decode, T_x, or T_x of stored images.
 
-    origin: GeneratedImages or StoredImages. policy: T_x, a key of POLICIES. batch_size: samples a step, of this
+    origin: GeneratedImages or StoredImages. policy: T_x, a name of POLICIES. batch_size: samples a step, of this
     process. crop_size: side of the views, as in Augment. precision: of the generator. rank and world_size: by
     default this process's.
 

@@ -6,6 +6,7 @@ from mi_ml_gen.core.faces import face
 
 if TYPE_CHECKING:
     from mi_ml_gen.walkers.base import IdentityWalker, Pair, PublishedSeed, Walker
+    from mi_ml_gen.walkers.directions import DirectionsWalker, directions_walker
     from mi_ml_gen.walkers.files import save_walker
     from mi_ml_gen.walkers.grouped import GroupedWalker
     from mi_ml_gen.walkers.learned import ConvolutionalWalker, LowRankWalker, NonlinearWalker, learned_walker

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks
@@ -68,12 +69,17 @@ class Walker(Shared):
             generator.chunks(str(chunks), "a walker on chunks")
 
     def forward(self, generator: MultiLatentGenerator, z: torch.Tensor, rng: Rng = None) -> Pair:
-        """Anchors and positives of noise z (n, noise_dim); gradients flow to the walker's parameters and to z."""
-        anchor = positive = generator.latents(z)
-        for chunks, moved in self.moves(generator, z, rng):
-            at = generator.layout.slice(chunks)
-            latents = generator.moved_latents(z, moved)
-            positive = torch.cat([positive[:, : at.start], latents[:, at], positive[:, at.stop :]], 1)
+        """Anchors and positives of noise z (n, noise_dim); gradients flow to the walker's parameters and to z.
+
+        In the precision of z and of the parameters, inside autocast too: a walker costs little, and what its
+        perturbation is should not depend on how images are decoded.
+        """
+        with runtime.full_precision(z.device):
+            anchor = positive = generator.latents(z)
+            for chunks, moved in self.moves(generator, z, rng):
+                at = generator.layout.slice(chunks)
+                latents = generator.moved_latents(z, moved)
+                positive = torch.cat([positive[:, : at.start], latents[:, at], positive[:, at.stop :]], 1)
         return Pair(anchor, positive)
 
 

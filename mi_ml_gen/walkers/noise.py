@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
@@ -36,7 +37,7 @@ class OccasionalNormal(NamedTuple):
         self, shape: Sequence[int], generator: torch.Generator | None = None, device: Any = None
     ) -> torch.Tensor:
         noise = TruncatedNormal().sample(shape, generator, device)
-        coin, std = torch.rand(2, shape[0], 1, generator=generator, device=noise.device)
+        coin, std = runtime.uniform((2, shape[0], 1), generator, noise.device)
         return noise * torch.where(coin < 0.5, self.low + (self.high - self.low) * std, torch.zeros_like(std))
 
     def toss(self, coins: np.random.Generator) -> TruncatedNormal:
@@ -96,7 +97,7 @@ class RandomWalker(Walker):
         if isinstance(rng, PublishedSeed):
             noise = _published_noise(self.distribution, shape, rng.seed, np.random.default_rng(rng.seed)).to(z)
         else:
-            noise = self.distribution.sample(shape, rng, z.device).to(z.dtype)
+            noise = runtime.drawn(lambda place: self.distribution.sample(shape, rng, place), rng, z.device).to(z.dtype)
         yield self.range, _moved(z, at, noise)
 
     def config(self) -> dict[str, Any]:

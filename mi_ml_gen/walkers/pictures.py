@@ -57,7 +57,7 @@ def swaps(
     for group in groups:
         at = generator.layout.slice(group)
         mixed = torch.cat([anchor[:, : at.start], donor[:, at], anchor[:, at.stop :]], dim=1)
-        rows[_name((group,))] = decode_shown(generator, mixed)
+        rows[f"{_name((group,))} from donor"] = decode_shown(generator, mixed)
     return _labelled(rows | {"donor": decode_shown(generator, donor)})
 
 

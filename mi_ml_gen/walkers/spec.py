@@ -3,11 +3,13 @@
     T_z     nothing                          images without perturbation
             FILE                             one walker, or a file of groups
             CHUNKS=WALKER CHUNKS=WALKER ...  a walker for each group of chunks
-    WALKER  nothing | NOISE | FILE
+    WALKER  nothing | NOISE | DIRECTIONS | FILE | budget:NATS
     NOISE   STD | MEAN,STD,TRUNCATION | LOW,HIGH
+    DIRECTIONS  ganspace:NUMBER | ganspace:NUMBER,STRENGTH | sefa:NUMBER | sefa:NUMBER,STRENGTH
     FILE    a path or a reference (docs/pretrained.md)
     nothing none | null | ~ | no text at all
     CHUNKS  START_STOP, the first chunk included, the last excluded: 1_6 is chunks 1 to 5
+    budget:NATS  noise after which image and positive share so many nats; solved where it is used (budget.py)
 
     none                                     the anchor itself
     walker_runs/coarse                       the selected walker of a run of train_navigator.py
@@ -18,7 +20,10 @@
     0_1=0.5                                  normal noise of standard deviation 0.5 on chunk 0, truncated at 2 of them
     0_6=0,0.2,2                              noise of mean 0, standard deviation 0.2, truncation 2 on all six chunks
     0_6=0.1,0.5                              half of the samples: noise of a standard deviation between 0.1 and 0.5
+    0_2=ganspace:5,1.5                       along the first 5 directions of GANSpace, standard deviation 1.5 each
+    0_1=sefa:3                               along the first 3 directions of SeFa, standard deviation 1 each
     0_1=walker_runs/coarse 1_4=0.5 4_6=none  a group of its own each
+    0_1=budget:3.0                           noise on chunk 0 that leaves 3 nats of information between the images
 
 Text that begins with CHUNKS= is groups, all other text is a FILE; so a file named "0_1=x" is written "./0_1=x". A group
 reaches to the next blank that CHUNKS= follows, so paths may hold blanks and equal signs; one that holds " 0_1=" stands
@@ -32,22 +37,24 @@ Relative paths count from the working directory, in a file of groups from that f
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.texts import TextError, parse_yaml
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.hub import assets
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub.assets import is_reference
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
+from mi_ml_gen.walkers.directions import directions_walker
 from mi_ml_gen.walkers.files import load_walker_file
 from mi_ml_gen.walkers.grouped import GroupedWalker
 from mi_ml_gen.walkers.noise import RandomWalker
@@ -56,6 +63,7 @@ EXAMPLE = "0_1=0.5 1_4=0,0.8,2 4_6=walker_runs/fine"
 """A T_z of groups, for messages."""
 
 _GROUP = re.compile(r"(?:^|(?<=\s))\s*(-?\d+_-?\d+)=", re.ASCII)
+_DIRECTIONS = re.compile(r"\s*(ganspace|sefa):\s*(\d+)\s*(?:,(.*))?", re.ASCII)
 _QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 
@@ -97,7 +105,7 @@ def read_groups(written: str | Path | Mapping[Any, Any], flag: str = "T_z") -> d
     """The groups of a T_z, CHUNKS -> WALKER, from text, a mapping or a YAML file of groups, whose paths then count from
     the working directory; no walker is read.
 
-    Raises UsageError where a group is empty or stands there twice, and for a file that is not one of groups.
+    Raises UsageError where a group is empty or is given twice, and for a file that is not one of groups.
     """
     if isinstance(written, Mapping):
         return {str(chunks): member for chunks, member in written.items()}
@@ -112,7 +120,7 @@ def read_groups(written: str | Path | Mapping[Any, Any], flag: str = "T_z") -> d
         if not member:
             raise UsageError(f"{flag} {written}: nothing follows {chunks}=; write for example {EXAMPLE}")
         if chunks in groups:
-            raise UsageError(f"{flag} {written}: group {chunks} stands there twice")
+            raise UsageError(f"{flag} {written}: group {chunks} is given twice")
         groups[chunks] = member
     return groups
 
@@ -133,11 +141,11 @@ def load_walker(
     path = hub.local_path(path)
     if path.suffix in (".yaml", ".yml"):
         if generator is None:
-            raise UsageError(f"{path}: a file of groups, where a single walker's file must stand")
+            raise UsageError(f"{path}: is a file of groups, but the file of a single walker is needed")
         return load_groups(path, generator, device)
     if path.is_dir():
         if not (path / "walker.safetensors").exists():
-            raise UsageError(f"{path}: this folder holds no walker.safetensors, which a finished run of a walker has")
+            raise UsageError(f"{path}: holds no walker.safetensors, which every finished run of train_navigator.py has")
         path = path / "walker.safetensors"
     return load_walker_file(path, device)
 
@@ -152,6 +160,7 @@ def load_groups(
         0_4: runs/coarse                       # what `load_walker` reads
         4_8: [0, 1, 2]                         # noise: [mean, std, truncation], [low, high], or std
         8_12: null                             # left alone
+        12_16: ganspace:5,1.5                  # directions
 
     Each value is a WALKER of the grammar at the top of this module. A file's relative paths count from the file, a
     mapping's from the working directory; a mapping may also hold walkers.
@@ -167,18 +176,30 @@ def _grouped(
     members: dict[str, Walker | None] = {}
     for key, written in groups.items():
         chunks = generator.chunks(key, f"{where}: group")
-        members[str(chunks)] = _member(written, chunks, device, f"{where}: group {key}")
+        members[str(chunks)] = _member(written, chunks, generator, device, f"{where}: group {key}")
     walker = GroupedWalker.from_groups(members, generator.layout.n_chunks)
     walker.check(generator)
     return walker
 
 
-def _member(written: Any, chunks: Chunks, device: torch.device | str | None, where: str) -> Walker | None:
-    """The WALKER of a group: None for nothing."""
+def _member(
+    written: Any, chunks: Chunks, generator: MultiLatentGenerator, device: torch.device | str | None, where: str
+) -> Walker | None:
+    """The WALKER of a group: None for nothing. `generator` is what DIRECTIONS are found for."""
     if isinstance(written, Walker):
         return written
     if written is None or _is_nothing(written):
         return None
+    if (found := _directions(written)) is not None:
+        try:
+            return directions_walker(generator, chunks, *found).to(device)
+        except UsageError as error:
+            raise UsageError(f"{where}: {written}: {error}") from None
+    if isinstance(written, str) and written.startswith("budget:"):
+        raise UsageError(
+            f"{where}: {written}: a budget is solved by train_encoder.py, generate_dataset.py and view_generation.py "
+            "only; give its noise here, which their budget.json tells"
+        )
     numbers = _numbers(written)
     if numbers is None and not isinstance(written, str | Path):
         raise UsageError(f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high] or null")
@@ -202,9 +223,11 @@ def _of_file(
     text = str(written)
     if not Path(text).exists() and not is_reference(text):
         whole = generator.layout.all
+        if _directions(text) is not None:
+            raise UsageError(f"{flag} {text}: says no chunks; for all of {generator.name} write {whole}={text}")
         if _numbers(text) is not None:
             raise UsageError(
-                f"{flag} {text}: says no chunks; for noise on all of {generator.name} write {whole}={text}"
+                f"{flag} {text}: names no chunks; for noise on all of {generator.name} write {whole}={text}"
             )
         if "=" in text:
             raise UsageError(
@@ -220,7 +243,7 @@ def _unquoted(written: str | Path) -> str | Path:
 
 def _beside(file: Path, member: Any) -> Any:
     """A WALKER of a file of groups; its path counts from the file's folder."""
-    if not isinstance(member, str) or _is_nothing(member) or _numbers(member) is not None:
+    if not isinstance(member, str) or _is_nothing(member) or _numbers(member) is not None or _directions(member):
         return member
     path = _unquoted(member)
     return path if is_reference(path) else file.parent / path
@@ -243,6 +266,18 @@ def _numbers(written: Any) -> list[float] | float | None:
     return [float(item) for item in items] if isinstance(written, list | tuple) else float(written)
 
 
+def _directions(written: Any) -> tuple[str, int, float] | None:
+    """Method, number and strength of DIRECTIONS; None for what is none. Raises UsageError for a strength that is no
+    number."""
+    match = _DIRECTIONS.fullmatch(written) if isinstance(written, str) else None
+    if match is None:
+        return None
+    strength = "1" if match[3] is None else match[3].strip()
+    if not _NUMBER.fullmatch(strength) or not 0 <= float(strength) < math.inf:
+        raise UsageError(f"{written.strip()}: the strength must be a number of at least 0, as in ganspace:5,1.5")
+    return match[1], int(match[2]), float(strength)
+
+
 def _hide_quoted(text: str) -> str:
     """The text with every quoted member blanked out, so that nothing in it looks like a group."""
     return re.sub(r"""(?<==)(["'])(.*?)\1(?=\s|$)""", lambda match: "x" * len(match[0]), text)
@@ -251,15 +286,11 @@ def _hide_quoted(text: str) -> str:
 def _read_groups_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, every scalar as text: YAML itself takes the chunks 0_4 for the number 4."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-        content = yaml.load(text, Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        content = parse_yaml(path.read_bytes(), as_text=True, unique=True)
+    except TextError as error:
+        raise UsageError(f"{path}: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    if not isinstance(root, yaml.MappingNode) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{path}: must hold lines of the form START_STOP: walker, [mean, std, truncation] or null")
-    if len(content) < len(root.value):
-        raise UsageError(f"{path}: a group stands there twice")
     return content

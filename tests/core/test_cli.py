@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from mi_ml_gen.core import errors
+from mi_ml_gen.core import cli, errors
 from mi_ml_gen.core.errors import nearest
 
 
@@ -60,6 +60,40 @@ def test_torch_out_of_memory():
     done = script("import torch\ntorch.empty(2**60, dtype=torch.uint8)")
     assert done.returncode == 4
     assert done.stderr.startswith("error: out of memory:") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (
+            "AcceleratorError",
+            "CUDA error: an illegal memory access was encountered\nSearch for cudaErrorIllegalAddress",
+        ),
+        ("RuntimeError", "CUDA error: unspecified launch failure"),
+        ("RuntimeError", "CUDA driver error: unknown error"),
+        ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        ("RuntimeError", "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"),
+        ("RuntimeError", "HIP error: invalid device function"),
+        ("RuntimeError", "Found no NVIDIA driver on your system."),
+        ("RuntimeError", "No CUDA GPUs are available"),
+        ("RuntimeError", "NCCL communicator was aborted on rank 1. Original reason for failure was: timeout"),
+        ("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error"),
+    ],
+)
+def test_faults_of_a_device(kind, text):
+    """As torch raises them; torch itself is not imported for it."""
+    error = type(kind, (RuntimeError,), {})(text)
+    known = cli.as_known(error)
+    assert known is not None and known.exit_code == 4
+    assert text.splitlines()[0] in str(known) and "\n" not in str(known)
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA error: device-side assert triggered", "mat1 and mat2 shapes cannot be multiplied"]
+)
+def test_faults_of_the_program_are_no_faults_of_a_device(text):
+    assert cli.as_known(RuntimeError(text)) is None
 
 
 def test_debug_shows_the_traceback_and_is_kept_from_main():

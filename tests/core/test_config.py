@@ -196,7 +196,7 @@ def test_a_folder_of_the_name_of_a_bundled_file_does_not_hide_it(tmp_path, monke
     (tmp_path / "bundled" / "quick.yaml").write_text("num_samples: 7\n")
     (tmp_path / "quick").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert config._find("quick") == tmp_path / "bundled" / "quick.yaml"
+    assert config._find(Settings, "quick") == tmp_path / "bundled" / "quick.yaml"
 
 
 def test_a_setting_that_is_a_mapping_is_no_section(tmp_path):

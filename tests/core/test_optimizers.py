@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,13 +34,79 @@ def trained(kind: type[torch.optim.Optimizer], options: dict) -> tuple[nn.Module
     return network, optimizer.state_dict()
 
 
-@pytest.mark.parametrize(("name", "options"), [("Adam", ADAM), ("Adam", ADAM | {"fused": True}), ("SGD", SGD)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Adam", ADAM), ("Adam", ADAM | {"fused": True}), ("Adamax", ADAM), ("SGD", SGD), ("SGD", SGD | {"fused": True})],
+)
 def test_equal_to_torch(name, options):
     ours, our_state = trained(getattr(optimizers, name), options)
     theirs, their_state = trained(getattr(torch.optim, name), options)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
     assert str(our_state) == str(their_state)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "begun", "goes_on"),
+    [
+        ("Adam", ADAM, {}, {"fused": True}),  # on the CPU, then on CUDA
+        ("Adam", ADAM, {"fused": True}, {}),
+        ("Adam", ADAM, {"foreach": False}, {"foreach": True}),
+        ("Adamax", ADAM, {"foreach": False}, {"foreach": True}),
+        ("SGD", SGD, {}, {"fused": True}),
+        ("SGD", SGD, {"fused": True}, {"foreach": True}),
+    ],
+)
+def test_how_a_step_is_computed_is_not_part_of_a_state(name, options, begun, goes_on):
+    """A run that goes on elsewhere takes the steps of that machine, with the numbers of the saved state."""
+    kind = getattr(optimizers, name)
+    torch.manual_seed(0)
+    first = nn.Linear(5, 3)
+    second = copy.deepcopy(first)
+    xs = torch.randn(6, 8, 5)
+
+    def steps(network, optimizer, some):
+        for x in some:
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+
+    through = kind(first.parameters(), **options | begun)
+    steps(first, through, xs[:3])
+    second.load_state_dict(first.state_dict())
+    after = kind(second.parameters(), **options | goes_on | {"lr": 7.0})
+    saved = copy.deepcopy(through.state_dict())
+    before = str(saved)
+    after.load_state_dict(saved)
+    assert str(saved) == before  # what was saved is not changed
+    (group,) = after.param_groups
+    own = kind([nn.Parameter(torch.ones(1))], **options | goes_on).param_groups[0]
+    assert {key: group.get(key) for key in optimizers.IMPLEMENTATION} == {
+        key: own.get(key) for key in optimizers.IMPLEMENTATION
+    }
+    assert group["lr"] == options["lr"]
+    steps(first, through, xs[3:])
+    steps(second, after, xs[3:])
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_states_of_other_groups_are_refused():
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    state = optimizers.Adam([{"params": [one]} for one in parameters]).state_dict()
+    with pytest.raises(ValueError, match="parameter groups"):
+        optimizers.Adam(parameters).load_state_dict(state)
+
+
+def test_whatever_is_resumed_is_one_of_these():
+    """torch's own would bring the steps of the machine that saved. quality.py trains a classifier in one go."""
+    package = Path(optimizers.__file__).parents[1]
+    users = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"torch\.optim\.(?!Optimizer|lr_scheduler)\w+\(", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"generators/gan/quality.py", "core/loop.py"}  # in loop.py it is the example's, in its docstring
 
 
 def test_parameter_groups_are_added_and_checked():
@@ -53,7 +122,7 @@ def test_parameter_groups_are_added_and_checked():
 def test_steps_do_not_import_the_compiler():
     code = (
         "import sys, torch; from mi_ml_gen.core import optimizers\n"
-        "for kind in (optimizers.Adam, optimizers.SGD):\n"
+        "for kind in (optimizers.Adam, optimizers.Adamax, optimizers.SGD):\n"
         "    p = torch.nn.Parameter(torch.ones(3)); o = kind([p], lr=0.1)\n"
         "    o.zero_grad(); p.sum().backward(); o.step(); o.load_state_dict(o.state_dict())\n"
         "print('torch._dynamo' in sys.modules)"

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -27,7 +28,8 @@ import torch
 import yaml
 from torch import nn
 
-from mi_ml_gen.core import runs, runtime
+from mi_ml_gen.core import config, runs, runtime
+from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
 from mi_ml_gen.core.files import atomic_write, load_tensors, save_tensors
 from mi_ml_gen.core.loop import Preemption
@@ -246,6 +248,48 @@ def test_reopening_needs_the_same_settings(tmp_path):
         RunFolder.open(tmp_path, without)
 
 
+def test_a_setting_that_an_older_version_did_not_have_counts_as_its_default(tmp_path):
+    RunFolder.open(tmp_path, CONFIG).close()
+    now = {"new": 3, "free_new": 1, "path": Path("a")}
+    before = (tmp_path / "config.yaml").read_bytes()
+    for changed, message in (
+        ({"new": 4}, r"was made with new 3, not 4, the default, because it was begun before new was a setting; give"),
+        ({"path": Path("b")}, "was made with path a, not b"),
+        ({"save_freq": 20}, "was made with save_freq 10, not 20; give"),
+        ({"other": 1}, r"was made with other \(not set\), not 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            RunFolder.open(tmp_path, CONFIG | now | changed, defaults=now | {"save_freq": 20})
+        assert (tmp_path / "config.yaml").read_bytes() == before
+    with RunFolder.open(tmp_path, CONFIG | now | {"free_new": 2}, free={"free_new"}, defaults=now) as folder:
+        assert folder.load_latest() is None
+        folder.save_state(1, {})
+    assert runs.read_config(tmp_path) == yaml.safe_load(before) | {"new": 3, "free_new": 2, "path": "a"}
+    with pytest.raises(UsageError, match="was made with new 3, not 4; give"):  # recorded from now on
+        RunFolder.open(tmp_path, CONFIG | now | {"new": 4}, defaults=now)
+
+
+def test_a_state_of_an_older_version_counts_so_too(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.save_state(1, {})
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UsageError, match="was made with new 3, not 4"):
+        RunFolder.open(tmp_path, CONFIG | {"new": 4}, defaults={"new": 3})
+    with RunFolder.open(tmp_path, CONFIG | {"new": 3}, defaults={"new": 3}) as folder:
+        assert folder.load_latest() == (1, {})
+
+
+@dataclass
+class Settings:
+    steps: int = option(10, positive=True)
+    widths: list[int] = option((1, 2), free=True)
+    needed: str = option()
+
+
+def test_what_reopening_needs_is_read_from_the_settings_class():
+    assert config.resuming(Settings) == {"free": ("widths",), "defaults": {"steps": 10, "widths": [1, 2]}}
+
+
 def test_free_settings_may_change(tmp_path):
     RunFolder.open(tmp_path, CONFIG, free={"save_freq"}).close()
     RunFolder.open(tmp_path, CONFIG | {"save_freq": 20}, free={"save_freq"}).close()
@@ -303,7 +347,9 @@ def test_metrics_are_plain_json(tmp_path):
         folder.log(1, loss=torch.tensor(0.5), per_chunk=torch.tensor([1.0, float("nan")]), n=np.int64(3))
         folder.log(np.int64(2), loss=float("inf"), note="text", flag=True, nothing=None)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert all(re.fullmatch("[0-9a-f]{8}", row.pop("crc32")) for row in rows)  # of the rest of the line
+    assert rows == [
         {"step": 1, "loss": 0.5, "per_chunk": [1.0, None], "n": 3},
         {"step": 2, "loss": None, "note": "text", "flag": True, "nothing": None},
     ]
@@ -329,6 +375,57 @@ def test_a_damaged_line_is_reported(tmp_path, caplog):
         "line 2 is damaged and left out",
         "line 3 is damaged and left out",
     ]
+
+
+def flipped(data: bytes, at: int, bit: int = 0) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
+def test_no_flipped_bit_of_a_metric_goes_unnoticed(tmp_path, caplog):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        for step in (1, 2, 3):
+            folder.log(step, loss=step / 7, saved=True)
+    path = tmp_path / "metrics.jsonl"
+    data, rows = path.read_bytes(), runs.read_metrics(tmp_path, whole=True)
+    assert [set(row) for row in rows] == [{"step", "loss", "saved"}] * 3 and data.count(b"crc32") == 3
+    start, stop = data.index(b"\n") + 1, data.index(b"\n", data.index(b"\n") + 1)
+    for at in range(start, stop):
+        path.write_bytes(flipped(data, at, at % 7))
+        caplog.clear()
+        found = runs.read_metrics(tmp_path)
+        assert found == rows or ("damaged" in caplog.text and all(row in rows for row in found)), at
+        if found != rows:
+            with pytest.raises(CorruptCheckpointError, match=r"metrics.jsonl: \d damaged lines"):
+                runs.read_metrics(tmp_path, whole=True)
+
+
+def test_rows_of_an_older_version_have_no_checksum_and_are_followed_by_some_that_have(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n')
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.log(2, loss=0.25)
+        assert folder.metrics() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+def test_damage_to_settings_and_results_is_noticed(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        folder.write_json("summary.json", {"delta": 1.5, "name": "a"})
+    assert runs.read_json(tmp_path / "summary.json") == {"delta": 1.5, "name": "a"}
+    for name, read in (("config.yaml", lambda: runs.read_config(tmp_path)),
+                       ("summary.json", lambda: runs.read_json(tmp_path / "summary.json"))):  # fmt: skip
+        path, whole = tmp_path / name, read()
+        data = path.read_bytes()
+        for spoilt in (*(flipped(data, at, at % 7) for at in range(0, len(data), 3)), data[: len(data) // 2], b""):
+            path.write_bytes(spoilt)
+            try:
+                assert read() == whole, spoilt  # a flip in a comment
+            except CorruptCheckpointError as error:
+                assert str(path) in str(error)
+        path.write_bytes(data)
+    edited = "\n".join((tmp_path / "config.yaml").read_text().splitlines()[1:]).replace(
+        "save_freq: 10", "save_freq: 20"
+    )
+    (tmp_path / "config.yaml").write_text(edited)
+    assert runs.read_config(tmp_path)["save_freq"] == 20  # a user's own
 
 
 def test_rows_after_the_state_are_removed(tmp_path):

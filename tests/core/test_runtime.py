@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.counting import Counted
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import EnvironmentFault, NonFiniteError, UsageError
 from mi_ml_gen.core.loop import FiniteGuard
@@ -36,12 +37,33 @@ def test_devices_of_this_machine(monkeypatch):
 def test_cuda_devices_go_by_local_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert runtime.resolve_device("auto") == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert runtime.resolve_device("cuda") == torch.device("cuda", 1)
     assert runtime.resolve_device("cuda:0") == torch.device("cuda", 0)
+    assert runtime.resolve_device("cuda:1") == torch.device("cuda", 1)
+    # Events, names and memory are those of the current card, so it becomes the current one.
+    assert current == [torch.device("cuda", index) for index in (0, 1, 0, 1)]
     with pytest.raises(EnvironmentFault, match=r"^--device cuda:2: no such CUDA device, 2 visible"):
         runtime.resolve_device("cuda:2")
+    assert len(current) == 4
+
+
+def test_a_numbered_card_is_refused_under_torchrun(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    message = "^--device cuda:1: each process of torchrun has a card of its own; write --device cuda$"
+    with pytest.raises(UsageError, match=message):
+        runtime.resolve_device("cuda:1")
+    assert runtime.resolve_device("cuda") == torch.device("cuda", 1)
+    assert runtime.resolve_device(torch.device("cuda", 1)) == torch.device("cuda", 1)  # resolved before
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert runtime.resolve_device("cuda:1") == torch.device("cuda", 1)
 
 
 def test_precision():
@@ -285,6 +307,49 @@ def test_guard_names_the_first_bad_quantity(value):
     message = "^gradients became nan or infinite at or before step 9; the last good checkpoint is a/b.pt$"
     with pytest.raises(NonFiniteError, match=message):
         guard.check(9, last_good="a/b.pt")
+
+
+def test_guard_remembers_each_step_and_each_rows_type():
+    """One value of many steps, of several types and under several names, is enough; the order is that of watching."""
+    for at in range(5):
+        guard = FiniteGuard()
+        for step in range(5):
+            guard.watch("fine", torch.tensor(1.0), torch.tensor(float(step), dtype=torch.float64))
+            guard.watch("half", torch.tensor(float("inf") if step == at else -2.0, dtype=torch.bfloat16))
+            if step % 2:
+                guard.watch("sometimes", torch.tensor(float("nan") if at == 4 else 0.0))
+            guard.gather()
+        assert guard.first_bad() == "half"
+        with pytest.raises(NonFiniteError, match="^half became"):
+            guard.check(5)
+
+
+def test_guard_costs_two_kernels_a_step():
+    guard = FiniteGuard()
+    losses = [torch.tensor(float(i)) for i in range(3)]
+
+    def step():
+        guard.watch("loss", *losses[:2])
+        guard.watch("delta", losses[2])
+        guard.gather()
+
+    step()
+    with Counted("cpu") as counted, counted.step() as counts:
+        step()
+    assert counts.launches == 2, dict(counts.by_operator)
+    guard.check(2)
+
+
+def test_guard_gathers_before_it_holds_much_and_refuses_changed_values():
+    guard = FiniteGuard()
+    for _ in range(1000):
+        guard.watch("loss", torch.tensor(1.0))
+    assert len(guard._waiting) < guard.MOST_WAITING
+    total = torch.tensor(float("nan"))
+    guard.watch("total", total)
+    total.zero_()
+    with pytest.raises(RuntimeError, match="^total was changed in place after it was watched"):
+        guard.gather()
 
 
 def test_guard_lets_finite_values_pass():

@@ -206,7 +206,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no encoder has been saved"):
         load_encoder(tmp_path / "empty")
     files.save_tensors(tmp_path / "odd.safetensors", {"x": torch.zeros(1)}, {"format": "mi_ml_gen encoder"})
-    with pytest.raises(CorruptCheckpointError, match="describes no encoder"):
+    with pytest.raises(CorruptCheckpointError, match="does not describe an encoder"):
         load_encoder(tmp_path / "odd.safetensors")
 
 

@@ -9,13 +9,17 @@ import pytest
 import torch
 from scipy import stats
 
+from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.experiments.nvae_ablation import groups, rank_correlation, scales
+from mi_ml_gen.experiments.nvae_ablation import groups, random_steps, rank_correlation, scales
+from mi_ml_gen.experiments.settings import NVAEAblationConfig
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import Chunks
+from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.report.figures import figure_png, scatter
+from mi_ml_gen.walkers.base import Pair
 
 CONFIG = NVAEConfig(
     (1, 8, 8), num_scales=2, num_groups_per_scale=2, num_cells_per_group=1, num_latent_per_group=2,
@@ -77,9 +81,41 @@ def test_the_page_of_a_small_network(tmp_path, capsys):
     assert rows[4]["KL (nats)"] == pytest.approx(rows[0]["KL (nats)"] + rows[1]["KL (nats)"], rel=1e-6)
     for row in rows:
         assert row["delta"] > 0 and row["change at t = 1"] > 0 and row["random directions"] > 0
+        assert row["KL error"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "group 1:1: delta" in page and "Do walkers and KL divergence agree?" in page
     main(command)  # nothing is trained again
     assert json.loads((tmp_path / "out" / "table1.json").read_text()) is not None
     with pytest.raises(UsageError, match="is not an NVAE"):
         main(["--generator", "tiny-bigbigan", "--device", "cpu"])
+
+
+def test_the_same_order_in_both_lists_is_no_certainty():
+    """Six groups in the same order happen by chance, too: the interval reaches far down, and holds the estimate."""
+    found = rank_correlation([1, 2, 3, 4, 5, 6], [2, 3, 5, 7, 8, 9])
+    assert found.value == found.high == pytest.approx(1) and 0.2 < found.low < 0.6
+    most = 1 - 12 / (6 * 35)  # two neighbours exchanged
+    assert rank_correlation([1, 2, 3, 4, 5, 6], [2, 3, 5, 7, 9, 8]).value == pytest.approx(most)
+    opposite = rank_correlation([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
+    assert (opposite.low, opposite.high) == (pytest.approx(-1), pytest.approx(-found.low))
+    same = rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])
+    assert (same.low, same.high) == (-1, 1)
+
+
+def test_random_steps_have_the_lengths_and_places_of_the_learned_ones():
+    anchor, step = torch.randn(5, 8), torch.zeros(5, 8)
+    step[:, 2:5] = torch.randn(5, 3)
+    pair = random_steps(Pair(anchor, anchor + step), torch.Generator().manual_seed(0))
+    moved = pair.positive - pair.anchor
+    assert torch.equal(moved != 0, step != 0) and not torch.allclose(moved, step)
+    torch.testing.assert_close(moved.norm(dim=1), step.norm(dim=1))
+
+
+def test_the_settings_of_the_walkers_are_the_navigators(tmp_path):
+    """So that a walker's run folder is that of train_navigator.py, and the folder of all results is taken."""
+    given = {"save_folder": str(tmp_path), "lr_walk": 0.5, "data": "digits"}
+    settings = config.load(NVAEAblationConfig, NVAEAblationConfig.preset("tiny-nvae"), given)
+    assert settings.save_folder == tmp_path and settings.data_path == "digits"
+    assert type(settings.of_walkers) is NavigatorConfig and settings.walkers.lr_walk == 0.5
+    assert settings.of_walkers.num_samples == 4096
+    assert NVAEAblationConfig.preset("nvae") is None

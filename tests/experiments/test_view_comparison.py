@@ -109,7 +109,7 @@ def test_the_table_is_mean_and_spread_over_seeds():
         return Cell(row, seed, {"sgd": top1, "ridge": top1 - 0.1, "knn": top1 / 2}, 200, None)
 
     cells = [cell("synth", 0, 0.5), cell("real", 1, 0.8), cell("synth", 1, 0.7), cell("pixels", 0, 0.4)]
-    table = view_comparison.to_table(cells, ComparisonConfig())
+    table = view_comparison.comparison_table(cells, ComparisonConfig())
     rows = {line[0]: line for line in table.rows}
     assert list(rows) == ["pixels", "real images", "generated, unperturbed"]
     assert rows["generated, unperturbed"][3] == report.Estimate(pytest.approx(60), pytest.approx(100 * math.sqrt(0.02)))
@@ -192,7 +192,7 @@ def test_a_stop_within_an_encoder_changes_nothing(monkeypatch, capsys, tmp_path,
     ("flags", "code", "says"),
     [
         (["--rows", "real", "fake"], 2, "--rows real fake: must be one of pixels"),
-        (["--seeds", "1", "1"], 2, "--seeds 1 1: give at least one, none twice"),
+        (["--seeds", "1", "1"], 2, "--seeds 1 1: give at least one value, and none twice"),
         (["--fine_chunks", "1_9"], 2, "--fine_chunks 1_9"),
         (["--samples", "0"], 2, "--samples 0: must be at least 2"),
         (["--walkers", "absent"], 2, "--walkers absent: no such folder or file; groups are written"),

@@ -166,9 +166,9 @@ def test_hostile_files_are_not_run(tmp_path):
     [
         ("out.pth", "out.pth: the result is a .safetensors file"),
         ("absent/out.safetensors", "there is no folder"),
-        ("taken.safetensors", "taken.safetensors: is there already"),
-        ("half.safetensors", "half.safetensors.sha256: is there already"),
-        ("described.safetensors", "described.json: is there already"),
+        ("taken.safetensors", "taken.safetensors: already exists"),
+        ("half.safetensors", "half.safetensors.sha256: already exists"),
+        ("described.safetensors", "described.json: already exists"),
     ],
 )
 def test_targets_that_make_no_sense(tmp_path, target, says):
@@ -216,7 +216,7 @@ def test_the_script(monkeypatch, capsys, tmp_path):
 
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     for source, target, expected in (
-        (FIXTURES / PICKLES[1], "cars.safetensors", 2),  # is there already
+        (FIXTURES / PICKLES[1], "cars.safetensors", 2),  # already exists
         (tmp_path / "absent.pkl", "out.safetensors", 2),
         (tmp_path / "other.pth", "out.safetensors", 3),
     ):

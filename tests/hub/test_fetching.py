@@ -127,9 +127,9 @@ def test_offline_uses_the_cache_and_nothing_else(repo, monkeypatch):
     n_requests = len(repo.requests)
     assert fetch("hf://me/r/runs/a.pth") == path
     for reference in ("hf://me/r/about.json", "https://host/file.pth", "hf://me/r/runs/a.pth@v2"):
-        with pytest.raises(NotCached, match="not in the cache, and HF_HUB_OFFLINE forbids"):
+        with pytest.raises(NotCached, match="not in the cache, and cannot be fetched, because HF_HUB_OFFLINE is set"):
             fetch(reference)
-    with pytest.raises(EnvironmentFault, match="HF_HUB_OFFLINE forbids to list it"):
+    with pytest.raises(EnvironmentFault, match="HF_HUB_OFFLINE is set, so it cannot be listed"):
         weights.list_files("me/r")
     assert fetch_folder("hf://me/r") == path.parents[1]
     assert len(repo.requests) == n_requests
@@ -155,11 +155,11 @@ def test_a_file_that_rots_in_the_cache_is_noticed(repo, monkeypatch, caplog, rot
     path = fetch("hf://me/r/runs/a.pth")
     path.resolve().write_bytes(rot)
     set_offline(monkeypatch)
-    with pytest.raises(CorruptCheckpointError, match=r"a.pth: has .*HF_HUB_OFFLINE forbids to fetch it anew"):
+    with pytest.raises(CorruptCheckpointError, match=r"a.pth: has .*HF_HUB_OFFLINE is set"):
         fetch("hf://me/r/runs/a.pth")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert fetch("hf://me/r/runs/a.pth").read_bytes() == A
-    assert "it is fetched anew" in caplog.text
+    assert "it is fetched again" in caplog.text
 
 
 def test_a_folder_comes_as_one_commit(repo, tmp_path):
@@ -201,7 +201,7 @@ def test_what_is_in_the_way_stays(repo, tmp_path, monkeypatch):
     path = tmp_path / "runs/a.pth"
     path.parent.mkdir()
     path.write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"a.pth: is there already, but has 4 bytes, not the 50,000 of the Hub"):
+    with pytest.raises(UsageError, match=r"a.pth: already exists, but has 4 bytes, not the 50,000 of the Hub"):
         fetch("hf://me/r/runs/a.pth", local_dir=tmp_path)
     assert path.read_bytes() == b"mine"
     path.unlink()
@@ -234,7 +234,7 @@ def test_private_and_gated_repositories(repo, monkeypatch):
     repo.add("me/gated", {"a.pth": A}, gated=True)
     with pytest.raises(Missing, match="or it is private; set HF_TOKEN, or run `hf auth login`"):
         fetch("hf://me/secret/a.pth")
-    with pytest.raises(EnvironmentFault, match=r"access is on request; ask for it at http://.*/me/gated; set HF_TOKEN"):
+    with pytest.raises(EnvironmentFault, match=r"must be requested; ask for it at http://.*/me/gated; set HF_TOKEN"):
         fetch("hf://me/gated/a.pth")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert fetch("hf://me/secret/a.pth").read_bytes() == fetch("hf://me/gated/a.pth").read_bytes() == A
@@ -249,13 +249,13 @@ def test_private_and_gated_repositories(repo, monkeypatch):
     ("fault", "error", "n_requests", "says"),
     [
         (Fault("/resolve/", status=429), Unreachable, 5, "too many requests from here (HTTP 429) (5 attempts)"),
-        (Fault("/resolve/", status=429, headers={"Retry-After": "900"}), Unreachable, 1, "to come back in 900 s"),
-        (Fault("/resolve/", status=500), Unreachable, 5, "has a fault of its own (HTTP 500) (5 attempts)"),
+        (Fault("/resolve/", status=429, headers={"Retry-After": "900"}), Unreachable, 1, "to wait for 900 s"),
+        (Fault("/resolve/", status=500), Unreachable, 5, "reports an error of its own (HTTP 500) (5 attempts)"),
         (Fault("/resolve/", status=403), EnvironmentFault, 1, "refuses access (HTTP 403)"),
         (Fault("/resolve/", stall_s=3.0), Unreachable, 5, "did not answer in time"),
         (Fault("/resolve/", redirect_to="/me/r/resolve/main/runs/a.pth"), EnvironmentFault, 25, "redirected in a loop"),
         (Fault("/resolve/", status=200), EnvironmentFault, 1, "does not answer as a Hub; look at HF_ENDPOINT"),
-        (Fault("/cdn/", status=500), Unreachable, 11, "has a fault of its own (HTTP 500) (5 attempts)"),
+        (Fault("/cdn/", status=500), Unreachable, 11, "reports an error of its own (HTTP 500) (5 attempts)"),
         (Fault("/cdn/", cut_after=0), Unreachable, 11, "broke at 0 of 50,000 bytes (5 attempts)"),
         (Fault("/cdn/", stall_s=3.0), Unreachable, 11, "did not answer in time"),
         (Fault("/cdn/", replace=B), EnvironmentFault, 5, "of the Hub; nothing was kept"),
@@ -412,7 +412,7 @@ def test_a_listing_cannot_lead_out_of_the_folder(repo, tmp_path, monkeypatch, pa
     monkeypatch.setattr(weights, "list_files", lambda *_, **__: listed)
     for get in (lambda: fetch("hf://me/r/*out.pth", local_dir=tmp_path / "a" / "b"),
                 lambda: fetch_folder("hf://me/r", local_dir=tmp_path / "a" / "b")):  # fmt: skip
-        with pytest.raises(UsageError, match="is no path inside a repository"):
+        with pytest.raises(UsageError, match="is not a path inside a repository"):
             get()
     assert not list(tmp_path.rglob("*out.pth"))
 
@@ -459,7 +459,7 @@ def test_eight_processes_fetch_each_file_once(repo, tmp_path):
 
 def test_the_tables_hash_is_held_against_the_hub_before_anything_comes(repo, table, capsys):
     table(artifact("hf://me/r/runs/a.pth", sha256=hashlib.sha256(B).hexdigest(), size_bytes=len(B)))
-    with pytest.raises(EnvironmentFault, match=r"on the Hub, not [0-9a-f]{64} of the table of known artifacts; beware"):
+    with pytest.raises(EnvironmentFault, match=r"on the Hub, not [0-9a-f]{64} of the table of known .*; do not use it"):
         fetch("known")
     assert gets(repo) == 0
     table(artifact("hf://me/r/runs/a.pth", sha256=hashlib.sha256(A).hexdigest(), size_bytes=len(A)))
@@ -473,7 +473,7 @@ def test_a_hash_is_recorded_at_first_sight(repo, table):
     table(artifact("hf://me/r/runs/a.pth"))
     assert fetch("known").read_bytes() == A
     repo.add("me/r", {"runs/a.pth": B})
-    with pytest.raises(EnvironmentFault, match=r"not [0-9a-f]{64} of the record of .*take it with --accept-change"):
+    with pytest.raises(EnvironmentFault, match=r"not [0-9a-f]{64} of the record of .*accept it with --accept-change"):
         fetch("known")
     assert fetch("hf://me/r/runs/a.pth").read_bytes() == B  # a branch may move
     assert fetch("known", accept_change=True).read_bytes() == B
@@ -500,12 +500,12 @@ def test_files_of_addresses(repo, table, capsys, caplog, monkeypatch):
     path.write_bytes(A[:-1])
     with pytest.raises(EnvironmentFault, match="of the record of .*nothing was kept"):  # rotten here, changed there
         fetch("known")
-    assert "it is fetched anew" in caplog.text and not path.exists()
+    assert "it is fetched again" in caplog.text and not path.exists()
     assert fetch("known", accept_change=True).read_bytes() == B
     set_offline(monkeypatch)
     assert fetch("known").read_bytes() == B
     path.write_bytes(A)
-    with pytest.raises(CorruptCheckpointError, match="HF_HUB_OFFLINE forbids"):
+    with pytest.raises(CorruptCheckpointError, match="HF_HUB_OFFLINE is set"):
         fetch("known")
 
 
@@ -538,7 +538,7 @@ def test_a_pattern_means_one_file_and_is_remembered(repo, table, monkeypatch):
 def test_a_broken_record_is_named(repo, tmp_path):
     (tmp_path / "home/mi_ml_gen").mkdir(parents=True)
     (tmp_path / "home/mi_ml_gen/seen.json").write_text('{"a": ')
-    with pytest.raises(CorruptCheckpointError, match=r"seen.json: cannot be read .*; move it away to begin anew"):
+    with pytest.raises(CorruptCheckpointError, match=r"seen.json: cannot be read .*; move it away to start again"):
         fetch("hf://me/r/runs/a.pth")
 
 

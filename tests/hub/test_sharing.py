@@ -28,6 +28,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub import fetching as hub_client
 from mi_ml_gen.hub import model_card, sharing
+from mi_ml_gen.hub.downloads import hashes_of
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.mim.model import MIM
@@ -170,7 +171,7 @@ def test_a_model_that_would_not_come_back_is_not_shared(tmp_path):
 
 def test_what_is_there_is_left_alone(tmp_path):
     (tmp_path / "w").mkdir()
-    with pytest.raises(UsageError, match="w: is there already"):
+    with pytest.raises(UsageError, match="w: already exists"):
         make_walker().save_pretrained(tmp_path / "w")
     for licence in ("MIT License", "", "-"):
         with pytest.raises(UsageError, match="--license"):
@@ -208,7 +209,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def write_description(folder: Path, **changes: object) -> None:
     """config.json with some of its keys changed, and right hashes."""
     description = json.loads((folder / "config.json").read_text())
-    description["files"] = {name: sharing._sha256(folder / name) for name in description["files"]}
+    description["files"] = {name: hashes_of(folder / name).sha256.hexdigest() for name in description["files"]}
     (folder / "config.json").write_text(json.dumps(description | changes))
 
 
@@ -253,16 +254,16 @@ def redescribe(folder: Path) -> None:
 
 REFUSED = {
     "empty": (lambda f: [path.unlink() for path in f.iterdir()], "holds no shared model, there is no config.json"),
-    "foreign": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "describes no model of mi_ml_gen"),
-    "list": (lambda f: (f / "config.json").write_text("[1]"), "describes no model of mi_ml_gen"),
+    "foreign": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "does not describe a model"),
+    "list": (lambda f: (f / "config.json").write_text("[1]"), "does not describe a model of mi_ml_gen"),
     "text": (lambda f: (f / "config.json").write_text("not json"), "config.json: damaged"),
     "binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json: damaged"),
     "deep": (lambda f: (f / "config.json").write_text("[" * 200_000), "config.json: damaged"),
-    "large": (lambda f: (f / "config.json").write_bytes(b" " * 2_000_000), "is no description of a model: 2,000,000"),
+    "large": (lambda f: (f / "config.json").write_bytes(b" " * 2_000_000), "not the description of a model: 2,000,000"),
     "later": (lambda f: write_description(f, format_version=2), "has layout 2, this version reads 1; upgrade"),
     "kind": (lambda f: write_description(f, kind="wlaker"), "'wlaker' is not known here; nearest known kind: walker"),
     "odd kind": (lambda f: write_description(f, kind=["walker"]), "is not known here"),
-    "outside": (lambda f: write_description(f, files={"model.safetensors": "0", "../x": "0"}), "files that are none"),
+    "outside": (lambda f: write_description(f, files={"model.safetensors": "0", "../x": "0"}), "or other files than"),
     "pickle": (lambda f: write_description(f, files={"model.pkl": "0"}), "names no model.safetensors"),
     "no hashes": (lambda f: write_description(f, files=None), "names no model.safetensors"),
     "missing": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
@@ -276,7 +277,7 @@ REFUSED = {
     "negative": (lambda f: widen(f, -1), "model"),
     "nested": (lambda f: nest(f, 100), "model"),
     "deeply nested": (lambda f: nest(f, 100_000), "model"),
-    "many": (many, "asks for more layers than the file holds"),
+    "many": (many, "names more layers than the file holds"),
 }  # fmt: skip
 
 
@@ -296,7 +297,7 @@ def test_damaged_and_foreign_folders_give_one_clear_line(tmp_path, what):
 @pytest.mark.parametrize("source", ["absent", "a/b/c", "../x", "", "me/"])
 def test_what_is_neither_folder_nor_repository(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="is no folder, and no repository OWNER/NAME"):
+    with pytest.raises(UsageError, match="is neither a folder nor a repository OWNER/NAME"):
         sharing.load(source)
 
 
@@ -360,12 +361,12 @@ def test_pushing_refuses_with_a_reason(hub, tmp_path, monkeypatch):  # noqa: F81
             walker.push_to_hub(name, licence="mit")
     assert hub.requests == []
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(EnvironmentFault, match=r"refuses to let us write \(HTTP 401\); run `hf auth login`"):
+    with pytest.raises(EnvironmentFault, match=r"refuses write access \(HTTP 401\); run `hf auth login`"):
         walker.push_to_hub("me/w", dry_run=False, licence="mit")
     assert hub.repos == {}
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.add("me/paper", {"paper.pdf": b"text", "config.json": b'{"model_type": "bert"}'})
-    with pytest.raises(UsageError, match=r"--repo me/paper: holds something else \(config.json, paper.pdf\)"):
+    with pytest.raises(UsageError, match=r"--repo me/paper: already holds something else \(config.json, paper.pdf\)"):
         walker.push_to_hub("me/paper", dry_run=False, licence="mit")
     assert set(hub.repos["me/paper"].files) == {"paper.pdf", "config.json"}
     hub.faults.append(Fault("/commit/", status=403))
@@ -384,7 +385,7 @@ def test_pushing_refuses_with_a_reason(hub, tmp_path, monkeypatch):  # noqa: F81
 def test_repositories_that_hold_no_model(hub, tmp_path, monkeypatch):  # noqa: F811
     hub.add("me/paper", {"config.json": b'{"model_type": "bert"}'})
     hub.add("me/empty", {"paper.pdf": b"text"})
-    with pytest.raises(CheckpointError, match="describes no model of mi_ml_gen"):
+    with pytest.raises(CheckpointError, match="does not describe a model of mi_ml_gen"):
         sharing.load("me/paper")
     with pytest.raises(UsageError, match="me/empty has no such file; known files: paper.pdf"):
         sharing.load("me/empty")
@@ -491,6 +492,7 @@ def test_nothing_that_a_run_recorded_is_markup_of_the_card(tmp_path, form):
     (run / "environment.json").write_text(json.dumps(record))
     (run / "other.json").write_text(json.dumps({form.format("figure"): 1.5}))
     (run / "summary.json").write_text(json.dumps({form.format("reason"): form.format("because")}))
+    (run / "summary.json.sha256").unlink(missing_ok=True)
     card = (sharing.save(make_walker(), tmp_path / "w", run, "me/walker-0", "mit") / "README.md").read_text()
     assert card.count("img src=x") >= 8
     text = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card.split("---\n", 2)[2], flags=re.MULTILINE | re.DOTALL)

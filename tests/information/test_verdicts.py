@@ -62,6 +62,12 @@ CHECKS = [
     (verdicts.changes_with_seed, (1.0, [1.02, 0.99]), (4.67, [1.60, 4.80]), Verdict.NOT_TRUSTED),
     (verdicts.overfitted, (1.0, 1.1), (1.0, 1.5), Verdict.NOT_TRUSTED),
     (verdicts.rests_on_few_draws, (100.0,), (3.0,), Verdict.NOT_TRUSTED),
+    (
+        verdicts.below_floor,
+        (1.0, MonteCarloMean(1.05, 0.01), "neighbours"),
+        (0.2, MonteCarloMean(1.0, 0.01), "neighbours"),
+        Verdict.NOT_TRUSTED,
+    ),
     (verdicts.too_uncertain, (1.0, 0.95, math.inf), (1.0, 0.7, math.inf), Verdict.NOT_TRUSTED),
 ]
 
@@ -82,6 +88,7 @@ def test_noise_is_no_change():
     assert verdicts.marginals_differ(1.0, MonteCarloMean(0.1, 0.06)) is None
     assert verdicts.still_rising([0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5], standard_error_nats=1.0) is None
     assert verdicts.overfitted(1.0, 1.5, standard_error_nats=0.4) is None
+    assert verdicts.below_floor(0.2, MonteCarloMean(1.0, 0.5), "neighbours") is None
 
 
 def test_a_slower_estimator_has_more_left_to_move():
@@ -92,6 +99,7 @@ def test_a_slower_estimator_has_more_left_to_move():
 
 def test_short_or_broken_curves_say_nothing():
     assert verdicts.still_rising([0.0, 1.0, 2.0]) is None
+    assert verdicts.still_rising([0.0, 1.0, 2.0, 3.0]) is not None
     assert verdicts.still_rising([math.nan] * 20) is None
 
 

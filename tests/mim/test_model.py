@@ -241,7 +241,7 @@ def test_pseudo_inputs_start_from_data():
     data = torch.rand(9, 3)
     model.start_pseudo_inputs(data)
     assert torch.equal(model.pseudo_x, data[:4])
-    with pytest.raises(UsageError, match="more pseudo inputs than the 3 data items"):
+    with pytest.raises(UsageError, match="start from data items, of which there are 3"):
         model.start_pseudo_inputs(data[:3])
 
 
@@ -249,11 +249,11 @@ def test_pseudo_inputs_start_from_data():
     "changes, reason",
     [
         (dict(p_z="marginal"), "each is defined by the other"),
-        (dict(p_z="marginal", q_x="anchor", learn_P_z=True), "nothing can be drawn"),
+        (dict(p_z="marginal", q_x="anchor", learn_P_z=True), "cannot be sampled"),
         (dict(p_z="gmm-marginal"), "needs --p-z-gmm"),
         (dict(q_x="gmm-marginal"), "needs --q-x-gmm"),
-        (dict(p_z_gmm=3), "without components"),
-        (dict(q_x_gmm=3), "without components"),
+        (dict(p_z_gmm=3), "has no components"),
+        (dict(q_x_gmm=3), "has no components"),
         (dict(q_x="posterior"), "must be one of"),
         (dict(act="gelu"), "must be one of swish, tanh, relu"),
         (dict(layers=0), "must be at least 1"),

@@ -77,7 +77,7 @@ def test_the_old_font():
         ("MIM_20", "a text has two dimensions"),
         ("", "1 to 64 letters"),
         ("A" * 65, "not 65"),
-        (" ", "not a pixel"),
+        (" ", "none of the pixels"),
         ("日本", "Latin-1"),
     ],
 )

@@ -342,7 +342,7 @@ def test_what_is_not_finite_stops_training_and_is_named(tmp_path):
     (dict(mim_loss=False), "give --mim-loss too"),
     (dict(batch_size=81), "more than the 80 items"),
     (dict(p_z="marginal", q_x="marginal"), "each is defined by the other"),
-    (dict(p_z="gmm-marginal", p_z_gmm=100), "more pseudo inputs than the 80 data items"),
+    (dict(p_z="gmm-marginal", p_z_gmm=100), "start from data items, of which there are 80"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_a_folder_is_made(tmp_path, changes, reason):
     with pytest.raises(UsageError, match=reason):

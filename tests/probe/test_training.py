@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn import functional
 
 from mi_ml_gen.core import files, runs
@@ -184,7 +185,11 @@ def test_the_last_epochs_layer_is_kept_where_asked_for(tmp_path):
 
 def test_probes_of_version_0_1_which_recorded_no_choice_go_on(tmp_path):
     result = probe(tmp_path / "run")
-    assert "keep" not in runs.read_config(result.path)
+    settings = runs.read_config(result.path)
+    assert settings.pop("keep") == "best"
+    (result.path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UsageError, match="was made with keep best, not last, the default, because"):
+        probe(tmp_path / "run", keep="last")
     assert probe(tmp_path / "run").evaluations["sgd"].top1 == result.evaluations["sgd"].top1
 
 

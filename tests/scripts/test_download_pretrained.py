@@ -156,7 +156,7 @@ def test_into_a_folder_and_converted(published, run, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     n_gets = gets(published)
     code, out, err = run(*argv)
-    assert code == 0 and f"{target}: is there already" in out and gets(published) == n_gets
+    assert code == 0 and f"{target}: already exists" in out and gets(published) == n_gets
 
 
 def test_what_is_converted_goes_through_the_restricted_reader(published, run, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_one_line_and_an_exit_code(published, run, argv, fault, code, says):
 def test_offline_without_the_file(published, run, monkeypatch):
     set_offline(monkeypatch)
     code, _, err = run("walker-bigbigan-1_6")
-    assert code == 4 and "is not in the cache, and HF_HUB_OFFLINE forbids to fetch it" in err
+    assert code == 4 and "is not in the cache, and cannot be fetched, because HF_HUB_OFFLINE is set" in err
 
 
 def test_a_full_disk(published, tmp_path):

@@ -123,7 +123,7 @@ def test_a_bundled_configuration_resolves(name):
     path = Path(named_configuration(name))
     settings = config.load(EncoderConfig, path)
     text = path.read_text()
-    for word in ("Expected", "Hardware", "Hours", "Command", f"--conf {name}"):
+    for word in ("Expected", "Hardware", "Hours", "Command", f"--config {name}"):
         assert f"{word}" in text
     assert "/home" not in text and max(map(len, text.splitlines())) <= 120
     assert settings.policy in POLICIES

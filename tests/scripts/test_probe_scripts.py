@@ -73,7 +73,7 @@ def test_the_papers_configuration(monkeypatch, capsys, encoder, data):
     code, out, err = call(monkeypatch, capsys, "train_classifier", "--conf", "classifier_lsun", *paths)
     assert code == 0, err
     lines = [
-        "views: no_color",
+        "Tx: no_color",
         "scale: none",
         "max_epochs: 100",
         "base_lr: 30.0",

@@ -81,6 +81,11 @@ WRONG = [
     ("view_generation", ["--config", "view_generation/bigbigan", "--out", "o"], "give --g_path"),
     ("visualize_generator", ["--generator", "x"], "--generator x: must be one of"),
     ("visualize_walker", [], "give either --run"),
+    ("map_generator", [*TINY, "--ranges", "some"], "--ranges some: must be one of auto, all, tree, single"),
+    ("map_generator", [*TINY, "--classifier", "no/run"], "--classifier no/run: no such"),
+    ("explore", ["tiny-bigbigan", "--positions", "4"], "--positions 4: must be odd"),
+    ("explore", [], "--generator must be given"),
+    ("report", ["no/run"], "RUN no/run: not a run folder"),
     ("monte_carlo_simulation", ["--walkers_base_path", "no/walkers"], "--walkers_base_path no/walkers: no such folder"),
     ("compare_views", ["--data_path", "no/images"], "--data_path no/images: no such file"),
     ("benchmark_sampling", ["--generator", "x"], "--generator x: must be one of"),
@@ -109,6 +114,7 @@ DRY = [
     ("compare_views", []),
     ("benchmark_sampling", [*TINY]),
     ("measure_information", []),
+    ("map_generator", [*TINY]),
     ("sweep_mim", ["entropy"]),
 ]
 

@@ -401,8 +401,12 @@ def test_wrong_use_is_refused() -> None:
         Augment("none", image_size=32, crop_size=40)
     with pytest.raises(UsageError, match=r"shape \(2, 3, 16, 16\)"):
         Augment("none", image_size=32)(random_images(2, 16))
-    with pytest.raises(UsageError, match="generator on cpu"):
-        Augment("simclr", image_size=32).draw(2, stream(), "meta")
+
+    class Elsewhere(torch.Generator):
+        device = torch.device("cuda", 0)
+
+    with pytest.raises(UsageError, match="generator on cuda:0: must be on the CPU or on the images' device, cpu"):
+        Augment("simclr", image_size=32).draw(2, Elsewhere(), "cpu")
 
 
 def test_the_references_flags() -> None:

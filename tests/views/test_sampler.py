@@ -54,6 +54,28 @@ def walkers(tmp_path):
     return paths
 
 
+# --- precision
+
+
+@pytest.mark.parametrize("kind", ["learned", "random"])
+def test_the_precision_of_the_decoder_leaves_the_latents(monkeypatch, walkers, kind):
+    """A walker perturbs as it does in the navigator, in float32; only the decoder runs in bf16."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    for precision in ("fp32", "bf16"):
+        sampler = generated(walkers if kind == "learned" else RANDOM, precision=precision)
+
+        def decode_pair(anchor, positive, chunks, rng, precision=precision, plain=sampler.origin.decode_pair):
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+            seen[precision] = [anchor, positive]
+            return plain(anchor, positive, chunks, rng)
+
+        monkeypatch.setattr(sampler.origin, "decode_pair", decode_pair)
+        sampler.images(0)
+    for full, half in zip(seen["fp32"], seen["bf16"], strict=True):
+        assert half.dtype == torch.float32 and torch.equal(full, half)
+    assert not torch.equal(*seen["fp32"])
+
+
 # --- randomness
 
 

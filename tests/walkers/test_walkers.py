@@ -267,7 +267,7 @@ def test_a_published_walker_may_be_a_group(generators):
     ("text", "says"),
     [
         ("0_2: [0, 1, 2]\n1_4: [0, 1, 2]\n", "1_4 overlaps another group"),
-        ("0_1: [0, 1, 2]\n0_1: [0, 2, 2]\n", "groups.yaml: a group stands there twice"),
+        ("0_1: [0, 1, 2]\n0_1: [0, 2, 2]\n", "groups.yaml: 0_1 is given twice"),
         ("0_9: [0, 1, 2]\n", "groups.yaml: group 0_9: stop must be at most 4; four has chunks 0_4"),
         ("first: [0, 1, 2]\n", "groups.yaml: group first: write START_STOP"),
         ("0_1: [0]\n", "group 0_1: noise [0.0]: give std, [mean, std, truncation] or [low, high]"),

@@ -159,7 +159,7 @@ def test_pictures_that_ffcv_would_leave_out_in_silence_are_refused(ours: Path, t
     content[read_index(ours).at[3]] = 0
     path = tmp_path / "damaged.beton"
     path.write_bytes(content)
-    with pytest.raises(CorruptCheckpointError, match="image 3 is no JPEG"):
+    with pytest.raises(CorruptCheckpointError, match="image 3 is not a JPEG"):
         load_source(path, image_size=16)
 
 

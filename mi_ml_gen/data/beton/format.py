@@ -265,7 +265,7 @@ def _fields(fields: np.ndarray, path: Path) -> tuple[tuple[int, ...], tuple[str,
     try:
         names = tuple(field["name"].tobytes().split(b"\0")[0].decode("ascii") for field in fields)
     except UnicodeDecodeError:
-        raise CorruptCheckpointError(f"{path}: not a whole .beton file: names of fields that are no text") from None
+        raise CorruptCheckpointError(f"{path}: not a whole .beton file: names of fields that are not text") from None
     if len(set(names)) != len(names):
         raise CorruptCheckpointError(f"{path}: not a whole .beton file: two fields of one name")
     return tuple(int(field["kind"]) for field in fields), names
@@ -286,8 +286,12 @@ def open_jpeg(index: BetonIndex, data: np.ndarray, i: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data[index.at[i] : index.at[i] + index.size[i]].tobytes()), formats=("JPEG",))
     except Exception as error:  # Pillow's readers raise anything on damaged files
-        raise CorruptCheckpointError(f"{index.path}: image {i} is no JPEG: {' '.join(str(error).split())}") from error
+        raise CorruptCheckpointError(f"{index.path}: image {i} is not a JPEG: {_one_line(error)}") from error
     said = int(index.width[i]), int(index.height[i])
     if image.size != said:
         raise CorruptCheckpointError(f"{index.path}: image {i} has {image.size} pixels, the table says {said}")
     return image
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -73,10 +73,7 @@ class BetonImages:
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
 
     def batch(self, indices: Tensor) -> Tensor:
-        squares = list(self._pool.map(self._square, indices.tolist()))
-        side = self.framing.cut_px
-        pixels = torch.from_numpy(np.stack(squares)) if squares else torch.empty(0, side, side, 3, dtype=torch.uint8)
-        return self.framing.finish(pixels.permute(0, 3, 1, 2)).contiguous()
+        return self.framing.batch(list(self._pool.map(self._square, indices.tolist())))
 
     def image(self, i: int) -> np.ndarray:
         """One image as it is stored, uint8 (H, W, 3)."""
@@ -140,7 +137,7 @@ class FFCVImages:
                 time.sleep(0.001)
             if epoch.output_queue.empty():
                 raise EnvironmentFault(
-                    f"{self.name}: FFCV's reader died of the error above; --loader torch needs no FFCV"
+                    f"{self.name}: FFCV's reader stopped with the error above; --loader torch needs no FFCV"
                 )
             try:
                 yield next(epoch)

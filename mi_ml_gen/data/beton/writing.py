@@ -8,9 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.data.beton.format import MAX_SIDE_PX, Encoded, encode_jpeg, write_beton
 from mi_ml_gen.data.folders import FolderImages
 from mi_ml_gen.data.framing import Framing, shrink
@@ -84,7 +83,7 @@ def write_source(
         waiting: deque[Future[Encoded]] = deque()
         with (
             ThreadPoolExecutor(n_workers, thread_name_prefix="encode") as pool,
-            tqdm(total=source.n_images, desc=f"write {path.name}", unit=" images", disable=not progress) as bar,
+            Bar(total=source.n_images, desc=f"write {path.name}", unit=" images", disable=not progress) as bar,
         ):
             try:
                 for index in range(source.n_images):

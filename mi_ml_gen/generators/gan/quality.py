@@ -12,13 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import TruncatedNormal
 
+VALUES_AT_ONCE = 2**22
+"""Numbers of noise that are decoded at a time, which bounds the memory; at most 500 images."""
 N_NEAREST = 3
 """Neighbours that the balls of precision and recall reach to."""
 
@@ -52,7 +54,7 @@ def train_classifier(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     n_steps = epochs * (len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    bar = tqdm(total=n_steps, desc="classifier", disable=not progress, unit="step")
+    bar = Bar(total=n_steps, desc="classifier", disable=not progress, unit="step")
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=runtime.stream(seed, "classifier", epoch, 0))
         for chosen in order.split(batch_size)[: len(images) // batch_size]:
@@ -127,7 +129,8 @@ def measure_quality(
         for i in range(0, n, 500):
             rng = runtime.stream(seed, "quality", i, 0, device)
             z = TruncatedNormal().sample((min(500, n - i), generator.noise_dim), rng)
-            parts.append(generator.decode(generator.latents(z), rng).mean(dim=1, keepdim=True).cpu())
+            for latents in generator.latents(z).split(max(1, min(500, VALUES_AT_ONCE // generator.noise_dim))):
+                parts.append(generator.decode(latents, rng).mean(dim=1, keepdim=True).cpu())
         return torch.cat(parts)
 
     real, real_probabilities = features(held_out[:n])

@@ -143,8 +143,10 @@ class StyleGANRecipe(Recipe):
         least one on either side, are the styles of other noise (Karras et al., 2019, section 3.1)."""
         n, n_rows = len(z), generator.layout.n_chunks
         w, other = generator.mapping(torch.cat([z, self.noise(n, rng)])).chunk(2)
-        crossover = torch.randint(1, n_rows, (n, 1, 1), generator=rng, device=z.device)
-        mixes = torch.rand(n, 1, 1, generator=rng, device=z.device) < self.mixing_probability
+        crossover = runtime.drawn(
+            lambda place: torch.randint(1, n_rows, (n, 1, 1), generator=rng, device=place), rng, z.device
+        )
+        mixes = runtime.uniform((n, 1, 1), rng, z.device) < self.mixing_probability
         rows = torch.arange(n_rows, device=z.device)[:, None]
         return torch.where(mixes & (rows >= crossover), other[:, None], w[:, None])
 

@@ -21,10 +21,10 @@ class GanConfig(Precise, Seeded, Resumed, InNamedFolder):
     family: str = option("bigbigan", choices=(*FAMILIES, *ALIASES), help="family of the network, and its recipe")
     data_path: str | None = option(
         None, free=True, aliases=("data_root",),
-        help="folder with the files of Fashion-MNIST (default: the folders where it usually lies)",
+        help="folder with the files of Fashion-MNIST (default: the usual folders)",
     )  # fmt: skip
     steps: int = option(12000, at_least=1, free=True, aliases=("n_steps",), help="updates of each network")
-    batch_size: int = option(64, at_least=4, help="images of each step")
+    batch_size: int = option(64, at_least=4, help="images in each step")
     width: int | None = option(None, at_least=4, help="channels of the generator at 32 px; it has more below")
     discriminator_width: int | None = option(
         None, at_least=4, help="channels of the discriminator at 32 px; it has more below"

@@ -87,7 +87,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     # --- Run folder
     path = config.inside(settings.save_folder, settings.run_name)
     course = loop.Course(elapsed_s=0.0)
-    with loop.Session.open(path, config.to_dict(settings), free=config.free(GanConfig)) as session:
+    with loop.Session.open(path, config.to_dict(settings), **config.resuming(GanConfig)) as session:
         run = session.run
         session.resume(
             course, generator=generator, discriminator=discriminator, average=average, optimizer_g=optimizer_g,

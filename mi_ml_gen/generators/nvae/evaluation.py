@@ -40,6 +40,8 @@ class NVAEQuality:
     l2_error: float
     kl_nats: tuple[float, ...]
     """KL divergence of each group, in decoding order: how much it tells about an image."""
+    kl_errors: tuple[float, ...]
+    """Their standard errors."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,10 +49,16 @@ class NVAEQuality:
 
 @torch.no_grad()
 def evaluate_nvae(
-    generator: NVAE, images: Tensor, n_samples: int = 1, seed: int = 0, progress: bool = False
+    generator: NVAE,
+    images: Tensor,
+    n_samples: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> NVAEQuality:
     """Measure a frozen NVAE on images (n, 1 or 3, side, side), uint8, as `stored_images` gives them.
 
+    batch_size: images at a time; the draws of the posteriors depend on it.
     Raises UsageError for images of another size.
     """
     if tuple(images.shape[1:]) != generator.settings.resolution or n_samples < 1:
@@ -58,15 +66,12 @@ def evaluate_nvae(
             f"images {list(images.shape[1:])}: {generator.name} describes {list(generator.settings.resolution)}"
         )
     bits, elbos, errors, kls = [], [], [], []
-    for start in tqdm(range(0, len(images), BATCH_SIZE), disable=not progress, unit="batch"):
-        batch = images[start : start + BATCH_SIZE].to(next(generator.parameters()).device).float() / 255
+    for start in tqdm(range(0, len(images), batch_size), disable=not progress, unit="batch"):
+        batch = images[start : start + batch_size].to(next(generator.parameters()).device).float() / 255
         rng = runtime.stream(seed, "nvae evaluation", start, 0, batch.device)
         log_weights = []
         for sample in range(n_samples):
-            noise = [
-                torch.randn(len(batch), *shape, generator=rng, device=batch.device)
-                for shape in generator.settings.latent_shapes
-            ]
+            noise = [runtime.normal((len(batch), *shape), rng) for shape in generator.settings.latent_shapes]
             out = generator.autoencoder(batch, noise, sampled_kl=True)
             log_weights.append(_mixture(generator, out.logits).log_prob(batch * 2 - 1) - out.kl.sum(1))
             if sample == 0:
@@ -77,6 +82,7 @@ def evaluate_nvae(
         bits.append(bits_per_dimension(nats, generator.settings))
         mean = _mixture(generator, generator.autoencoder(batch, None).logits).mean() * 0.5 + 0.5
         errors.append((mean - batch).square().mean((1, 2, 3)))
+    groups = torch.cat(kls).double()  # (n, groups)
     per_image, l2 = torch.cat(bits), torch.cat(errors).double()
     return NVAEQuality(
         n_images=len(images),
@@ -86,7 +92,8 @@ def evaluate_nvae(
         bits_per_dimension_elbo=bits_per_dimension(torch.cat(elbos).double(), generator.settings).mean().item(),
         l2=l2.mean().item(),
         l2_error=_standard_error(l2),
-        kl_nats=tuple(torch.cat(kls).double().mean(0).tolist()),
+        kl_nats=tuple(groups.mean(0).tolist()),
+        kl_errors=tuple(_standard_error(column) for column in groups.T),
     )
 
 
@@ -117,7 +124,7 @@ def estimate_statistics(
     generator.autoencoder.postprocessing_block.train()
     for i in range(n_batches):
         rng = runtime.stream(seed, "nvae batch statistics", i, 0, base.device)
-        z = torch.randn(batch_size, generator.noise_dim, generator=rng, device=base.device)
+        z = runtime.normal((batch_size, generator.noise_dim), rng)
         generator.synthesize(temperature * z)  # temperature 1 on scaled noise is the temperature on the noise
     estimated = generator.read_statistics()
     generator.write_statistics(base)

@@ -40,7 +40,7 @@ class NVAETrainConfig(Precise, Seeded, Resumed, InNamedFolder):
         help="passes through the training images; the schedules end with them",
     )
     warmup_epochs: float | None = option(5, at_least=0, help="epochs of the rise of the learning rate")
-    cumulative_bs: int = option(64, at_least=1, help="images in a step, over all processes")
+    cumulative_bs: int = option(64, at_least=1, aliases=("batch_size",), help="images in a step, over all processes")
     base_lr: float = option(1e-2, above=0, help="highest learning rate of Adamax")
     min_lr: float = option(1e-4, at_least=0, help="learning rate at the end of the cosine")
     weight_decay: float = option(3e-4, at_least=0, help="weight decay of Adamax")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import config, loop, runtime
+from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import held
@@ -50,12 +51,13 @@ class TrainingImages:
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
             order = torch.randperm(len(self.images), generator=self._stream("order", epoch))
-            self.epoch, self.order = epoch, order.to(self.images.device)
+            self.epoch, self.order = epoch, runtime.to_device(order, self.images.device)
         size = self.settings.cumulative_bs
         rows = _own_part(size)
         batch = self.images[self.order[index * size : (index + 1) * size][rows]].float() / 255
         if self.settings.flip:
-            mirrored = torch.rand(size, generator=self._stream("mirror", step))[rows].to(batch.device) < 0.5
+            coins = runtime.uniform((size,), self._stream("mirror", step))[rows]
+            mirrored = runtime.to_device(coins, batch.device) < 0.5
             batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
         return batch.contiguous(memory_format=torch.channels_last)
 
@@ -74,7 +76,11 @@ def posterior_noise(settings: NVAETrainConfig, step: int, device: torch.device) 
     rng = runtime.stream(settings.seed, "nvae noise", step, 0, device)
     size = settings.cumulative_bs
     shapes = settings.architecture().latent_shapes
-    return [torch.randn(size, *shape, generator=rng, device=device)[_own_part(size)] for shape in shapes]
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return runtime.drawn(lambda place: torch.randn(size, *shape, generator=rng, device=place)[_own_part(size)], rng)
+
+    return [draw(shape) for shape in shapes]
 
 
 def learning_rate(settings: NVAETrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -109,7 +115,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     network = generator.autoencoder
     spectral = objective.SpectralNorms(network, runtime.stream(settings.seed, "nvae singular vectors", 0, 0)).to(device)
     alpha = objective.balancing(architecture).to(device)
-    optimizer = torch.optim.Adamax(
+    optimizer = optimizers.Adamax(
         network.parameters(), lr=settings.base_lr, weight_decay=settings.weight_decay, eps=settings.eps
     )
     data = TrainingImages(images, settings, device)
@@ -118,7 +124,7 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     # --- Run folder
     path = config.inside(settings.save_folder, settings.run_name or settings.name)
     course = loop.Course(elapsed_s=0.0)
-    with loop.Session.open(path, config.to_dict(settings), free=config.free(NVAETrainConfig)) as session:
+    with loop.Session.open(path, config.to_dict(settings), **config.resuming(NVAETrainConfig)) as session:
         session.resume(course, network=network, spectral=spectral, optimizer=optimizer)
         started_s = time.monotonic() - course.elapsed_s
         for step in session.steps(n_steps, title=settings.name, progress=progress):

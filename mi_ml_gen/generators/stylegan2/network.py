@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.stylegan2.config import _DEFAULT_TAPS, _GAINS, NOISE_MODES, StyleGAN2Config
 
@@ -269,8 +270,8 @@ class NoiseSource:
         if self.mode == "const":
             drawn = layer.noise_const
         else:  # whole planes, so that the numbers do not depend on the crop
-            drawn = torch.empty(n, 1, layer.resolution, layer.resolution, device=layer.noise_const.device)
-            drawn = drawn.normal_(generator=self.rng).to(layer.noise_const.dtype)
+            shape = (n, 1, layer.resolution, layer.resolution)
+            drawn = runtime.normal(shape, self.rng, layer.noise_const.device).to(layer.noise_const.dtype)
         return drawn[..., wanted.start : wanted.stop, wanted.start : wanted.stop]
 
 

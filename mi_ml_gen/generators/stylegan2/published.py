@@ -289,10 +289,10 @@ def _torch_plan(root: dict[Any, Any]) -> _Plan:
         of_rosinality = isinstance(root.get("g_ema"), dict) and "conv1.conv.weight" in root["g_ema"]
         what = "of rosinality/stylegan2-pytorch, whose layout is not read: " if of_rosinality else ""
         advice = "give the pickle of NVIDIA's code (.pkl) that holds G_ema"
-        corrupt(f"is no StyleGAN2 pickle but {what}{kind_of_dict(root)}; {advice}")
+        corrupt(f"is not a StyleGAN2 pickle but {what}{kind_of_dict(root)}; {advice}")
     generator = root["G_ema"]
     if not isinstance(generator, _Persistent):
-        corrupt(f"is no StyleGAN2 pickle: its G_ema is {kind(generator)}")
+        corrupt(f"is not a StyleGAN2 pickle: its G_ema is {kind(generator)}")
     if generator.name != "Generator":
         corrupt(f"G_ema is of class {shown(generator.name)}, not Generator")
     stubs = module_state_dict(generator, _check_persistent)
@@ -388,7 +388,7 @@ _FUNCTIONS = {
 def _tensorflow_plan(root: tuple[Any, ...]) -> _Plan:
     is_network = [isinstance(network, Record) and network.name == "Network" for network in root]
     if len(root) != 3 or not all(is_network):
-        corrupt("is no StyleGAN2 pickle: a tuple, but not of the three networks G, D and Gs")
+        corrupt("is not a StyleGAN2 pickle: a tuple, but not of the three networks G, D and Gs")
     network = root[2].state
     version = network.get("version")
     if type(version) is not int or version not in NETWORK_VERSIONS:
@@ -456,7 +456,7 @@ def _variables(network: Mapping[Any, Any], component: str) -> Iterator[tuple[str
         yield (f"{component}/{pair[0]}" if component else pair[0]), pair[1]
     components = network.get("components", {})
     if type(components) is not dict or (component and components):
-        corrupt(f"the {component or 'network'} of Gs has odd components")
+        corrupt(f"the {component or 'network'} of Gs has malformed components")
     for name, child in components.items():
         if name not in ("mapping", "synthesis") or not isinstance(child, Record) or child.name != "Network":
             corrupt(f"Gs has a component {shown(name)}, expected mapping and synthesis")

@@ -235,7 +235,7 @@ def test_pictures_that_are_not_what_the_table_says(tmp_path: Path) -> None:
     content[METADATA + 24 + 1] -= 1
     content[index.at[2]] = 0
     path.write_bytes(content)
-    with pytest.raises(CorruptCheckpointError, match="image 2 is no JPEG"):
+    with pytest.raises(CorruptCheckpointError, match="image 2 is not a JPEG"):
         check_pictures(read_index(path))
     source = BetonImages(read_index(path), Framing(8))
     with pytest.raises(CorruptCheckpointError, match="image 2"):

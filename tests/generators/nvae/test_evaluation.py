@@ -10,11 +10,18 @@ import torch
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.encoders.base import Architecture
+from mi_ml_gen.encoders.loading import save_encoder
+from mi_ml_gen.encoders.simclr import SimCLR
+from mi_ml_gen.generators.gan.quality import frechet_distance
 from mi_ml_gen.generators.nvae.evaluation import estimate_statistics, evaluate_nvae
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.registry import load_generator, save_generator
+from mi_ml_gen.probe.classifier import LinearClassifier, save_classifier
+from mi_ml_gen.views.augment import Augment
 
 CONFIG = NVAEConfig(
     (1, 8, 8), num_scales=2, num_groups_per_scale=1, num_cells_per_group=1, num_latent_per_group=2,
@@ -121,3 +128,37 @@ def test_the_scripts_measure_and_update(tmp_path, capsys):
             update([*common, *wrong, "--output", str(tmp_path / "x.safetensors")])
     with pytest.raises(UsageError, match="is not an NVAE"):
         evaluate(["--generator", "tiny-bigbigan", "--device", "cpu"])
+
+
+def test_frechet_in_the_features_of_a_users_network(tmp_path, capsys):
+    """An encoder's file and a classifier's on the same backbone give the same distance, that of their features."""
+    from scripts.evaluate_nvae import main as evaluate
+
+    torch.manual_seed(0)
+    encoder = SimCLR(Architecture(depth=18, width=1, small_images=True, dim=2)).eval()
+    backbone = encoder.backbone
+    layer = torch.nn.Linear(backbone.feature_dim, 2)
+    save_encoder(tmp_path / "encoder.safetensors", encoder)
+    save_classifier(tmp_path / "classifier.safetensors", LinearClassifier(backbone, layer, ("a", "b"), 8))
+    save_generator(tmp_path / "g.safetensors", small(), "nvae")
+    common = ["--g_path", str(tmp_path / "g.safetensors"), "--device", "cpu", "--data_path", "digits"]
+    common += ["--n_images", "4"]
+    found = []
+    for name in ("encoder", "classifier"):
+        file, output = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.json"
+        evaluate([*common, "--features", str(file), "--output", str(output)])
+        shown = capsys.readouterr().out
+        assert f"{backbone.feature_dim} features of the " in shown and f"{name} {file}" in shown
+        found.append(json.loads(output.read_text())["frechet_of_features"])
+    assert found[0]["frechet"] == pytest.approx(found[1]["frechet"], rel=1e-4)
+    assert found[0]["frechet"] > found[0]["floor_frechet"] > 0
+    train, test = (load_source("digits", split, 8).images.expand(-1, 3, -1, -1) for split in ("train", "test"))
+    n = found[0]["n_images"]
+    assert n == min(len(train), len(test))
+    order = torch.randperm(len(train), generator=runtime.stream(0, "quality floor", 0, 0))[:n]
+    augment = Augment("none", 8)
+    with torch.no_grad():
+        real, floor = (backbone(augment(images.float() / 255)).double() for images in (test[:n], train[order]))
+    assert found[0]["floor_frechet"] == pytest.approx(frechet_distance(real, floor), rel=1e-3)
+    with pytest.raises(UsageError, match="--features absent.safetensors: no such file"):
+        evaluate([*common, "--features", "absent.safetensors"])

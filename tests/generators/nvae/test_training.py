@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -201,3 +204,30 @@ def test_the_script_shows_its_settings(capsys):
     with pytest.raises(UsageError, match="num_scales 9"):
         main(["--config", "nvae/tiny", "--num_scales", "9"])
     assert json.dumps(shown)
+
+
+SIZES = (
+    "--resolution 1 8 8 --num_scales 2 --num_groups_per_scale 1 --num_cells_per_group 1 --num_latent_per_group 2 "
+    "--initial_channels 4 --num_pre-post_process_cells 1 --num_logistic_mixtures 2 --cumulative_bs 600 --max_epochs 2 "
+    "--data_path digits --device cpu --log_every 1 --save_freq 100"
+).split()
+
+
+def test_two_processes_of_the_script_equal_one(tmp_path, monkeypatch):
+    """By torchrun: the same losses, KL divergences and weights, up to the order of sums."""
+    from scripts import train_nvae as script
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script.__file__]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command += [*SIZES, "--save_folder", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    script.main([*SIZES, "--save_folder", str(tmp_path / "one")])
+    one, two = (runs.read_metrics(tmp_path / name / "nvae") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3, 4]
+    for a, b in zip(one, two, strict=True):
+        for key in ("bits_per_dimension", "kl_nats", "regularisation", "lr"):
+            assert b[key] == pytest.approx(a[key], rel=1e-3), key
+    a, b = (load_generator("nvae", tmp_path / name / "nvae" / "generator.safetensors") for name in ("one", "two"))
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-2, msg=name)

@@ -1,0 +1,262 @@
+"""Steps of the real training loops at their published sizes, on the pretended device, and what they ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from bench.counting import Counted, Counts
+from bench.pretended import CUDA, pretended_cuda
+from mi_ml_gen import delta
+from mi_ml_gen.core import loop
+from mi_ml_gen.core.resnet import resnet
+from mi_ml_gen.data.source import HeldImages
+from mi_ml_gen.data.splits import Splits
+from mi_ml_gen.encoders import training as encoders
+from mi_ml_gen.encoders.settings import EncoderConfig
+from mi_ml_gen.generators import fingerprint
+from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
+from mi_ml_gen.generators.linear_gaussian import LinearGaussian
+from mi_ml_gen.generators.nvae import training as nvae
+from mi_ml_gen.generators.nvae.generator import NVAE
+from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
+from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
+from mi_ml_gen.mim import training as mim
+from mi_ml_gen.mim.settings import MimConfig
+from mi_ml_gen.navigator import training as navigator
+from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.probe import training as probe
+from mi_ml_gen.probe.features import Features
+from mi_ml_gen.probe.settings import ProbeConfig
+from mi_ml_gen.walkers import origins
+
+N_STEPS = 2
+"""Steps of a run; the last one is counted, when the optimisers have their states."""
+_NVAE = dict(
+    num_scales=2, num_groups_per_scale=2, num_cells_per_group=1, num_latent_per_group=2, initial_channels=4,
+    num_pre_post_process_cells=1, num_logistic_mixtures=2,
+)  # fmt: skip
+GENERATORS: dict[str, Callable[[], MultiLatentGenerator]] = {
+    "bigbigan": BigBiGAN,
+    "stylegan2": lambda: StyleGAN2(StyleGAN2Config()),
+    "small-bigbigan": lambda: BigBiGAN(
+        BigBiGANConfig(resolution=16, width=8, multipliers=(2, 1), chunk_dim=4, attention_resolution=8)
+    ),
+    "small-stylegan2": lambda: StyleGAN2(
+        StyleGAN2Config(z_dim=8, w_dim=8, img_resolution=16, channel_base=64, channel_max=8)
+    ),
+    "small-nvae": lambda: NVAE(NVAEConfig((3, 8, 8), **_NVAE)),  # type: ignore[arg-type]
+    "small-linear-gaussian": LinearGaussian,
+}
+"""Published sizes, and networks of a few pixels for the checks of devices and reads alone."""
+SMALL: dict[str, Any] = dict(batch_size=4, critic_width=4)
+
+
+class Enough(Exception):
+    """Ends a run after as many steps as are wanted."""
+
+
+def run_steps(train: Callable[[Path], Any], n_steps: int, after: Callable[[int], Any]) -> None:
+    """The first steps of a training, train(folder); `after` is told the number of each when it has ended."""
+
+    class Bar:
+        """In place of tqdm, which is told of every step."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.n = 0
+
+        def update(self, _: int = 1) -> None:
+            self.n += 1
+            after(self.n)
+            if self.n == n_steps:
+                raise Enough
+
+        def set_postfix(self, *_: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(loop, "tqdm", Bar))
+        for module in (fingerprint, origins):  # hashes of weights; fake ones have no values
+            stack.enter_context(mock.patch.object(module, "fingerprint", lambda generator: None))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(contextlib.suppress(Enough))
+        train(Path(folder) / "run")
+        raise AssertionError(f"the run ended before {n_steps} steps")
+
+
+def counted_step(train: Callable[[Path], Any], counted: Counted) -> Counts:
+    """What the last of N_STEPS steps of a training asks for."""
+    found = []
+
+    def after(step: int) -> None:
+        if step == N_STEPS - 1:
+            counted.start()
+        if step == N_STEPS:
+            found.append(counted.stop())
+
+    run_steps(train, N_STEPS, after)
+    return found[0]
+
+
+def frozen(name: str) -> MultiLatentGenerator:
+    """A generator on the pretended device, as `load_generator` gives it."""
+    if name == "small-linear-gaussian":
+        with unset_fake_temporarily():
+            made = LinearGaussian()
+        return _without_numbers(made)
+    with CUDA:
+        return GENERATORS[name]().freeze().to(memory_format=torch.channels_last)
+
+
+def _without_numbers(generator: MultiLatentGenerator) -> MultiLatentGenerator:
+    """A generator whose making needs numbers, on the pretended device."""
+    generator.freeze()
+    for part in generator.modules():
+        for name, value in part._buffers.items():
+            part._buffers[name] = value if value is None else torch.empty(value.shape, dtype=value.dtype, device=CUDA)
+    return generator
+
+
+def train_navigator(path: Path, generator: MultiLatentGenerator, chunks: str, **changes: Any) -> None:
+    """The navigator on a generator that is there, without what it measures before its first step."""
+    settings = NavigatorConfig(generator=generator.name, chunks=chunks, **changes)
+    known = delta.DeltaEstimate(1.0, 1.0, 1)
+    with mock.patch.object(delta, "independent_delta", lambda *_, **__: known):
+        navigator.train_navigator(settings, generator, path, progress=False)
+
+
+def train_encoder(path: Path, generator: MultiLatentGenerator, method: str, **changes: Any) -> None:
+    """An encoder on generated views, as published, without pictures of them."""
+    published = dict(encoder=method, Tz="0_1=0,0.2,1 1_6=0,0.5,2", samples_per_epoch=6400, cumulative_bs=64)
+    settings = EncoderConfig(**published | changes)  # type: ignore[arg-type]
+    with mock.patch.object(encoders, "save_views", lambda *_: None):
+        encoders.train_encoder(settings, generator, path=path, progress=False)
+
+
+def navigator_step(counted: Counted, name: str, chunks: str, **changes: Any) -> Counts:
+    return counted_step(lambda path: train_navigator(path, frozen(name), chunks, **changes), counted)
+
+
+def encoder_step(counted: Counted, method: str, name: str = "bigbigan", **changes: Any) -> Counts:
+    return counted_step(lambda path: train_encoder(path, frozen(name), method, **changes), counted)
+
+
+def probe_step(counted: Counted, **changes: Any) -> Counts:
+    """A step of the probe's linear layer on views drawn anew; the features before it are stood in for."""
+    settings = ProbeConfig(**dict(views="no_color", readouts=["sgd"], cumulative_bs=4, max_epochs=2) | changes)
+    with CUDA:
+        backbone = resnet(18, 14, width=4)
+    sources = [_stored(n) for n in (40, 8, 8)]
+
+    def features(backbone: Any, source: HeldImages, *_: Any) -> Features:
+        assert source.labels is not None
+        return Features(torch.zeros(source.n_images, backbone.feature_dim), source.labels)
+
+    with mock.patch.object(probe, "extract_features", features), mock.patch.object(probe, "unit_scale", lambda _: None):
+        return counted_step(
+            lambda path: probe.train_probe(settings, backbone, Splits(*sources), path, progress=False), counted
+        )
+
+
+def _stored(n: int, n_colours: int = 1) -> HeldImages:
+    """Real images of the host, of two classes."""
+    with unset_fake_temporarily():
+        images = torch.zeros(n, n_colours, 16, 16, dtype=torch.uint8)
+        return HeldImages("stored", images, torch.arange(n) % 2, ("a", "b"))
+
+
+def stored_step(counted: Counted, **changes: Any) -> Counts:
+    """A step of an encoder's training on grey stored images."""
+    settings = EncoderConfig(
+        **dict(encoder="simclr", depth=18, width=4, dim=8, cumulative_bs=4, max_epochs=1, device="cuda") | changes
+    )
+    unlabelled = HeldImages("stored", _stored(40).images)
+    with mock.patch.object(encoders, "save_views", lambda *_: None):
+        return counted_step(lambda path: encoders.train_encoder(settings, source=unlabelled, path=path), counted)
+
+
+def mim_step(counted: Counted, **changes: Any) -> Counts:
+    """A step of MIM on toy4, two seeds."""
+    settings = MimConfig(
+        **dict(dataset="toy4", mid_dim=8, batch_size=16, mim_loss=True, mim_samp=True, warmup_steps=1) | changes
+    )
+    return counted_step(lambda path: mim.train_seeds(settings, [1, 2], path, measure=False), counted)
+
+
+def nvae_step(counted: Counted, **changes: Any) -> Counts:
+    """A step of NVAE's training."""
+    sizes = dict(_NVAE, resolution=(1, 8, 8), cumulative_bs=4, epochs=3, weight_decay_norm_anneal=True, flip=True)
+
+    def train(path: Path) -> None:
+        images = torch.empty(10, 1, 8, 8, dtype=torch.uint8)
+        place = dict(save_folder=str(path.parent), run_name=path.name)
+        nvae.train_nvae(nvae.NVAETrainConfig(**(sizes | place | changes)), images)  # type: ignore[arg-type]
+
+    return counted_step(train, counted)
+
+
+_VIEWS = dict(samples_per_epoch=40, cumulative_bs=4, depth=18, width=4, dim=8, pred=4)
+_CHUNKS = dict(Tz="0_1=0,0.2,1 1_2=0.1,0.5")
+TRAINERS: dict[str, Callable[[Counted], Counts]] = {
+    **{
+        f"navigator, {name}, {precision}": lambda c, name=name, precision=precision: navigator_step(
+            c, f"small-{name}", "1_2", simclr_aug=True, precision=precision, **SMALL
+        )
+        for name in ("bigbigan", "stylegan2", "nvae", "linear-gaussian")
+        for precision in ("fp32", "bf16")
+    },
+    **{
+        f"{method}, bf16": lambda c, method=method: encoder_step(
+            c, method, "small-bigbigan", precision="bf16", **_VIEWS, **_CHUNKS
+        )
+        for method in ("simclr", "simsiam", "byol")
+    },
+    "simclr in micro-batches": lambda c: encoder_step(
+        c, "simclr", "small-stylegan2", micro_batches=2, **_VIEWS, Tz="0_2=0.5"
+    ),
+    "simclr on stored images": stored_step,
+    "probe": probe_step,
+    "mim": mim_step,
+    "nvae": nvae_step,
+}
+"""Each trainer and family at a size that takes a moment."""
+
+Train = Callable[..., None]
+PUBLISHED: dict[str, tuple[str, Train]] = {
+    "navigator BigBiGAN 1_6": ("bigbigan", lambda path, g, **how: train_navigator(path, g, "1_6", **how)),
+    "navigator StyleGAN2-512 0_16": ("stylegan2", lambda path, g, **how: train_navigator(path, g, "0_16", **how)),
+    "SimCLR ResNet-50 on BigBiGAN": ("bigbigan", lambda path, g, **how: train_encoder(path, g, "simclr", **how)),
+    "SimSiam ResNet-50 on BigBiGAN": ("bigbigan", lambda path, g, **how: train_encoder(path, g, "simsiam", **how)),
+    "BYOL ResNet-50 on BigBiGAN": ("bigbigan", lambda path, g, **how: train_encoder(path, g, "byol", **how)),
+}
+"""The published sizes at batch 64: the generator's name, and train(folder, generator, **changes of the settings)."""
+PRECISIONS = ("fp32", "bf16")
+
+
+def count(name: str, precision: str) -> Counts:
+    """One line of the table."""
+    generator, train = PUBLISHED[name]
+    with pretended_cuda() as counted:
+        return counted_step(lambda path: train(path, frozen(generator), precision=precision), counted)
+
+
+def graph_breaks(function: Callable[..., Any], *arguments: Any) -> int:
+    """How often torch.compile leaves the graph in a call of `function`; nothing is compiled to machine code."""
+    import torch._dynamo  # takes seconds
+
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(function)(*arguments)
+    torch._dynamo.reset()
+    return explained.graph_break_count

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Hold every estimator of mutual information against pairs whose information is known.
+
+    python scripts/calibrate_information.py --quick --out quick        # a few minutes
+    python scripts/calibrate_information.py                            # hours on one core; stop it when you like
+
+Writes information.html (errors, intervals and verdicts, with every estimate), information.json and images/.  The same
+command goes on with what is left; Ctrl-C writes the page of what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments.settings import InformationConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, InformationConfig)
+    cli.add_dry_run(parser)
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(InformationConfig, arguments)
+    if cli.is_dry_run(arguments, settings):
+        return
+    cli.loading()
+    from mi_ml_gen.experiments import information_calibration
+
+    results = information_calibration.calibrate(settings)
+    grid = [result for result in results if result.cell.part == "grid"] or results
+    print(information_calibration.summary_table(information_calibration.summarise(grid)).to_terminal())
+    if (public := information_calibration.public_table(results)) is not None:
+        print(public.to_terminal())
+    print(f"page: {settings.save_folder}/information.html")
+
+
+if __name__ == "__main__":
+    cli.run(main)

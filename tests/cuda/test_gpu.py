@@ -1,0 +1,87 @@
+"""What only a GPU can show; left out where there is none. `bench/gpu.sh` runs these first."""
+
+from __future__ import annotations
+
+import dataclasses
+from unittest import mock
+
+import pytest
+import torch
+
+from bench import counting, workloads
+from mi_ml_gen.core import runtime
+from mi_ml_gen.data.source import HeldImages
+from mi_ml_gen.encoders.training import train_encoder
+from mi_ml_gen.mim.training import train_seeds
+from mi_ml_gen.navigator.training import train_navigator
+from mi_ml_gen.views.augment import POLICIES, Augment
+from tests.conftest import StopAt, make_small_generator
+from tests.cuda.test_draws import DRAWS
+from tests.encoders.test_training import SETTINGS as ENCODER
+from tests.faults import trainers
+from tests.mim.test_training import SETTINGS as MIM
+from tests.navigator.test_training import SETTINGS as NAVIGATOR
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CUDA = "cuda:0"
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWS if name not in ("walker", "observation noise", "noise maps")])
+def test_draws_equal_the_hosts(name):
+    drawn = [DRAWS[name](runtime.stream(0, "x", 0, 0, device), device).cpu() for device in ("cpu", CUDA)]
+    torch.testing.assert_close(*drawn, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_views_equal_the_hosts(policy):
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    views = []
+    for device in ("cpu", CUDA):
+        augment = Augment(policy, 32).to(device)
+        views.append(augment(images.to(device), runtime.stream(0, "x", 0, 0, device)).cpu())
+    torch.testing.assert_close(*views, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in workloads.GENERATORS if name.startswith("small-")])
+def test_images_equal_the_hosts(name):
+    torch.manual_seed(0)
+    generator = workloads.GENERATORS[name]().freeze()
+    z = torch.randn(4, generator.noise_dim, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    here = generator.decode(generator.latents(z), runtime.stream(0, "x", 0, 0))
+    generator.to(CUDA).to(memory_format=torch.channels_last)
+    there = generator.decode(generator.latents(z.to(CUDA)), runtime.stream(0, "x", 0, 0, CUDA))
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
+
+
+def test_every_trainer(tmp_path):
+    """To the end, pictures, tables and states included."""
+    with mock.patch.object(trainers, "make_small_generator", lambda: make_small_generator().to(CUDA)):
+        for name in ("navigator", "encoder", "probe", "gan", "nvae", "calibration"):
+            trainers.TRAINERS[name].train(tmp_path / name / "run", device=CUDA)
+    train_seeds(dataclasses.replace(MIM, device=CUDA), [1, 2], tmp_path / "mim", neighbours=False, progress=False)
+
+
+def test_grey_stored_images(tmp_path):
+    grey = HeldImages("grey", torch.randint(256, (32, 16, 16), dtype=torch.uint8), torch.arange(32) % 2, ("a", "b"))
+    settings = dataclasses.replace(ENCODER, Tz=None, samples_per_epoch=None, max_epochs=1, device=CUDA)
+    train_encoder(settings, source=grey, path=tmp_path / "run", progress=False)
+
+
+def test_a_run_that_was_begun_on_the_cpu_takes_the_steps_of_a_gpu(monkeypatch, tmp_path):
+    settings = dataclasses.replace(NAVIGATOR, num_samples=64, save_freq=8, state_interval_s=0.0)
+    with monkeypatch.context() as stopped, pytest.raises(Exception, match="is saved at"):
+        StopAt(stopped, 3)
+        train_navigator(dataclasses.replace(settings, device="cpu"), make_small_generator(), tmp_path, progress=False)
+    with counting.Counted() as counted, counted.step() as counts:
+        goes_on = dataclasses.replace(settings, device=CUDA)
+        train_navigator(goes_on, make_small_generator().to(CUDA), tmp_path, progress=False)
+    assert counts.by_operator["_fused_adam_"] > 0 and counts.by_operator["_foreach_addcdiv_"] == 0
+
+
+def test_a_fault_of_the_device_is_told_as_one():
+    from mi_ml_gen.core import cli
+
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        torch.empty(2**50, dtype=torch.uint8, device=CUDA)
+    known = cli.as_known(raised.value)
+    assert known is not None and known.exit_code == 4

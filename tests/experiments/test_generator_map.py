@@ -1,0 +1,135 @@
+"""The map of a generator: its mixtures, its numbers against the truth, that it resumes, and its page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mi_ml_gen.core.errors import Preempted
+from mi_ml_gen.experiments.generator_map import (
+    cluster_label,
+    decode_pool,
+    has_independent_chunks,
+    map_generator,
+    mixtures,
+    ranges_of,
+    to_table,
+)
+from mi_ml_gen.experiments.settings import MapConfig
+from mi_ml_gen.generators.linear_gaussian import LinearGaussian
+from mi_ml_gen.latents import Chunks
+from tests.browser import Browser
+from tests.conftest import StopAt, make_small_generator
+
+INFINITE = float("inf")
+
+
+def settings(folder, **changes):
+    small = dict(generator="linear-gaussian", save_folder=folder, truncation=INFINITE, n_train=1024, n_eval=512,
+                 n_labels=4, n_images=3, device="cpu")  # fmt: skip
+    return MapConfig(**small | changes)
+
+
+def benchmark_generator() -> LinearGaussian:
+    return LinearGaussian((1, 2, 1), noise=0.3, resolution=4, gains=(1.0, 0.5, 0.2), name="linear-gaussian")
+
+
+def test_ranges():
+    assert list(map(str, ranges_of(3, "all"))) == ["0_1", "1_2", "2_3", "0_2", "1_3", "0_3"]
+    assert list(map(str, ranges_of(3, "single"))) == ["0_1", "1_2", "2_3", "0_3"]
+    assert list(map(str, ranges_of(5, "tree"))) == [
+        "0_1", "1_2", "2_3", "3_4", "4_5", "0_2", "3_5", "0_3", "0_5"
+    ]  # fmt: skip
+    assert len(ranges_of(8, "auto")) == 36 and len(ranges_of(16, "auto")) == 31
+    assert list(map(str, ranges_of(1, "all"))) == ["0_1"]
+
+
+@pytest.mark.parametrize("independent", [True, False])
+@pytest.mark.parametrize("n_chunks", [2, 4, 6])
+def test_a_pair_differs_in_what_is_redrawn_and_nowhere_else(n_chunks, independent):
+    everything = frozenset(range(n_chunks))
+    masks = []
+    for chunks in ranges_of(n_chunks, "all"):
+        redrawn = frozenset(range(chunks.start, chunks.stop))
+        masks += [mask for mask in (redrawn, everything - redrawn) if mask and mask not in masks]
+    mixed = mixtures(n_chunks, masks, independent)
+    assert mixed.from_b[0] == frozenset() and set(mixed.pairs) == set(masks)
+    for mask, pairs in mixed.pairs.items():
+        assert pairs
+        for i, j in pairs:
+            assert mixed.from_b[i] ^ mixed.from_b[j] == mask
+            assert independent or mixed.from_b[i] in (frozenset(), everything)
+    if independent:
+        assert len(mixed.from_b) == 2 * n_chunks
+    else:
+        assert len(mixed.from_b) == 2 + n_chunks * (n_chunks - 1) // 2
+
+
+def test_the_pool_holds_the_mixtures(tmp_path):
+    generator = make_small_generator()
+    assert has_independent_chunks(generator)
+    mixed = mixtures(2, [frozenset({0}), frozenset({1}), frozenset({0, 1})], independent=True)
+    given = settings(tmp_path, truncation=2.0)
+    label = cluster_label(torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 3, 0)
+    pool = decode_pool(generator, mixed, 64, given, "test", label, progress=False)
+    assert pool.images.shape == (64, 4, 3, 8, 8) and pool.labels.shape == (64, 4)
+    again = decode_pool(generator, mixed, 64, given, "test", progress=False)
+    assert torch.equal(pool.images, again.images) and again.labels.shape == (64, 0)
+    # The mixture that has chunk 0 of b is b's where that chunk decides alone.
+    a, b = pool.images[:, mixed.from_b.index(frozenset())], pool.images[:, mixed.from_b.index(frozenset({0, 1}))]
+    mixture = pool.images[:, mixed.from_b.index(frozenset({0}))]
+    assert not torch.equal(mixture, a) and not torch.equal(mixture, b)
+
+
+def test_the_truth_lies_in_the_intervals_of_the_benchmark_generator(tmp_path):
+    """In at least 93% of the ranges, and the bounds are near it where they are not saturated."""
+    generator = benchmark_generator()
+    found = map_generator(settings(tmp_path / "map"), generator, progress=False).content
+    inside, close, n = 0, 0, 0
+    for cell in found["ranges"]:
+        chunks = Chunks.of(cell["chunks"])
+        truths = {"shared": generator.shared_information(chunks), "carried": generator.carried_information(chunks)}
+        for name, true in truths.items():
+            if cell[name] is not None:
+                assert cell[name]["interval_nats"][1] is None
+                n += 1
+                inside += cell[name]["interval_nats"][0] <= true
+                close += abs(cell[name]["nats"] - true) <= 0.15 + 0.15 * true
+        assert cell["delta"]["mean"] == pytest.approx(
+            {1: 1.128, 2: 1.772, 3: 2.257, 4: 2.659}[generator.layout.slice(chunks).stop
+                                             - generator.layout.slice(chunks).start], rel=0.03)  # fmt: skip
+    assert n == 11 and inside >= 0.93 * n and close >= 0.8 * n, found["ranges"]
+    whole = found["ranges"][-1]
+    assert whole["chunks"] == "0_3" and whole["carried"] is None
+    low, high = whole["class_lost"]["interval_nats"]
+    assert low - 0.05 <= found["label"]["entropy_nats"] <= high + 0.05
+    assert "0_3" in to_table(found).to_markdown()
+
+
+def test_an_interrupted_map_goes_on_and_measures_no_range_twice(tmp_path, monkeypatch):
+    few = dict(n_train=64, n_eval=64, state_interval_s=0.0)
+    whole = map_generator(settings(tmp_path / "whole", **few), benchmark_generator(), progress=False).content
+    for n in (2, 6, 8):  # while images are decoded, and among the ranges
+        with monkeypatch.context() as patch:
+            StopAt(patch, n)
+            with pytest.raises(Preempted):
+                map_generator(settings(tmp_path / "parts", **few), benchmark_generator(), progress=False)
+    parts = map_generator(settings(tmp_path / "parts", **few), benchmark_generator(), progress=False).content
+    assert parts == whole
+    assert json.loads((tmp_path / "parts" / "map.json").read_text()) == whole
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["cell"]["chunks"] for row in rows if "cell" in row] == [cell["chunks"] for cell in whole["ranges"]]
+
+
+def test_the_page_in_a_browser(tmp_path):
+    few = dict(n_train=64, n_eval=64)
+    path = map_generator(settings(tmp_path / "map", **few), benchmark_generator(), progress=False).path / "map.html"
+    with Browser.start() as browser:
+        for width in (1280, 390):
+            browser.open(path, width)
+            assert browser.run("document.querySelectorAll('svg').length") >= 3
+            assert browser.run("document.documentElement.scrollWidth") <= width
+            assert browser.run("document.querySelectorAll('tbody tr').length") == 6
+            assert browser.complaints == []
