@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.counting import PINNED_MARK, Counted
 from mi_ml_gen.core import runtime
+from mi_ml_gen.data import source
 
 CUDA = torch.device("cuda", 0)
 
@@ -309,6 +310,7 @@ def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         mock.patch.object(runtime, "resolve_device", lambda name: CUDA),
         mock.patch.object(runtime, "stream", _stream),
+        mock.patch.object(source, "_ahead", lambda make: make()),  # fake tensors do not bear a second thread
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:
@@ -316,5 +318,5 @@ def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
         if n_processes > 1:
             stack.enter_context(_processes(n_processes))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_Saved, _Saved.unpack))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))  # stored images come from another thread
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))  # stored images are real ones
         yield stack.enter_context(Counted())

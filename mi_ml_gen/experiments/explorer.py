@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.experiments.settings import ExplorerConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.registry import load_generator
@@ -100,7 +100,7 @@ def explore(settings: ExplorerConfig, progress: bool = True) -> Path:
         kinds.append(_learned_kind(groups, walker, n_positions))
     side = min(settings.image_size, generator.resolution)
     n_bytes, n_lattices = 0, 0
-    with tqdm(total=n_images, unit="image", desc="lattice", disable=not progress) as bar:
+    with Bar(total=n_images, unit="image", desc="lattice", disable=not progress) as bar:
         for i in range(settings.n_anchors):
             for kind in kinds:
                 learned = walker if kind.name == LEARNED else None
@@ -266,7 +266,7 @@ def _sheets(
     anchor: torch.Tensor,
     walk: Walk,
     side: int,
-    bar: tqdm,
+    bar: Bar,
 ) -> list[str]:
     """All images of one walk of one anchor as JPEG sheets in data URLs; the last slider's position changes fastest."""
     places = [generator.layout.slice(group) for group in groups]

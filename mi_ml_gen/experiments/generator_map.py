@@ -17,7 +17,6 @@ that is trained for each range.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
@@ -44,6 +43,7 @@ from mi_ml_gen.latents import Chunks
 from mi_ml_gen.probe.classifier import LinearClassifier, load_classifier
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import triangle
+from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.walkers.pictures import decode_shown
@@ -165,7 +165,7 @@ def decode_pool(
     from_b = _columns(generator, mixed.from_b).to(device)
     side = min(generator.resolution, settings.critic_size)
     images, labels = [], []
-    bar = tqdm(total=n_groups, unit="group", desc=f"images to {name}", disable=not progress, leave=False)
+    bar = Bar(total=n_groups, unit="group", desc=f"images to {name}", disable=not progress, leave=False)
     for i in range(-(-n_groups // BLOCK)):
         stop()
         rng = runtime.stream(settings.seed, f"map: {name}", i, 0, device)
@@ -277,6 +277,7 @@ def map_generator(
         session.run.write_json("map.json", content)
         to_table(content).write(session.run.path, "table")
         write_page(path / "map.html", generator, settings, content)
+        save_redrawn(path / "images" / "redrawn.png", generator, settings, content)
     return GeneratorMap(path, content)
 
 
@@ -416,9 +417,9 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 
 FIGURES = {
-    "shared": "shared: nats left when the range is redrawn",
-    "carried": "carried: nats that the range brings alone",
-    "class_lost": "class lost: nats that the label loses",
+    "shared": "shared (nats)",
+    "carried": "carried (nats)",
+    "class_lost": "class lost (nats)",
 }
 
 
@@ -449,9 +450,10 @@ def write_page(path: Path, generator: MultiLatentGenerator, settings: MapConfig,
     page.figure(
         [heat_map(content, name) for name in FIGURES],
         f"Triangles of all ranges of chunks of {content['generator']}",
-        "A row for the first chunk of a range, a column for its last; the diagonal holds single chunks. > marks a "
-        "lower bound that is saturated: the information may be much higher. * marks another warning, which the table "
-        "names.",
+        "shared: left when the range is redrawn. carried: brought by the range alone. class lost: what the label loses "
+        "when the range is redrawn. A row for the first chunk of a range, a column for its last; the diagonal holds "
+        "single chunks. > marks a lower bound that is saturated: the information may be much higher. * marks another "
+        "warning, which the table names.",
     )
     page.text(
         "1 nat is 1.44 bits. `shared` and `carried` are lower bounds by a critic, on pairs that it was not trained on. "
@@ -528,7 +530,13 @@ def _shown_images(generator: MultiLatentGenerator, settings: MapConfig, shown: S
     return images
 
 
-def read_map(path: str | Path) -> dict[str, Any]:
-    """The content of a map.json, given the file or the map's folder."""
-    path = Path(path)
-    return json.loads((path / "map.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+def save_redrawn(path: Path, generator: MultiLatentGenerator, settings: MapConfig, content: Mapping[str, Any]) -> Path:
+    """Images, and below them the same with each chunk redrawn, a row for each chunk with what is left in nats."""
+    left = {cell["chunks"]: cell["shared"] for cell in content["ranges"]}
+    singles = [Chunks(i, i + 1) for i in range(generator.layout.n_chunks)]
+    images = _shown_images(generator, settings, singles)
+    rows = {"image": images["anchor"]}
+    for chunks in singles:
+        found = left[str(chunks)]
+        rows[f"chunk {chunks.start}: {_mark(found)}{found['nats']:.2f} nats left"] = images[str(chunks)]
+    return save_png(path, image_grid(torch.cat(list(rows.values())), n_rows=len(rows), row_labels=list(rows)))

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mi_ml_gen.core import config, runtime
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.loop import Preemption
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.runs import RunFolder
 from mi_ml_gen.experiments.settings import CalibrationConfig, InformationConfig
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
@@ -141,7 +141,7 @@ def calibrate(settings: InformationConfig, progress: bool = True) -> list[Result
     with RunFolder.open(settings.save_folder, config.to_dict(settings), free) as folder, Preemption() as preemption:
         done = {result.cell.key: result for result in map(_from_row, folder.metrics())}
         left = [cell for cell in queue if cell.key not in done]
-        bar = tqdm(total=len(queue), initial=len(queue) - len(left), unit="estimate", disable=not progress)
+        bar = Bar(total=len(queue), initial=len(queue) - len(left), unit="estimate", disable=not progress)
         for cell in left:
             if preemption.requested:
                 break
@@ -174,7 +174,7 @@ def measure(cell: Cell, settings: InformationConfig) -> Result:
     began_s = time.process_time()
     estimate = estimate_information(x, y, cell.estimator, seed=settings.seed, device=settings.device)
     cpu_s = time.process_time() - began_s
-    details = {name: value for name, value in estimate.details.items() if name in _KEPT}
+    details = {name: _plain(value) for name, value in estimate.details.items() if name in _KEPT}
     return Result(
         cell, task.nats, estimate.nats, estimate.low_nats, estimate.high_nats, estimate.verdict, estimate.reason, cpu_s,
         details,
@@ -412,6 +412,13 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """A value of an estimate's details as JSON has it: what is not finite becomes None."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _finite(value) if isinstance(value, float) else value
 
 
 # --- one estimator on pairs of the generator, or on a user's ---------------------------------------------------

@@ -232,11 +232,13 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
         "information that a pair still shares; it has no interval. `KL error` is the standard error over the test "
         "images (of a scale: the sum of its groups', which is at least its own)."
     )
+    most = min(math.log(2 * part.row.walker.n_pairs - 1) for part in parts)
     samples = sorted({part.row.walker.samples for part in parts})
     trained = f"{samples[0]:,}" if len(samples) == 1 else f"{samples[0]:,} to {samples[-1]:,}"
     page.text(
         f"Limits: one walker for each part, one seed; the walkers that were kept had seen {trained} samples. "
-        f"{len(single)} groups of one network are few for a correlation, so look at its interval."
+        f"{len(single)} groups of one network are few for a correlation, so look at its interval. The candidates of "
+        f"a batch can show at most {most:.2f} nats, so a bound close to that says only that much information remains."
     )
     found = correlations(parts)
     page.section("Do walkers and KL divergence agree?")
@@ -273,11 +275,9 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     )
     ratios = {part.name: part.changes[1.0] / part.random_change for part in parts if part.random_change > 0}
     page.figure(
-        bars(
-            ratios, x_label="change by the walker over change by random steps of the same length", number_format=".2f"
-        ),
+        bars(ratios, x_label="change by the walker / by random steps", number_format=".2f"),
         "How much more a learned walker changes the image than random steps",
-        "1: the direction that the walker learned does no more than any direction.",
+        "Random steps have the same lengths. 1: the learned direction does no more than any direction.",
     )
     page.section("Images").text(
         "The same anchors in every group of rows, at temperature "

@@ -401,7 +401,7 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
 
     @property
     def folder(self) -> Path:
-        return self.save_folder if self.save_folder is not None else Path("maps") / short_name(self.generator)
+        return Path(self.save_folder) if self.save_folder is not None else Path("maps") / short_name(self.generator)
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""

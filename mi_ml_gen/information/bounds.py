@@ -233,7 +233,8 @@ class CriticBound(Estimator):
             other_seeds_nats=full, train_nats=train_nats, train_error_nats=error, floors=least,
         ) + self.own_findings(mean, nats)  # fmt: skip
         return self.result(
-            nats, low, high, n_test, found, ceiling_nats=ceiling, train_nats=train_nats, n_steps=course.n_steps,
+            nats, low, high, n_test, found, ceiling_nats=ceiling if math.isfinite(ceiling) else None,
+            train_nats=train_nats, n_steps=course.n_steps,
             members_nats=[m.nats for m in of_members], half_candidates_nats=half, standard_error_nats=error,
             curve_nats=course.of_full, critic=self.critic, **self.single_batches(scores[FULL]),
         )  # fmt: skip

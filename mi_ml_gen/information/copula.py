@@ -17,8 +17,7 @@ to the information.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import digamma, ndtr, ndtri
 from torch import Tensor
 
-from mi_ml_gen.information.estimate import Estimate, Verdict
-from mi_ml_gen.information.estimator import Estimator, quantile
-from mi_ml_gen.information.verdicts import Finding, tolerance, too_uncertain
+from mi_ml_gen.information.estimate import Verdict
+from mi_ml_gen.information.verdicts import Finding, tolerance
 
 PAIRS_PER_KNOT, FEWEST_KNOTS, MOST_KNOTS = 50, 12, 200
 _LEAST_VARIANCE = 1e-10  # of a direction, as a share of the largest: below it the direction holds nothing
@@ -173,14 +171,14 @@ def dependence_left(pairs: Canonical) -> float:
     return largest - math.sqrt(2 * math.log(correlations.numel()))
 
 
-def uncorrected(pairs: Canonical, nats: float) -> list[Finding]:
+def uncorrected(pairs: Canonical, nats: float, share: float = 0.5) -> list[Finding]:
     """What speaks against an estimate that takes the pairs as Gaussian: deviations that noise does not explain, and
     that stand for information that counts. z standard deviations of a mean over n pairs are a Kullback-Leibler
-    divergence of about z**2 / (2 n)."""
+    divergence of about z**2 / (2 n), or more; share: how much of a tolerance that may be."""
     joint = torch.cat([pairs.x, pairs.residual], 1)
     deviations = max(abs(not_gaussian(joint)), dependence_left(pairs))
     about = deviations**2 / (2 * len(joint))
-    if deviations <= REJECTED or about <= tolerance(nats) / 2:
+    if deviations <= REJECTED or about <= share * tolerance(nats):
         return []
     return [
         Finding(
@@ -205,31 +203,3 @@ def base_findings(pairs: Canonical) -> list[Finding]:
             Finding(Verdict.NOT_TRUSTED, "x and y almost determine one another: the information may be infinite")
         )
     return found
-
-
-@dataclass(frozen=True)
-class GaussianCopula(Estimator):
-    """The closed form for jointly Gaussian pairs after smooth scores, without the bias of few pairs.
-
-    Right where the dependence is a Gaussian copula; too low in most other cases, which its verdict tests for.
-    """
-
-    name: ClassVar[str] = "gaussian"
-    assumes: ClassVar[str] = "Monotone functions of the coordinates make x and y jointly Gaussian."
-    fewest: ClassVar[int] = 20
-
-    def estimate(self, x: Tensor, y: Tensor, seed: int, device: torch.device, progress: bool) -> Estimate:
-        pairs = canonical(x, y)
-        part = gaussian_part(pairs)
-        n = len(x)
-        error = standard_error(part)
-        half_width = quantile(n) * error
-        found = base_findings(pairs)
-        found += uncorrected(pairs, part.nats)
-        low, high = part.nats - half_width, part.nats + half_width
-        if (wide := too_uncertain(part.nats, low, high)) is not None:
-            found.append(wide)
-        return self.result(
-            part.nats, low, high, n, found,
-            correlations=pairs.correlations.tolist(), standard_error_nats=error,
-        )  # fmt: skip

@@ -6,11 +6,11 @@ For n pairs of labels (a, b) with counts c_ab, c_a and c_b, and S = sum c log c 
     I(a; b)  = log n - (S_a + S_b - S_ab) / n
     H(a | b) = (S_b - S_ab) / n
 
-are the plug-in values, whose bias is about the number of cells over 2n. The jackknife (every pair left out in turn;
-Zahl 1977 for entropies) takes most of it off and gives the standard error of the interval. Pairs in one cell count
-alike, so it needs one term for each cell that occurs, and no random numbers. The bootstrap was tried and has too short
-intervals where cells are sparse: it held the truth in 88% of 200 repetitions, n = 1,000, 8 labels, 3 pairs in most
-cells. tests/information/test_discrete.py holds this one to 93%.
+are the plug-in values. An entropy of K labels that occur is too small by about (K - 1) / 2n (Miller 1955; Madow 1948),
+which is taken off. The standard error is the jackknife's, every pair left out in turn (Zahl 1977); pairs in one cell
+count alike, so it needs one term for each cell that occurs, and no random numbers. In 1,000 repetitions (n = 1,000, 8
+labels, 30% of them kept) the 95% interval held the truth in 96%. Where most pairs of labels occur about three times it
+is a little short: it held it in 90% of 200 repetitions, and an interval by the bootstrap in 88%.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CONDITIONAL_ENTROPY = Weights(0.0, 1.0, -1.0, 0.0)
 
 def entropy(labels: Tensor) -> float:
     """H of labels (n,), whole numbers from 0 on, in nats."""
-    return _jackknife(labels, labels, ENTROPY).nats
+    return _measured(labels, labels, ENTROPY).nats
 
 
 def label_information(a: Tensor, b: Tensor) -> Estimate:
@@ -59,10 +59,10 @@ def label_loss(a: Tensor, b: Tensor) -> Estimate:
     return _estimate(a, b, CONDITIONAL_ENTROPY, "labels: conditional entropy")
 
 
-def _jackknife(a: Tensor, b: Tensor, weights: Weights) -> MonteCarloMean:
-    """A quantity with its bias taken off, and its standard error."""
+def _measured(a: Tensor, b: Tensor, weights: Weights) -> MonteCarloMean:
+    """A quantity with its bias taken off, and the jackknife's standard error."""
     n = len(a)
-    _, of_pair = torch.unique(torch.stack([a, b], dim=1).cpu(), dim=0, return_inverse=True)
+    of_pair = torch.unique(_cells(a, b).cpu(), return_inverse=True)[1]
     first = torch.zeros(int(of_pair.max()) + 1, dtype=torch.long).scatter_(0, of_pair, torch.arange(n))  # one of each
     cells = torch.bincount(of_pair).double()
     of_a, of_b = (torch.bincount(labels.cpu()).double() for labels in (a, b))
@@ -77,7 +77,14 @@ def _jackknife(a: Tensor, b: Tensor, weights: Weights) -> MonteCarloMean:
     left_out = value(n - 1, *parts)  # for each cell the value without one of its pairs
     mean = (cells * left_out).sum() / n
     variance = (n - 1) / n * (cells * (left_out - mean).square()).sum()
-    return MonteCarloMean(n * whole - (n - 1) * mean.item(), math.sqrt(max(variance.item(), 0.0)))
+    n_labels = [int(counts.count_nonzero()) for counts in (of_a, of_b, cells)]
+    bias = sum(weight * (k - 1) for weight, k in zip(weights[:3], n_labels, strict=True)) / (2 * n)
+    return MonteCarloMean(whole - bias, math.sqrt(max(variance.item(), 0.0)))
+
+
+def _cells(a: Tensor, b: Tensor) -> Tensor:
+    """A number for each pair of labels."""
+    return a * (b.max() + 1) + b
 
 
 def _sum(counts: Tensor) -> Tensor:
@@ -89,12 +96,12 @@ def _estimate(a: Tensor, b: Tensor, weights: Weights, name: str) -> Estimate:
     if a.ndim != 1 or a.shape != b.shape or len(a) < 4:
         raise UsageError(f"labels of shapes {tuple(a.shape)} and {tuple(b.shape)}: must both be (n,), n at least 4")
     n = len(a)
-    found = _jackknife(a, b, weights)
+    found = _measured(a, b, weights)
     low, high = (found.nats + sign * 1.96 * found.standard_error_nats for sign in (-1, 1))
-    halves = [_jackknife(a[part], b[part], weights).nats for part in (slice(0, n // 2), slice(n // 2, n))]
+    halves = [_measured(a[part], b[part], weights).nats for part in (slice(0, n // 2), slice(n // 2, n))]
     at_half = MonteCarloMean(sum(halves) / 2, found.standard_error_nats)
     verdict, reason = judge(found.nats, low, high, at_half_n=at_half, rate=1.0)
-    n_cells = len(torch.unique(torch.stack([a, b], dim=1), dim=0))
+    n_cells = len(torch.unique(_cells(a, b)))
     if n < FEWEST_PAIRS_PER_CELL * n_cells:
         verdict, reason = Verdict.NOT_TRUSTED, f"{n:,} pairs for {n_cells:,} pairs of labels are too few"
     assumes = "the pairs are independent, and every pair of labels that matters occurs among them"

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
-from tqdm import tqdm
 
 from mi_ml_gen.core import optimizers, runtime
+from mi_ml_gen.core.progress import Bar
 
 N_MEMBERS = 3
 FULL = slice(0, 2)
@@ -155,7 +155,7 @@ def fit(
     batches = _batches(split, min(training.batch_size, len(split.of_member(HALF))), seed)
     n_idle, every = 0, min(training.most_every, max(1, training.n_steps // 20))
     _look(model, averaged, best, valid_value, course)
-    with tqdm(total=training.n_steps, desc=title, unit="step", disable=not progress) as bar:
+    with Bar(total=training.n_steps, desc=title, unit="step", disable=not progress) as bar:
         for step in range(training.n_steps):
             # --- The step
             rng = runtime.stream(seed, f"{title} noise", step, 0, device)

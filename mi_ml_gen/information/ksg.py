@@ -37,9 +37,9 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.information.neighbour_counts import count_within
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ def _by_trees(x: np.ndarray, y: np.ndarray, search: _Search, n_jobs: int) -> _Fo
     joint = np.concatenate([x, y], axis=1)
     which = range(1, search.n_nearest(len(x)) + 1)
     tree = cKDTree(joint)
-    with tqdm(total=3 * len(x), desc="KSG", unit=" queries", disable=not search.progress) as bar:
+    with Bar(total=3 * len(x), desc="KSG", unit=" queries", disable=not search.progress) as bar:
         for rows in _blocks(len(x), _ROWS_AT_ONCE):
             nearest = tree.query(joint[rows], which, p=search.norm, workers=n_jobs)[0]
             bar.update(len(found.put(rows, nearest)))
@@ -250,7 +250,7 @@ def _by_trees(x: np.ndarray, y: np.ndarray, search: _Search, n_jobs: int) -> _Fo
 
 
 def _count_by_trees(
-    points: np.ndarray, reach: np.ndarray, norm: float, n_jobs: int, near: np.ndarray, bar: tqdm[Any]
+    points: np.ndarray, reach: np.ndarray, norm: float, n_jobs: int, near: np.ndarray, bar: Bar
 ) -> None:
     """Fill near (n,)."""
     if norm == math.inf and points.shape[1] <= 2:
@@ -272,7 +272,7 @@ def _by_brute_force(x: Tensor, y: Tensor, search: _Search) -> _Found:
     tables = x.new_empty(4, n_rows, n)
     is_near = torch.empty(n_rows, n, dtype=torch.bool, device=x.device)
     columns_x, columns_y = x.T.contiguous(), y.T.contiguous()
-    with tqdm(total=n, desc="KSG", unit=" points", disable=not search.progress) as bar:
+    with Bar(total=n, desc="KSG", unit=" points", disable=not search.progress) as bar:
         for rows in _blocks(n, n_rows):
             far_x, far_y, far, spare = tables[:, : rows.stop - rows.start]  # (rows, n) each
             _distances(columns_x, rows, norm, far_x, spare)

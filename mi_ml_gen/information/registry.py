@@ -58,7 +58,7 @@ def _ksg() -> type[Estimator]:
 
 @ESTIMATORS.lazily("gaussian")
 def _gaussian() -> type[Estimator]:
-    from mi_ml_gen.information.copula import GaussianCopula
+    from mi_ml_gen.information.gaussian_copula import GaussianCopula
 
     return GaussianCopula
 

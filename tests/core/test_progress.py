@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,9 @@ def test_a_pipe_hears_nothing_of_short_work(monkeypatch):
 def test_a_terminal_gets_a_bar_that_moves(monkeypatch):
     text = work(monkeypatch, Terminal(), interval_s=1000.0)
     assert text.count("\r") >= 4 and text.count("\n") == 1
+
+
+def test_every_bar_of_the_package_is_of_this_kind():
+    package = Path(progress.__file__).parents[1]
+    own = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "import tqdm" in path.read_text()}
+    assert own == {"core/progress.py", "hub/downloads.py"}  # a download shows one on a terminal alone

@@ -59,8 +59,7 @@ def test_with_two_processes(name):
     assert not found.waits, f"the host waits for {dict(found.waits)}"
 
 
-@pytest.mark.parametrize("name", ["probe", "nvae"])
-def test_with_two_processes_and_no_batch_norm_between_them(name):
+def test_with_two_processes_and_no_batch_norm_between_them():
     with pretended_cuda(n_processes=2) as counted:
-        found = workloads.TRAINERS[name](counted)
+        found = workloads.TRAINERS["probe"](counted)
     assert not found.waits, f"the host waits for {dict(found.waits)}"

@@ -126,6 +126,7 @@ def test_an_interrupted_map_goes_on_and_measures_no_range_twice(tmp_path, monkey
 def test_the_page_in_a_browser(tmp_path):
     few = dict(n_train=64, n_eval=64)
     path = map_generator(settings(tmp_path / "map", **few), benchmark_generator(), progress=False).path / "map.html"
+    assert (path.parent / "images" / "redrawn.png").read_bytes().startswith(b"\x89PNG")
     with Browser.start() as browser:
         for width in (1280, 390):
             browser.open(path, width)

@@ -10,7 +10,7 @@ import pytest
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.experiments import information_calibration as calibration
 from mi_ml_gen.experiments.settings import CalibrationConfig, InformationConfig
-from mi_ml_gen.information.estimate import Verdict
+from mi_ml_gen.information.estimate import Estimate, Verdict
 
 
 def small(folder, **changes):
@@ -101,6 +101,16 @@ def test_the_public_table_and_the_picture_show_what_was_measured():
     assert calibration.public_table(results[2:]) is None
     assert len(calibration.picture_figure(results).axes) == 4
     assert len(calibration.picture_table(results).rows) == 8
+
+
+def test_details_that_are_not_finite_become_null(tmp_path, monkeypatch):
+    """Rows of metrics hold no infinity."""
+    assert calibration._plain([math.inf, 1.5, [math.nan], "text", 3]) == [None, 1.5, [None], "text", 3]
+    estimate = Estimate(1.0, 0.9, 1.1, 75, "ksg", "", Verdict.CONSISTENT, "", {"ceiling_nats": math.inf})
+    monkeypatch.setattr(calibration, "estimate_information", lambda *pairs, **options: estimate)
+    results = calibration.calibrate(small(tmp_path, estimators=["ksg"], tasks=["normal"]), progress=False)
+    assert results[0].details["ceiling_nats"] is None
+    assert json.loads((tmp_path / "information.json").read_text())["estimates"][0]["details"]["ceiling_nats"] is None
 
 
 def test_unknown_names_are_refused_before_anything_is_written(tmp_path):

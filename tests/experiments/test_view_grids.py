@@ -111,7 +111,7 @@ def test_the_script(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "c.yaml").write_text(REFERENCE_FORM)
     argv = ("--configuration", tmp_path / "c.yaml", "--device", "cpu", "--save_folder")
     code, out, _ = call(monkeypatch, capsys, "view_generation", *argv, tmp_path / "a")
-    assert code == 0 and "9 images of 3 anchors" in out
+    assert code == 0 and "wrote 9 images to" in out and "3 anchors and their positives" in out
     written = files(tmp_path / "a")
     assert set(written) == {"grid.png", *(f"idx={i}_var={v}.png" for i in range(3) for v in range(3))}
     with Image.open(tmp_path / "a" / "grid.png") as grid, Image.open(tmp_path / "a" / "idx=2_var=1.png") as image:

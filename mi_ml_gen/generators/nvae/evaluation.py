@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.network import BN_MOMENTUM
@@ -66,7 +66,7 @@ def evaluate_nvae(
             f"images {list(images.shape[1:])}: {generator.name} describes {list(generator.settings.resolution)}"
         )
     bits, elbos, errors, kls = [], [], [], []
-    for start in tqdm(range(0, len(images), batch_size), disable=not progress, unit="batch"):
+    for start in Bar(range(0, len(images), batch_size), disable=not progress, unit="batch"):
         batch = images[start : start + batch_size].to(next(generator.parameters()).device).float() / 255
         rng = runtime.stream(seed, "nvae evaluation", start, 0, batch.device)
         log_weights = []
