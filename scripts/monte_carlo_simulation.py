@@ -2,13 +2,17 @@
 """Table 1: how far each walker of a folder moves its latent variable (delta), and what the pair still shares.
 
     python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path table1 --all_chunks
+    python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path t4 --all_chunks \
+        --train walkers=4 --curves --page
     python scripts/monte_carlo_simulation.py --walkers_base_path walkers --walkers_iter 60032 120000 ...
     python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all_chunks
 
 The folder has one subfolder per chunk or group: run folders of train_navigator.py, or the published layout
 (chunk0/w_COPGen_N.pth, F_loss_values.npy). Generator, weights, their use and the noise are those that the runs
 recorded; a flag that says something else is used, and named in a warning and in the table's caption. --all_chunks first
-trains what is missing. Prints the table and writes table1.md, .csv, .json, .tex and .png.
+trains what is missing; --train walkers=4 trains four walkers for each chunk at once, and delta gets an interval over
+trainings. With the generator's weights at hand, fresh critics measure what the pairs still share, unless that would
+cost more than the training did (--fresh_critics). Prints the table and writes table1.md, .csv, .json, .tex and .png.
 """
 
 from __future__ import annotations
@@ -37,10 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.core import runtime
     from mi_ml_gen.experiments import table1
     from mi_ml_gen.generators.registry import load_generator, load_latent_space
+    from mi_ml_gen.information.image_critic import CriticSettings
     from mi_ml_gen.navigator.records import Flags, circumstances
 
     device = runtime.resolve_device(a.device)
-    load = load_generator if a.all_chunks or a.page else load_latent_space
+    may_decode = a.all_chunks or a.page or a.curves or a.fresh_critics == "yes"
+    load = load_generator if may_decode else load_latent_space
     flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation, a.anchors, a.anchors_data)
     found = circumstances(table1.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
     generator, noise = found.generator, found.noise
@@ -60,14 +66,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     walkers = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
     rows = table1.estimate_rows(generator, walkers, a.n_samples, noise, a.seed, device, progress=True)
+    critic = None
+    if may_decode and a.fresh_critics != "no":
+        asked = a.fresh_critics == "yes" or a.curves
+        critic = table1.fresh_settings(walkers) or (CriticSettings() if asked else None)
+    if critic is not None:
+        rows = table1.with_remaining(generator, rows, critic, noise, a.curves, a.seed, device, progress=True)
     print(table1.to_table(rows, found.notes).to_terminal())
+    if (by_curve := table1.to_curve_table(rows)) is not None:
+        print(by_curve.to_terminal())
+    for line in table1.warnings(rows):
+        print(f"not to be taken at its word: {line}")
     out = a.save_folder or a.walkers_base_path
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out, found.notes)
     if a.page:
         command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(sys.argv[1:] if argv is None else argv)])
-        study = table1.Study(generator, rows, noise, a.seed, device, found.notes)
-        written.append(table1.write_page(out / "table1.html", [study], f"Table 1 of {found.name}", command))
+        measured = table1.MeasuredGenerator(generator, rows, noise, a.seed, device, found.notes)
+        written.append(table1.write_page(out / "table1.html", [measured], f"Table 1 of {found.name}", command))
     print("written: " + ", ".join(map(str, written)))
 
 

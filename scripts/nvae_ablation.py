@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device, out = runtime.resolve_device(settings.device), settings.save_folder
     generator = load_nvae(settings.generator, settings.g_path, device, settings.g_use)
     images = stored_images(settings.data_path, generator.settings, "test")[: settings.n_images]
-    parts = nvae_ablation.run_ablation(generator, settings.walkers, images, out, settings.n_samples, device)
+    parts = nvae_ablation.run_ablation(generator, settings.of_walkers, images, out, settings.n_samples, device)
     table = nvae_ablation.to_table(parts)
     table.write(out, "table1")
     print("\n" + table.to_terminal() + "\n")

@@ -23,8 +23,10 @@ from mi_ml_gen.core.registry import short_name
 from mi_ml_gen.experiments.settings import QuickstartConfig
 from mi_ml_gen.navigator.settings import NavigatorConfig
 
-STUDIES = {"tiny-bigbigan": 1, "tiny-stylegan": 4}
+GENERATORS = {"tiny-bigbigan": 1, "tiny-stylegan": 4}
 """The generators of a plain `make quickstart`, and how many chunks each of their walkers perturbs."""
+FRESH = dict(max_steps=96, reuse=4, eval_pairs=1024, heldout_pairs=256)
+"""Settings of the fresh critics: brief ones, so that a quickstart still ends in minutes."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,22 +39,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = arguments.generator is None and arguments.config is None
     if plain and whole.groups is not None:
         raise UsageError(f"--groups {whole.groups}: give --generator, too")
-    arguments.generator = arguments.generator or (next(iter(STUDIES)) if plain else None)
+    arguments.generator = arguments.generator or (next(iter(GENERATORS)) if plain else None)
     arguments.config = arguments.config or "navigator/small"
     arguments.chunks = arguments.chunks or "0_1"  # each group of chunks has its turn
     settings = config.from_arguments(NavigatorConfig, arguments)
-    chosen = STUDIES if plain else {settings.generator: whole.groups or 1}
+    chosen = GENERATORS if plain else {settings.generator: whole.groups or 1}
     settings.check()
     cli.loading()
     from mi_ml_gen.core import runtime
     from mi_ml_gen.experiments import table1
     from mi_ml_gen.generators.anchors import anchor_distribution
     from mi_ml_gen.generators.registry import load_generator
+    from mi_ml_gen.information.image_critic import CriticSettings
     from mi_ml_gen.walkers import pictures
 
     device = runtime.resolve_device(settings.device)
 
-    studies = []
+    measured = []
     for i, (name, group) in enumerate(chosen.items(), start=1):
         own = dataclasses.replace(settings, generator=name)
         generator = load_generator(name, own.g_path, device, own.g_use)
@@ -63,15 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         table1.train_missing(folder, own, generator, group)
         found = table1.find_walkers(folder)
         rows = table1.estimate_rows(generator, found, whole.n_samples, noise, own.seed, device, True)
+        critic = table1.fresh_settings(found, CriticSettings(**FRESH)) if whole.fresh_critics else None
+        if critic is not None:
+            rows = table1.with_remaining(generator, rows, critic, noise, False, own.seed, device, True)
         table1.write_table(rows, folder)
         print("\n" + table1.to_table(rows).to_terminal() + "\n")
+        for line in table1.warnings(rows):
+            print(f"not to be taken at its word: {line}")
         z = noise.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
         pictures.save_chunks(folder / "chunks.png", generator, [one.walker for one in found], z)
-        studies.append(table1.Study(generator, rows, noise, own.seed, device))
+        measured.append(table1.MeasuredGenerator(generator, rows, noise, own.seed, device))
 
     command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
     title = f"What each latent variable of {' and '.join(chosen)} does"
-    page = table1.write_page(whole.out / "index.html", studies, title, command)
+    page = table1.write_page(whole.out / "index.html", measured, title, command)
     print(f"done in {time.monotonic() - started:.0f} s; open {page}")
 
 

@@ -4,10 +4,14 @@
     python scripts/train_navigator.py --generator tiny-bigbigan --chunks 0_1
     python scripts/train_navigator.py --generator tiny-stylegan --chunks 0_4
     python scripts/train_navigator.py --generator bigbigan --g_path BigBiGAN_x1.pth --chunks 1_6 --precision bf16
+    python scripts/train_navigator.py --generator tiny-bigbigan --chunks 0_1 --walkers 4
     torchrun --nproc_per_node 4 scripts/train_navigator.py --generator bigbigan --g_path ... --chunks 0_6
 
 The defaults shown below are the paper's (--config navigator/paper). Without --config, the small generators that come
 with the package take the bundled navigator/small instead, which needs a minute or two on a CPU.
+
+One walker is the published procedure. With --walkers 4, four are trained at once, each against a critic of its own, and
+delta gets an interval over trainings; the run ends when all of them have converged.
 
 The run folder holds the settings, metrics, curves, grids of pairs, every saved walker, and the selected one
 (walker.safetensors). The same command resumes an interrupted run.
@@ -33,14 +37,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     cli.loading()
     from mi_ml_gen.core import runtime
-    from mi_ml_gen.navigator.selection import report
+    from mi_ml_gen.navigator.selection import report, several_report
+    from mi_ml_gen.navigator.several import train_several
     from mi_ml_gen.navigator.training import train_navigator
 
     try:
-        result = train_navigator(settings)
+        if settings.walkers > 1:
+            several = train_several(settings)
+            path, lines = several.path, several_report(several.summary) if runtime.is_main() else []
+        else:
+            result = train_navigator(settings)
+            path, lines = result.path, report(result.summary) if runtime.is_main() else []
         if runtime.is_main():
-            print("\n".join(report(result.summary)))
-            print(f"run folder: {result.path}")
+            print("\n".join([*lines, f"run folder: {path}"]))
     finally:
         runtime.teardown()
 

@@ -189,6 +189,10 @@ class QuickstartConfig:
         None, at_least=1, help="number of chunks that each walker perturbs, with --generator (default 1)"
     )
     n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
+    fresh_critics: bool = option(
+        False,
+        help="also measure what the pairs still share by fresh critics, where they cost less than the training did",
+    )
     out: Path = option(Path("quickstart"), help="folder for all results; give the same folder to resume")
 
 
@@ -226,6 +230,14 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
     dim_z: int | None = option(None, at_least=1, help="length of z; it is checked against the generator's")
     all_chunks: bool = option(False, help="first train a walker for every chunk that has none")
     groups: int = option(1, at_least=1, help="number of chunks that each walker perturbs, with --all_chunks")
+    fresh_critics: Literal["auto", "yes", "no"] = option(
+        "auto",
+        help="measure what the pairs still share by critics that are trained anew on the finished walkers; auto: with "
+        "--all_chunks or --page, where they cost less than the training did",
+    )
+    curves: bool = option(
+        False, help="also measure curves of nats against delta, for learned and random perturbations of each chunk"
+    )
     page: bool = option(False, help="also write table1.html, with images of every walker")
     save_folder: Path | None = redefined(
         InFolder, "save_folder", None, flag="out", help="folder for the table's files (default: --walkers_base_path)"
@@ -307,7 +319,7 @@ class NVAEAblationConfig(NavigatorConfig):
         return "navigator/nvae" if generator in (None, *bundled()) else None
 
     @property
-    def walkers(self) -> NavigatorConfig:
+    def of_walkers(self) -> NavigatorConfig:
         """The settings of the walkers alone."""
         own = {field.name: getattr(self, field.name) for field in fields(NavigatorConfig)}
         return NavigatorConfig(**own | {"save_folder": str(self.save_folder)})

@@ -7,8 +7,10 @@ layout of the published code (chunk0/w_COPGen_N.pth with F_loss_values.npy besid
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,22 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.delta import DeltaEstimate
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.information.infonce import infonce_bound
+from mi_ml_gen.information.verdicts import Finding
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.navigator.records import RunRecord
-from mi_ml_gen.navigator.selection import near, select_checkpoint
+from mi_ml_gen.navigator.remaining import (
+    SHARED_NATS,
+    SHARES_OF_INDEPENDENT,
+    Curve,
+    Remaining,
+    measure_remaining,
+)
+from mi_ml_gen.navigator.selection import bound_finding, convergence, near, of_walker, select_checkpoint
 from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.navigator.several import file_name, train_several
+from mi_ml_gen.navigator.spread import WalkerMean, over_walkers
 from mi_ml_gen.navigator.training import train_navigator, walker_name
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import bars, curves, figure_png
@@ -39,6 +52,8 @@ from mi_ml_gen.walkers.spec import load_walker
 
 SMOOTHED_STEPS = 64
 """Steps to either side of a published checkpoint that its smoothed InfoNCE is the mean over."""
+LEAST_FRESH_STEPS = 60
+"""Steps of a fresh critic below which none is trained unless it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +76,22 @@ class TrainedWalker:
     """The course of training: step, samples, loss ..."""
     record: RunRecord | None = None
     """What its run was made with; None where nothing was recorded, as in the published layout."""
+    several: tuple[Walker, ...] = ()
+    """All walkers of a run that trained several at once, `walker` among them; empty where there is one."""
+    training: str | None = None
+    """How its training ended, in a word or two: "converged", "still rising" ...; None where nobody can tell."""
+    bound: Finding | None = None
+    """Whether the bound of the critic that it trained against may be believed; None where nobody can tell."""
+    own_bound_nats: float | None = None
+    """That bound, where it does not follow from `smoothed_infonce`, as with several walkers."""
 
     @property
     def chunks(self) -> str:
         return ", ".join(map(str, self.walker.chunks))
+
+    @property
+    def walkers(self) -> tuple[Walker, ...]:
+        return self.several or (self.walker,)
 
 
 @dataclass(frozen=True)
@@ -75,11 +102,29 @@ class Row:
     delta: DeltaEstimate
     independent: DeltaEstimate
     """Length between independent draws on the same chunks."""
+    each: tuple[DeltaEstimate, ...] = ()
+    """Delta of each of several walkers; `delta` is then their mean."""
+    remaining: Remaining | None = None
+    """What its pairs still share, by a fresh critic; None where none was trained."""
+
+    @property
+    def spread(self) -> WalkerMean | None:
+        """Delta with its interval over walkers and draws; None of one walker, which has no such interval."""
+        return over_walkers([one.mean for one in self.each], [one.standard_error for one in self.each])
+
+    @property
+    def verdict(self) -> Finding | None:
+        """Of the information that the row states: of the fresh critic's, else of the bound of the training."""
+        if self.remaining is not None:
+            return Finding(self.remaining.together.verdict, self.remaining.together.reason)
+        return self.walker.bound
 
     @property
     def bound_nats(self) -> float | None:
         """From the smoothed loss: three losses of single batches are too few for a bound."""
         w = self.walker
+        if w.own_bound_nats is not None:
+            return w.own_bound_nats
         return None if w.smoothed_infonce is None else infonce_bound(w.smoothed_infonce, w.n_pairs, w.temperature).nats
 
 
@@ -126,6 +171,8 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     settings, rows = runs.read_config(folder), runs.read_metrics(folder, whole=True)
+    if settings.get("walkers", 1) > 1:
+        return _read_several(folder, samples, settings, rows)
     n_pairs = settings["batch_size"]
     if settings["negatives"] == "global":
         n_pairs *= settings["n_processes"]
@@ -143,7 +190,53 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     walker = load_walker(folder / "walkers" / f"{walker_name(samples)}.safetensors")
     loss = near(rows, samples)["loss"]
     record = RunRecord.read(folder)
-    return TrainedWalker(folder, walker, samples, loss, loss, n_pairs, settings["temp"], tuple(rows), record)
+    converged, why = convergence(rows, _was_stopped_by_rule(folder))
+    limit = infonce_bound(loss, n_pairs, settings["temp"])
+    finding = bound_finding(limit.nats, limit.ceiling_nats, converged, why)
+    return TrainedWalker(
+        folder, walker, samples, loss, loss, n_pairs, settings["temp"], tuple(rows), record,
+        training=_in_short(converged, why), bound=finding,
+    )  # fmt: skip
+
+
+def _was_stopped_by_rule(folder: Path) -> bool:
+    """Whether a stopping rule ended a finished run; a run that is not finished was not stopped."""
+    if not (folder / "summary.json").exists():
+        return False
+    return not str(runs.read_json(folder / "summary.json").get("stopped_because", "all ")).startswith("all ")
+
+
+_ENDS = {"still rising": "still rising", "still falling": "still falling", "not turned": "loss has not turned",
+         "too few": "too short to tell"}  # fmt: skip
+
+
+def _in_short(converged: bool, why: str) -> str:
+    """The end of a training, from the sentence of `convergence`, for a cell of the table."""
+    return "converged" if converged else next((short for part, short in _ENDS.items() if part in why), "not converged")
+
+
+def _read_several(
+    folder: Path, samples: int | None, settings: dict[str, Any], rows: list[dict[str, Any]]
+) -> TrainedWalker:
+    """A run of several walkers: each at its own selected checkpoint, or all at the same one."""
+    n = settings["walkers"]
+    if not any(row["saved"] for row in rows):
+        raise UsageError(f"{folder}: no walker has been saved yet")
+    done = runs.read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    independent = done.get("independent_delta", math.inf)
+    own = [of_walker(rows, i) for i in range(n)]
+    at = [samples if samples is not None else select_checkpoint(one, independent).samples for one in own]
+    walkers = [load_walker(folder / "walkers" / f"{file_name(n_seen, i)}.safetensors") for i, n_seen in enumerate(at)]
+    ends = [convergence(one, stopped_by_rule=False) for one in own]
+    unfinished = [why for converged, why in ends if not converged]
+    why = unfinished[0] if unfinished else "the loss had stopped rising"
+    bounds = [near(one, n_seen)["bound_nats"] for one, n_seen in zip(own, at, strict=True)]
+    finding = bound_finding(max(bounds), math.log(settings["batch_size"]), not unfinished, why)
+    median = done.get("median_walker", 0)
+    return TrainedWalker(
+        folder, walkers[median], at[median], None, None, settings["batch_size"], settings["temp"], tuple(rows),
+        RunRecord.read(folder), tuple(walkers), _in_short(not unfinished, why), finding, statistics.fmean(bounds),
+    )  # fmt: skip
 
 
 def _read_published(folder: Path, samples: int | None, batch_size: int) -> TrainedWalker:
@@ -194,14 +287,15 @@ def train_missing(
     group: int = 1,
     progress: bool = True,
 ) -> None:
-    """Train one walker for each group of `group` chunks, in base/chunk0, base/chunk1, ...; finished ones stay.
+    """Train `settings.walkers` for each group of `group` chunks, in base/chunk0, base/chunk1, ...; finished ones stay.
 
     Interrupted, the same call resumes. Raises UsageError when the chunks cannot be cut into such groups.
     """
     stem = "chunk" if group == 1 else "group_"
     for i, chunks in enumerate(generator.groups(group)):
         own = dataclasses.replace(settings, chunks=str(chunks))
-        train_navigator(own, generator, Path(base) / f"{stem}{i}", progress)
+        train = train_navigator if settings.walkers == 1 else train_several
+        train(own, generator, Path(base) / f"{stem}{i}", progress)
 
 
 def estimate_rows(
@@ -221,12 +315,69 @@ def estimate_rows(
     for one in found:
         for chunks in one.walker.chunks:
             generator.chunks(str(chunks), flag=f"{one.folder}: walker on chunks")
-        walker = one.walker.to(device)
-        estimate = delta.estimate_delta(generator, walker, n_samples, distribution, seed, device, progress)
+        each = [
+            delta.estimate_delta(generator, walker.to(device), n_samples, distribution, seed, device, progress)
+            for walker in one.walkers
+        ]
         whole = one.walker.chunks[0]
         independent = delta.independent_delta(generator, whole, distribution=distribution, seed=seed, device=device)
-        rows.append(Row(one, estimate, independent))
+        rows.append(Row(one, _mean_of(each), independent, tuple(each) if one.several else ()))
     return rows
+
+
+def _mean_of(each: Sequence[DeltaEstimate]) -> DeltaEstimate:
+    """Mean delta over walkers, with the root of their mean variance over anchors."""
+    if len(each) == 1:
+        return each[0]
+    std = math.sqrt(statistics.fmean(one.std**2 for one in each))
+    return DeltaEstimate(statistics.fmean(one.mean for one in each), std, each[0].n_samples)
+
+
+def fresh_settings(found: Sequence[TrainedWalker], settings: CriticSettings | None = None) -> CriticSettings | None:
+    """Settings of fresh critics that cost less than the training of the walkers did; None where that is too little.
+
+    The images that a critic sees for the first time are bounded by twice the number that its walkers trained on: a step
+    of the training also goes back through the generator, and twice through its critic. Walkers of unknown training, as
+    the published ones, have no such bound.
+    """
+    settings = settings or CriticSettings()
+    seen = [one.rows[-1]["samples"] * len(one.walkers) for one in found if one.rows]
+    if not seen:
+        return settings
+    n_sources = max(len(one.walkers) for one in found)
+    steps = 2 * min(seen) * settings.reuse // (settings.batch_size * n_sources)
+    if steps < LEAST_FRESH_STEPS:
+        return None
+    return dataclasses.replace(settings, max_steps=min(settings.max_steps, steps))
+
+
+def with_remaining(
+    generator: MultiLatentGenerator,
+    rows: Sequence[Row],
+    settings: CriticSettings | None = None,
+    distribution: NoiseDistribution | None = None,
+    with_curves: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> list[Row]:
+    """The rows with what their pairs still share, measured by fresh critics; each starts from that of the row before.
+
+    with_curves: also the curve of nats against delta of each row's chunks. Walkers of several ranges of chunks (grouped
+    ones) have no curve.
+    """
+    measured: list[Row] = []
+    warm: PairCritic | None = None
+    for row in rows:
+        walkers = [walker.to(device) for walker in row.walker.walkers]
+        median = next(i for i, walker in enumerate(row.walker.walkers) if walker is row.walker.walker)
+        remaining, warm = measure_remaining(
+            generator, walkers, row.independent.mean, distribution=distribution, settings=settings,
+            with_curve=with_curves and len(walkers[0].chunks) == 1, curve_of=median, seed=seed, device=device,
+            warm=warm, progress=progress,
+        )  # fmt: skip
+        measured.append(dataclasses.replace(row, remaining=remaining))
+    return measured
 
 
 def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
@@ -235,34 +386,148 @@ def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
     notes: in what the table was measured otherwise than its runs recorded; they stand in the caption.
     """
     has_smoothed = any(row.walker.infonce != row.walker.smoothed_infonce for row in rows)  # published walkers
-    cells = [
-        [
-            row.walker.chunks,
-            row.delta.mean,
-            row.delta.std,
-            row.delta.standard_error,
-            row.delta.mean / row.independent.mean,
-            row.walker.infonce,
-            *([row.walker.smoothed_infonce] if has_smoothed else []),
-            row.bound_nats,
-            row.walker.samples,
-        ]
-        for row in rows
-    ]
-    columns = ["chunks", "delta", "std", "std. error", "of independent", "InfoNCE"]
-    columns += [*(["smoothed"] if has_smoothed else []), "bound (nats)", "samples"]
-    formats = {"delta": ".3f", "std": ".3f", "std. error": ".4f", "of independent": ".1%", "InfoNCE": ".3f"}
-    formats |= {"bound (nats)": ".2f", "samples": ","} | ({"smoothed": ".3f"} if has_smoothed else {})
+    has_several = any(row.each for row in rows)
+    has_training = any(row.walker.training is not None for row in rows)
+    has_remaining = any(row.remaining is not None for row in rows)
+    columns = ["chunks", "delta", *(["95% interval"] if has_several else []), "std", "std. error", "of independent"]
+    columns += ["InfoNCE", *(["smoothed"] if has_smoothed else []), "bound (nats)"]
+    columns += [*(["remaining (nats)", "at least (nats)"] if has_remaining else [])]
+    columns += [*(["verdict", "training"] if has_training or has_remaining else []), "samples"]
+    cells = []
+    for row in rows:
+        fresh = None if row.remaining is None else row.remaining.together
+        values: dict[str, report.Cell] = {
+            "chunks": row.walker.chunks,
+            "delta": row.delta.mean,
+            "95% interval": "–" if row.spread is None else f"{row.spread.low:.3f} to {row.spread.high:.3f}",
+            "std": row.delta.std,
+            "std. error": row.delta.standard_error,
+            "of independent": row.delta.mean / row.independent.mean,
+            "InfoNCE": row.walker.infonce,
+            "smoothed": row.walker.smoothed_infonce,
+            "bound (nats)": row.bound_nats,
+            "remaining (nats)": None if fresh is None else fresh.nats,
+            "at least (nats)": None if fresh is None else fresh.low_nats,
+            "verdict": "–" if row.verdict is None else str(row.verdict.verdict),
+            "training": row.walker.training or "–",
+            "samples": row.walker.samples,
+        }
+        cells.append([values[name] for name in columns])
+    formats = {"delta": ".3f", "std": ".3f", "std. error": ".4f", "of independent": ".1%", "InfoNCE": ".3f",
+               "smoothed": ".3f", "bound (nats)": ".2f", "remaining (nats)": ".2f", "at least (nats)": ".2f",
+               "samples": ","}  # fmt: skip
+    return report.Table(
+        columns, cells, _caption(rows, has_smoothed, has_several, has_training, has_remaining, notes),
+        {name: text for name, text in formats.items() if name in columns},
+    )  # fmt: skip
+
+
+def _caption(
+    rows: Sequence[Row], has_smoothed: bool, has_several: bool, has_training: bool, has_remaining: bool,
+    notes: Sequence[str],
+) -> str:  # fmt: skip
     n = rows[0].delta.n_samples
-    caption = f"Delta of each walker over {n:,} draws; InfoNCE and the bound it gives on the mutual information."
+    text = f"Delta is the mean length of each walker's perturbation over {n:,} draws of the anchor."
+    if has_several:
+        n_walkers = max(len(row.each) for row in rows)
+        text += f" It is the mean over up to {n_walkers} walkers, and its 95% interval covers another training of them."
+    else:
+        text += " Its standard error covers draws of the anchor, and not another training of the walker."
+    text += (
+        " InfoNCE is the loss of the critic that trained against the walker, and the bound is what that loss says of "
+        "the information that the pair shares."
+    )
+    if has_remaining:
+        text += (
+            " Remaining is a lower bound on that information by a fresh critic, which was trained on the finished "
+            "walker alone; with 95% confidence the information is at least the next column. The verdict is that of "
+            "the remaining information."
+        )
+    elif has_training:
+        text += " The verdict is that of the bound."
     if has_smoothed:
-        caption += (
+        text += (
             " InfoNCE of published walkers is the mean of three losses, as published; beside it stands the mean over "
             f"{SMOOTHED_STEPS} steps to either side, from which the bound follows."
         )
     if notes:
-        caption += f" Measured with {'; '.join(notes)}."
-    return report.Table(columns, cells, caption, formats)
+        text += f" Measured with {'; '.join(notes)}."
+    return text
+
+
+def details(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Everything that is known of each row, as plain values: intervals, verdicts with their reasons, and curves."""
+    found = []
+    for row in rows:
+        spread, verdict, bound = row.spread, row.verdict, row.walker.bound
+        found.append(
+            {
+                "chunks": row.walker.chunks,
+                "n_walkers": len(row.walker.walkers),
+                "delta": row.delta.mean,
+                "delta_interval_over_walkers": None if spread is None else [spread.low, spread.high],
+                "delta_of_each_walker": [one.mean for one in row.each] or [row.delta.mean],
+                "delta_std_over_anchors": row.delta.std,
+                "independent_delta": row.independent.mean,
+                "training": row.walker.training,
+                "bound_nats": row.bound_nats,
+                "bound_verdict": None if bound is None else str(bound.verdict),
+                "bound_verdict_because": None if bound is None else bound.reason,
+                "verdict": None if verdict is None else str(verdict.verdict),
+                "verdict_because": None if verdict is None else verdict.reason,
+                "remaining": None if row.remaining is None else row.remaining.to_json(),
+            }
+        )
+    return found
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each row whose information or training may not be taken at its word."""
+    lines = []
+    for row in rows:
+        if (verdict := row.verdict) is not None and verdict.verdict.is_warning:
+            lines.append(f"chunks {row.walker.chunks}: {verdict.verdict}: {verdict.reason}")
+        is_said = row.remaining is None and verdict is not None  # the bound's verdict knows of it
+        if row.walker.training not in (None, "converged") and not is_said:
+            lines.append(f"chunks {row.walker.chunks}: the training of the walker has not converged "
+                         f"({row.walker.training}): train longer before you compare its delta")  # fmt: skip
+    return lines
+
+
+def to_curve_table(rows: Sequence[Row]) -> report.Table | None:
+    """Chunks at equal information and at equal delta, a line for each kind of perturbation; None without curves."""
+    columns = ["chunks", "perturbation", *(f"delta at {nats:g} nats" for nats in SHARED_NATS)]
+    columns += [f"nats at {share:.0%}" for share in SHARES_OF_INDEPENDENT]
+    cells = []
+    for row in rows:
+        curve = _curve_of(row)
+        for kind in ("learned", "random") if curve is not None else ():
+            assert curve is not None
+            readings = [curve.delta_at(kind, nats) for nats in SHARED_NATS]
+            readings += [curve.nats_at(kind, share) for share in SHARES_OF_INDEPENDENT]
+            cells.append([row.walker.chunks, kind, *map(str, readings)])
+    if not cells:
+        return None
+    caption = (
+        "Delta at which a pair still shares so many nats, and nats that it shares at so much of the distance between "
+        "independent draws. The numbers are read off the curves of nats against delta, between measured points; the "
+        "95% intervals follow from the errors of the points and do not cover another training of the walker."
+    )
+    return report.Table(columns, cells, caption)
+
+
+def _curve_of(row: Row) -> Curve | None:
+    return None if row.remaining is None else row.remaining.curve
+
+
+def curve_figure(curve: Curve) -> Any:
+    """Nats against delta, learned and random perturbations side by side."""
+    lines = {
+        kind: [{"delta": point.delta, "nats": point.estimate.nats} for point in curve.of(kind)]
+        for kind in ("learned", "random")
+    }
+    labels = {"nats": f"Chunks {curve.chunks}: nats shared"}
+    return curves({kind: points for kind, points in lines.items() if points}, ("nats",), "delta", "delta", labels, 1)
 
 
 def to_paper_table(rows: Sequence[Row]) -> report.Table:
@@ -273,9 +538,13 @@ def to_paper_table(rows: Sequence[Row]) -> report.Table:
 
 
 def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = ()) -> list[Path]:
-    """Table 1 as Markdown, CSV, JSON, LaTeX and a figure in `folder`; gives the files."""
+    """Table 1 as Markdown, CSV, JSON, LaTeX and a figure in `folder`, and its details as JSON; gives the files."""
     folder = Path(folder)
     written = list(to_table(rows, notes).write(folder, "table1").values())
+    atomic_write(folder / "table1_details.json", encoded(json.dumps(details(rows), indent=2, allow_nan=False) + "\n"))
+    written.append(folder / "table1_details.json")
+    if (by_curve := to_curve_table(rows)) is not None:
+        written += by_curve.write(folder, "table1_curves").values()
     atomic_write(folder / "table1.tex", encoded(to_paper_table(rows).to_latex()))
     atomic_write(folder / "table1.png", figure_png(delta_figure(rows)))
     return [*written, folder / "table1.png"]
@@ -287,7 +556,7 @@ def delta_figure(rows: Sequence[Row]) -> Any:
     return bars(values, x_label="delta (mean ± standard deviation over anchors)")
 
 
-class Study(NamedTuple):
+class MeasuredGenerator(NamedTuple):
     """A generator, the rows of its Table 1, and the noise with which it was measured."""
 
     generator: MultiLatentGenerator
@@ -299,7 +568,9 @@ class Study(NamedTuple):
     """In what it was measured otherwise than its runs recorded."""
 
 
-def write_page(path: str | Path, studies: Sequence[Study], title: str, commands: str, n_images: int = 10) -> Path:
+def write_page(
+    path: str | Path, measured: Sequence[MeasuredGenerator], title: str, commands: str, n_images: int = 10
+) -> Path:
     """One self-contained HTML page: for each generator the table, delta as bars, anchors beside positives per chunk,
     chunks exchanged, and the curves of training."""
     page = Page(
@@ -308,25 +579,31 @@ def write_page(path: str | Path, studies: Sequence[Study], title: str, commands:
         "that part alone, so that image and perturbed image share as little information as a critic can find. The "
         "length of the perturbation, delta, and what changes in the images say what the part does.",
     )
-    for study in studies:
-        _add_study(page, study, n_images)
+    for one in measured:
+        _add_generator(page, one, n_images)
     page.section("Commands").code(commands)
     return page.write(path)
 
 
 @torch.no_grad()
-def _add_study(page: Page, study: Study, n_images: int) -> None:
-    generator, rows = study.generator, study.rows
+def _add_generator(page: Page, measured: MeasuredGenerator, n_images: int) -> None:
+    generator, rows = measured.generator, measured.rows
     shape = (n_images, generator.noise_dim)
     z, donors = (
-        study.distribution.sample(shape, runtime.stream(study.seed, name, 0, 0, study.device))
+        measured.distribution.sample(shape, runtime.stream(measured.seed, name, 0, 0, measured.device))
         for name in ("page", "donors")
     )
-    page.section(f"Table 1 of {generator.name}").table(to_table(rows, study.notes))
+    page.section(f"Table 1 of {generator.name}").table(to_table(rows, measured.notes))
     page.text(
         "`of independent` is delta over the length between two independent draws of the chunk: at 100% the anchor is "
         "forgotten. `bound` is a lower bound on the mutual information of the pair, in nats."
     )
+    for line in warnings(rows):
+        page.text(f"Not to be taken at its word: {line}.")
+    if (by_curve := to_curve_table(rows)) is not None:
+        page.section(f"Nats against delta, {generator.name}").table(by_curve)
+        found = [curve for row in rows if (curve := _curve_of(row)) is not None]
+        page.figure([curve_figure(curve) for curve in found], "Nats shared against delta, a panel for each chunk")
     page.figure(delta_figure(rows), f"Delta of each walker of {generator.name} as a bar")
     page.section(f"What each latent variable of {generator.name} does")
     page.text(f"The same {n_images} anchors in every row, each above its positive.")

@@ -30,6 +30,13 @@ class ImagePair(NamedTuple):
     positive: torch.Tensor
 
 
+class ImageVariants(NamedTuple):
+    """Decoded anchors (n, 3, resolution, resolution) in [0, 1], and as many images of each of several variants."""
+
+    anchor: torch.Tensor
+    variants: list[torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Use:
     """How a generator is used, where its weights leave that open; a family with choices adds fields to it."""
@@ -191,6 +198,20 @@ class MultiLatentGenerator(Shared):
         with torch.no_grad():
             anchor_image = self.decode(anchor, rng)
         return ImagePair(anchor_image, self.decode(positive, rng))
+
+    def decode_variants(
+        self,
+        anchor: torch.Tensor,
+        variants: Sequence[torch.Tensor],
+        chunks: Chunks,
+        rng: torch.Generator | None = None,
+    ) -> ImageVariants:
+        """As `decode_pair` for several latents that differ from the anchor's on `chunks`: the anchors are decoded once,
+        and all variants in one pass."""
+        with torch.no_grad():
+            anchor_image = self.decode(anchor, rng)
+        images = self.decode(torch.cat(list(variants)), rng)
+        return ImageVariants(anchor_image, list(images.chunk(len(variants))))
 
 
 def device_of(generator: MultiLatentGenerator) -> torch.device:

@@ -11,7 +11,7 @@ weight, the embedding of the one class that is ever used into the modulations.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 
 from mi_ml_gen.checkpoints import reading as checkpoints
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, check_state
+from mi_ml_gen.generators.base import ImagePair, ImageVariants, MultiLatentGenerator, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
 
 # Output channels of each block in units of `width`, first block first (BigGAN, Table 4; the first entry also sets
@@ -257,6 +257,25 @@ class BigBiGAN(MultiLatentGenerator):
         h = self._stages(positive, shared, chunks.start, n_chunks)
         assert h is not None
         return ImagePair(anchor_image, _to_unit_range(self._head(h)))
+
+    def decode_variants(
+        self,
+        anchor: torch.Tensor,
+        variants: Sequence[torch.Tensor],
+        chunks: Chunks,
+        rng: torch.Generator | None = None,
+    ) -> ImageVariants:
+        """As `MultiLatentGenerator.decode_variants`, but the stages below the first perturbed chunk run once."""
+        n_chunks, n = self.layout.n_chunks, len(variants)
+        with torch.no_grad():
+            shared = self._stages(anchor, None, 0, chunks.start)
+            h = self._stages(anchor, shared, chunks.start, n_chunks)
+            assert h is not None
+            anchor_image = _to_unit_range(self._head(h))
+        repeated = None if shared is None else shared.repeat(n, 1, 1, 1)
+        h = self._stages(torch.cat(list(variants)), repeated, chunks.start, n_chunks)
+        assert h is not None
+        return ImageVariants(anchor_image, list(_to_unit_range(self._head(h)).chunk(n)))
 
 
 def _to_unit_range(output: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,17 @@ def candidate_cross_entropy(scores: Tensor) -> Tensor:
     return functional.cross_entropy(scores, index.roll(n_points // 2))
 
 
+def cross_side_cross_entropy(scores: Tensor) -> Tensor:
+    """Cross-entropy in nats (scalar) of finding partners where candidates are those of the other side alone.
+
+    scores (n, n): row i holds anchor i against all positives, its partner on the diagonal. The mean of both directions:
+    anchors as queries, positives as queries. log(n) minus it bounds the information from below whatever the marginal
+    distributions of the two sides are.
+    """
+    partner = torch.arange(len(scores), device=scores.device)
+    return 0.5 * (functional.cross_entropy(scores, partner) + functional.cross_entropy(scores.T, partner))
+
+
 def infonce_bound(
     loss: Tensor | float, n_pairs: int, temperature: float = 0.1, base_temperature: float = 0.07
 ) -> Bound:

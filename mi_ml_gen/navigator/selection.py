@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any, NamedTuple
 
 from mi_ml_gen import delta
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.information import verdicts
+from mi_ml_gen.information.estimate import Verdict
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.navigator.spread import over_walkers
 from mi_ml_gen.walkers.base import Walker
 
 SMOOTHING_STEPS = 16
@@ -26,6 +31,8 @@ class Selection(NamedTuple):
     reason: str
 
 
+LEAST_RISE = 0.05
+"""A smoothed loss that has risen by less than this from its trough has not turned: batches differ by as much."""
 RISE = 0.8
 """Share of the loss's rise from its trough that the selected walker must have reached for good."""
 
@@ -53,8 +60,10 @@ def select_checkpoint(rows: Sequence[dict[str, Any]], independent: float) -> Sel
     lasting = list(accumulate((row["smoothed_loss"] for row in reversed(after)), min))[::-1]  # least from here on
     low, high = lasting[0], lasting[-1]
     chosen = next(row for row, loss in zip(after, lasting, strict=True) if loss >= low + RISE * (high - low))
-    if high <= low:
-        return Selection(chosen["samples"], f"the loss has not risen from its trough, {low:.3f}: train longer")
+    if high - low < LEAST_RISE:
+        return Selection(
+            chosen["samples"], f"though the loss has not turned: from its trough, {low:.3f}, it came to {high:.3f}"
+        )
     reason = f"the first that keeps {RISE:.0%} of the loss's rise from its trough, {low:.3f}, to {high:.3f}"
     return Selection(chosen["samples"], reason)
 
@@ -123,7 +132,8 @@ def convergence(rows: Sequence[dict[str, Any]], stopped_by_rule: bool) -> tuple[
     """Whether a run was long enough, from its rows of metrics, and the reason in words.
 
     It was where a stopping rule ended it, or where the smoothed loss, in the mean over the last fifth of the saved
-    walkers, lies above that of the fifth before by at most STILL_RISING of its rise from the trough.
+    walkers, lies above that of the fifth before by at most STILL_RISING of its rise from the trough. A loss that has
+    not risen by LEAST_RISE has not turned yet.
     """
     if stopped_by_rule:
         return True, "a stopping rule ended the training"
@@ -134,6 +144,8 @@ def convergence(rows: Sequence[dict[str, Any]], stopped_by_rule: bool) -> tuple[
     last, before = fmean(losses[-fifth:]), fmean(losses[-2 * fifth : -fifth])
     if losses.index(min(losses)) >= len(losses) - fifth:
         return False, "the critic was still learning to recognise pairs: the loss was still falling"
+    if last - min(losses) < LEAST_RISE:
+        return False, "the loss has not turned: the walker has not yet removed any information"
     if last - before > STILL_RISING * (last - min(losses)):
         return False, "the walker was still removing information: the loss was still rising"
     return True, "the loss had stopped rising"
@@ -165,6 +177,104 @@ def answer(
     }
 
 
+def bound_finding(bound_nats: float, ceiling_nats: float, converged: bool, why: str) -> verdicts.Finding:
+    """Whether the bound of the critic that trained against the walker may be believed.
+
+    Only what its own run shows enters: its ceiling, and whether the training converged. Its candidates come from both
+    sides, so up to log 2 nats of it may say that positives look like no anchor; a fresh critic has no such part.
+    """
+    found = [verdicts.near_ceiling(bound_nats, ceiling_nats)]
+    if not converged:
+        found.append(verdicts.Finding(Verdict.NOT_CONVERGED, why))
+    return verdicts.decide([finding for finding in found if finding is not None])
+
+
+PLURALS = {"loss": "losses", "delta": "deltas", "smoothed_loss": "smoothed_losses", "smoothed_delta": "smoothed_deltas"}
+"""Names of the lists in a row of metrics that hold a value of each of several walkers."""
+
+
+def of_walker(rows: Sequence[dict[str, Any]], walker: int) -> list[dict[str, Any]]:
+    """Rows of metrics as they would be of one of several walkers alone; the bound is log of the batch less the loss."""
+    own = []
+    for row in rows:
+        values = {name: row[plural][walker] for name, plural in PLURALS.items()}
+        own.append(row | values | {"bound_nats": row["bound_nats"] + row["loss"] - values["loss"]})
+    return own
+
+
+def several_answer(
+    rows: Sequence[dict[str, Any]],
+    selections: Sequence[Selection],
+    measured: Sequence[delta.DeltaEstimate],
+    independent: delta.DeltaEstimate,
+    n_pairs: int,
+    reason: str,
+    median: int,
+    walker: Walker,
+    path: Path,
+) -> dict[str, Any]:
+    """What a run of several walkers found, as plain values for summary.json.
+
+    selections, measured: of each walker. independent: the length between independent draws. n_pairs: candidates of each
+    anchor. median: the walker that stands for the run in walker.safetensors. walker: one of them. path: the run folder.
+    """
+    mean = over_walkers([one.mean for one in measured], [one.standard_error for one in measured])
+    assert mean is not None
+    each: list[dict[str, Any]] = []
+    for i, (selection, found) in enumerate(zip(selections, measured, strict=True)):
+        own = of_walker(rows, i)
+        at = near(own, selection.samples)
+        converged, why = convergence(own, stopped_by_rule=False)
+        bound = at["bound_nats"]
+        finding = bound_finding(bound, math.log(n_pairs), converged, why)
+        each.append(
+            {"selected_samples": selection.samples, "selected_because": selection.reason, "delta": found.mean,
+             "delta_std": found.std, "bound_nats": bound, "bound_verdict": str(finding.verdict),
+             "bound_verdict_because": finding.reason, "converged": converged, "convergence": why}
+        )  # fmt: skip
+    left = [one["convergence"] for one in each if not one["converged"]]
+    return {
+        "walkers": each,
+        "n_walkers": len(each),
+        "delta": mean.mean,
+        "delta_interval": [mean.low, mean.high],
+        "delta_of_independent": mean.mean / independent.mean,
+        "independent_delta": independent.mean,
+        "converged": not left,
+        "convergence": f"{len(left)} of {len(each)} walkers have not: {left[0]}"
+        if left
+        else "all walkers' losses had stopped rising",
+        "stopped_because": reason,
+        "trained_samples": rows[-1]["samples"],
+        "bound_nats": statistics.fmean(one["bound_nats"] for one in each),
+        "ceiling_nats": math.log(n_pairs),
+        "median_walker": median,
+        "selected_samples": selections[median].samples,
+        "walker_kind": walker.config()["kind"],
+        "walker_parameters": sum(parameter.numel() for parameter in walker.parameters()),
+        "next_command": f"python scripts/visualize_walker.py --run {shlex.quote(str(path))}",
+    }
+
+
+def several_report(summary: Mapping[str, Any]) -> list[str]:
+    """The lines that a run of several walkers ends with, from the content of summary.json."""
+    s = summary
+    low, high = s["delta_interval"]
+    longer = f"; the same command with --num_samples {2 * s['trained_samples']} goes on from here"
+    return [
+        f"stopped: {s['stopped_because']}",
+        *(
+            f"walker {i}: delta {one['delta']:.3f} after {one['selected_samples']:,} samples, "
+            f"{one['selected_because']}; its critic finds {one['bound_nats']:.2f} nats ({one['bound_verdict']})"
+            for i, one in enumerate(s["walkers"])
+        ),
+        f"delta: {s['delta']:.3f} (95% interval {low:.3f} to {high:.3f} over {s['n_walkers']} walkers), "
+        f"{s['delta_of_independent']:.1%} of the distance between independent draws ({s['independent_delta']:.3f})",
+        f"converged: {s['convergence']}" if s["converged"] else f"not yet converged: {s['convergence']}{longer}",
+        f"next: {s['next_command']}",
+    ]
+
+
 def report(summary: Mapping[str, Any]) -> list[str]:
     """The lines that a run ends with, from the content of summary.json."""
     s = summary
@@ -176,8 +286,11 @@ def report(summary: Mapping[str, Any]) -> list[str]:
         f"delta: {s['delta']:.3f} \N{PLUS-MINUS SIGN} {s['delta_std']:.3f} over anchors, "
         f"{s['delta_of_independent']:.1%} of the distance between independent draws ({s['independent_delta']:.3f})"
     )
+    finding = bound_finding(s["bound_nats"], s["ceiling_nats"], s["converged"], s["convergence"])
     if s["bound_is_saturated"]:
         bound += ". The bound is saturated: a larger --batch_size could show more"
+    elif finding.verdict.is_warning:
+        bound += f" ({finding.verdict})"
     longer = f"; the same command with --num_samples {2 * s['trained_samples']} goes on from here"
     return [
         f"stopped: {s['stopped_because']}",

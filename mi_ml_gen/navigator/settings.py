@@ -37,6 +37,12 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
         None, at_least=8, flag="image_size", help="side of the decoded images, in pixels; must be the generator's own"
     )
 
+    walkers: int = option(
+        1, at_least=1,
+        help="walkers to train at once, each against a critic of its own; 1 is the published procedure, several give "
+        "delta with an interval over trainings",
+    )  # fmt: skip
+    keep_going: bool = option(False, free=True, help="with several walkers, go on when every one of them has converged")
     batch_size: int = option(64, at_least=2, help="pairs of each step, in each process")
     lr_walk: float = option(8e-5, above=0, help="learning rate of the walker")
     lr_MI: float = option(5e-5, above=0, help="learning rate of the critic")
@@ -80,6 +86,8 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     @property
     def folder(self) -> Path:
         name = f"{self.run_name}_{short_name(self.generator)}_{self.chunks}_{short_name(self.policy)}"
+        if self.walkers > 1:
+            name += f"_{self.walkers}_walkers"
         return inside(self.save_folder, name)
 
     def check(self) -> None:

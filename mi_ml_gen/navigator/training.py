@@ -26,7 +26,15 @@ from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
-from mi_ml_gen.navigator.selection import SMOOTHING_STEPS, Selection, answer, select_checkpoint, should_stop, summary
+from mi_ml_gen.navigator.selection import (
+    SMOOTHING_STEPS,
+    Selection,
+    answer,
+    bound_finding,
+    select_checkpoint,
+    should_stop,
+    summary,
+)
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.views.records import view_record
@@ -66,6 +74,8 @@ def train_navigator(
     delta is no finite number, Preempted when a signal asked to stop (the state is saved).
     """
     # --- Networks
+    if settings.walkers != 1:
+        raise UsageError(f"--walkers {settings.walkers}: train_navigator trains one; several.train_several trains more")
     device = runtime.resolve_device(settings.device)
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)
@@ -73,7 +83,7 @@ def train_navigator(
         generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     chunks = generator.chunks(settings.chunks)
     distribution = anchor_distribution(settings, generator)
-    augment = _views(settings, generator).to(device)
+    augment = views_of(settings, generator).to(device)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     walker = learned_walker(generator, chunks).to(device)
     critic: nn.Module = Critic(augment.crop_size, width=settings.critic_width)
@@ -104,6 +114,8 @@ def train_navigator(
     # --- Run folder
     path = Path(path) if path is not None else settings.folder
     described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
+    for name in ("walkers", "keep_going"):  # of several walkers; a run of one stays what it was
+        del described[name]
     described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
     trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, distribution))
     with loop.Session.open(path, described, **config.resuming(NavigatorConfig)) as session:
@@ -182,6 +194,10 @@ def train_navigator(
             measured = delta.estimate_delta(generator, chosen, n_draws, distribution, settings.seed, device)
             outcome = summary(rows, selection, independent, n_pairs, settings.temp, reason)
             outcome |= answer(rows, chosen, measured, independent, course.finished is not None, run.path)
+            finding = bound_finding(
+                *(outcome[key] for key in ("bound_nats", "ceiling_nats", "converged", "convergence"))
+            )
+            outcome |= {"bound_verdict": str(finding.verdict), "bound_verdict_because": finding.reason}
             run.write_json("summary.json", outcome)
         runtime.barrier()
     return NavigatorResult(path, selection, rows[-1]["samples"], reason, outcome)
@@ -200,7 +216,8 @@ def _infonce(features: torch.Tensor, settings: NavigatorConfig) -> torch.Tensor:
     return infonce_loss(paired, settings.temp)
 
 
-def _views(settings: NavigatorConfig, generator: MultiLatentGenerator) -> Augment:
+def views_of(settings: NavigatorConfig, generator: MultiLatentGenerator) -> Augment:
+    """The augmentation of a run. Raises UsageError where `image_size` is not the generator's."""
     if settings.img_size not in (None, generator.resolution):
         raise UsageError(
             f"--image_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px; omit the flag"

@@ -73,8 +73,8 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
 def test_the_page_stands_alone(trained, tmp_path):
     generator = make_small_generator()
     rows = table1.estimate_rows(generator, table1.find_walkers(trained), 500)
-    study = table1.Study(generator, rows, TruncatedNormal(), 0, "cpu")
-    page = table1.write_page(tmp_path / "index.html", [study, study], "A title", "python a.py", n_images=3)
+    one = table1.MeasuredGenerator(generator, rows, TruncatedNormal(), 0, "cpu")
+    page = table1.write_page(tmp_path / "index.html", [one, one], "A title", "python a.py", n_images=3)
     text = page.read_text()
     assert "A title" in text and "chunks 1_2" in text and "Table 1 of small" in text
     assert text.count("data:image/png;base64,") >= 2 * 5  # pairs of two chunks, and the exchanged chunks

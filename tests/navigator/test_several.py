@@ -1,0 +1,238 @@
+"""Several walkers at once, the intervals over them, and what fresh critics find in their pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+
+import pytest
+import torch
+
+from mi_ml_gen.core import runs
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.files import load_tensors
+from mi_ml_gen.experiments import table1
+from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGaussian
+from mi_ml_gen.information.estimate import Estimate, Verdict
+from mi_ml_gen.information.image_critic import CriticSettings
+from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.navigator.remaining import Curve, Point, _falling, measure_remaining
+from mi_ml_gen.navigator.selection import bound_finding, convergence, of_walker, select_checkpoint, several_report
+from mi_ml_gen.navigator.settings import NavigatorConfig
+from mi_ml_gen.navigator.several import train_several
+from mi_ml_gen.navigator.spread import WalkerMean, over_walkers
+from mi_ml_gen.walkers.noise import RandomWalker
+from mi_ml_gen.walkers.spec import load_walker
+from tests.conftest import make_small_generator
+
+SETTINGS = NavigatorConfig(
+    generator="small", chunks="0_1", num_samples=96, save_freq=48, batch_size=8, critic_width=4, lr_walk=1e-2,
+    lr_MI=1e-3, device="cpu", state_interval_s=0.0, image_freq=100, seed=3, walkers=3,
+)  # fmt: skip
+BRIEF = CriticSettings(width=4, points=8, batch_size=64, max_steps=30, first_check=15, heldout_pairs=64, eval_pairs=128,
+                       max_eval_pairs=256, reuse=1)  # fmt: skip
+
+
+def train(path, generator=None, **changes):
+    return train_several(
+        dataclasses.replace(SETTINGS, **changes), generator or make_small_generator(), path, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder of Table 1: a run of three walkers for each of the two chunks."""
+    base = tmp_path_factory.mktemp("several")
+    table1.train_missing(base, SETTINGS, make_small_generator(), progress=False)
+    return base
+
+
+def test_a_run_of_several_walkers(base):
+    path = base / "chunk0"
+    summary = json.loads((path / "summary.json").read_text())
+    deltas = [one["delta"] for one in summary["walkers"]]
+    assert summary["delta"] == pytest.approx(statistics.fmean(deltas)) and len(set(deltas)) == 3
+    low, high = summary["delta_interval"]
+    half = 4.3026527 * statistics.stdev(deltas) / math.sqrt(3)  # Student's t, 2 degrees of freedom
+    assert (high - low) / 2 == pytest.approx(half, rel=0.3) and (high - low) / 2 >= 0.9999 * half
+    assert deltas[summary["median_walker"]] == statistics.median(deltas)
+    kept = load_tensors(path / "walker.safetensors").tensors
+    same = load_tensors(path / f"walker_{summary['median_walker']}.safetensors").tensors
+    assert all(torch.equal(kept[key], same[key]) for key in kept)
+    for row in runs.read_metrics(path):
+        assert row["loss"] == pytest.approx(statistics.fmean(row["losses"])) and len(row["deltas"]) == 3
+        assert row["bound_nats"] == pytest.approx(math.log(8) - row["loss"])
+    lines = several_report(summary)
+    assert sum(line.startswith("walker ") for line in lines) == 3 and "over 3 walkers" in lines[4]
+    assert "not yet converged: 3 of 3 walkers have not: 2 saved walkers are too few" in lines[5]
+
+
+def test_walkers_and_critics_are_each_their_own(base):
+    """The gradients of one walker never reach another: a walker trained beside others ends where it started from its
+    own weights, so all differ; and no walker of the same run equals another."""
+    walkers = [load_walker(base / "chunk0" / f"walker_{i}.safetensors") for i in range(3)]
+    weights = [walker.walker[0].weight for walker in walkers]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
+def test_a_critic_lowers_the_loss_that_its_walker_raises(tmp_path):
+    """Against held critics the walkers' steps raise the loss; against held walkers the critics' lower it."""
+    raised = train(tmp_path / "a", num_samples=640, lr_MI=1e-12, lr_walk=3e-2, chunks="0_2")
+    rows = runs.read_metrics(raised.path)
+    assert all(last > first for first, last in zip(rows[0]["losses"], rows[-1]["losses"], strict=True))
+    assert all(last > 3 * first for first, last in zip(rows[0]["deltas"], rows[-1]["deltas"], strict=True))
+    lowered = train(tmp_path / "b", num_samples=640, lr_walk=1e-12, lr_MI=3e-3)
+    rows = runs.read_metrics(lowered.path)
+    assert statistics.fmean(rows[-1]["losses"]) < statistics.fmean(rows[0]["losses"]) - 0.05
+
+
+def test_several_walkers_need_local_negatives(tmp_path):
+    with pytest.raises(UsageError, match="--negatives local"):
+        train(tmp_path / "run", negatives="global")
+    assert not (tmp_path / "run").exists()
+    assert SETTINGS.folder.name == "0_small_0_1_none_3_walkers"
+
+
+def test_one_pass_for_all_variants_equals_decoding_each():
+    generator = make_small_generator()
+    latents = torch.randn(4, 8)
+    variants = [latents.clone() for _ in range(3)]
+    for i, one in enumerate(variants):
+        one[:, 4:] += i
+    together = generator.decode_variants(latents, variants, Chunks(1, 2))
+    torch.testing.assert_close(together.anchor, generator.decode(latents))
+    for image, one in zip(together.variants, variants, strict=True):
+        torch.testing.assert_close(image, generator.decode(one))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rules
+
+
+def test_intervals_over_walkers_cover():
+    """Means of four normal values: 95% of Student's intervals hold the truth, and two sets of walkers agree at least as
+    often."""
+    rng = torch.Generator().manual_seed(0)
+    found = [over_walkers(torch.randn(4, generator=rng).tolist()) for _ in range(600)]
+    assert 0.925 <= statistics.fmean(one.low <= 0 <= one.high for one in found) <= 0.975
+    pairs = list(zip(found[::2], found[1::2], strict=True))
+    assert statistics.fmean(a.agrees_with(b) for a, b in pairs) >= 0.95
+    assert over_walkers([1.0]) is None
+    assert over_walkers([1.0, 1.0], [0.5, 0.5]) == WalkerMean(1.0, 1.0 - 0.98, 1.0 + 0.98, 2)
+
+
+def course(*losses):
+    return [
+        dict(step=i, samples=i, saved=True, loss=x, smoothed_loss=x, delta=1.0, smoothed_delta=1.0, bound_nats=4 - x)
+        for i, x in enumerate(losses)
+    ]
+
+
+def test_a_loss_that_has_not_turned_is_said_to_have_not():
+    rows = course(3, 2, 1.9, 1.88, 1.88, 1.881, 1.8801, 1.8804, 1.8803, 1.8804)
+    assert "the loss has not turned" in select_checkpoint(rows, 10.0).reason
+    converged, why = convergence(rows, stopped_by_rule=False)
+    assert not converged and "the loss has not turned" in why
+    assert bound_finding(2.0, 4.84, converged, why).verdict is Verdict.NOT_CONVERGED
+    near_the_top = bound_finding(4.5, 4.84, converged, why)
+    assert near_the_top.verdict is Verdict.SATURATED and "has not turned" in near_the_top.reason
+    assert bound_finding(2.0, 4.84, True, "").verdict is Verdict.CONSISTENT
+
+
+def test_rows_of_one_walker():
+    row = {"step": 1, "samples": 8, "saved": True, "bound_nats": 0.5}
+    row |= {"loss": 1.5, "losses": [1.0, 2.0], "smoothed_loss": 1.5, "smoothed_losses": [1.0, 2.0]}
+    row |= {"delta": 3.0, "deltas": [2.0, 4.0], "smoothed_delta": 3.0, "smoothed_deltas": [2.0, 4.0]}
+    own = of_walker([row], 1)[0]
+    assert (own["loss"], own["delta"], own["bound_nats"]) == (2.0, 4.0, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Curves
+
+
+def point(kind, delta, nats, error=0.0):
+    details = {"standard_error_nats": error}
+    estimate = Estimate(nats, nats, math.inf, 1, "fresh critic", "", Verdict.CONSISTENT, "", details)
+    return Point(kind, "", delta, estimate)
+
+
+def test_what_is_read_off_a_curve():
+    points = [point("random", d, n) for d, n in ((4.0, 0.5), (1.0, 3.5), (2.0, 2.5), (3.0, 1.5))]
+    curve = Curve(Chunks(0, 1), 4.0, tuple(points))
+    assert curve.delta_at("random", 3.0).value == pytest.approx(1.5)
+    assert curve.delta_at("random", 1.0).value == pytest.approx(3.5)
+    assert curve.delta_at("random", 4.0).value is None and "shares less" in str(curve.delta_at("random", 4.0))
+    assert "shares more" in str(curve.delta_at("random", 0.2))
+    assert curve.nats_at("random", 0.5).value == pytest.approx(2.5)
+    assert curve.nats_at("random", 1.0).value == pytest.approx(0.5)
+    assert "at least 3.50" in str(curve.nats_at("random", 0.1)) and curve.nats_at("learned", 0.5).value is None
+    noisy = Curve(Chunks(0, 1), 4.0, tuple(point("random", p.delta, p.estimate.nats, 0.1) for p in points))
+    reading = noisy.delta_at("random", 3.0)
+    assert 0.1 < reading.high - reading.low < 0.5
+    assert _falling([3.0, 1.0, 2.0, 0.0]) == [3.0, 1.5, 1.5, 0.0]
+
+
+def test_remaining_information_and_the_curve_of_a_chunk():
+    """On the linear Gaussian generator: a curve that falls to what the other chunk says, below the truth."""
+    generator = LinearGaussian((2, 2), noise=0.3, resolution=8)
+    generator.freeze()
+    settings = CriticSettings(width=4, points=16, batch_size=128, max_steps=60, first_check=30, heldout_pairs=128,
+                              eval_pairs=1024, max_eval_pairs=1024, reuse=1)  # fmt: skip
+    normal = TruncatedNormal(0, 1, 6)
+    walkers = [RandomWalker("0_1", TruncatedNormal(0, std, 6)) for std in (0.5, 0.6)]
+    apart = 1.7725 * math.sqrt(2) / math.sqrt(2)  # mean length of a normal vector of two numbers, variance 2
+    found, _ = measure_remaining(
+        generator, walkers, apart, distribution=normal, settings=settings, with_curve=True, seed=1
+    )
+    assert len(found.walkers) == 2 and found.spread is not None
+    truth = generator.mutual_information(GaussianPerturbation(std=0.5), Chunks(0, 1))
+    assert 0.8 * truth < found.walkers[0].nats < truth + 3 * found.walkers[0].details["standard_error_nats"]
+    assert found.together.nats == pytest.approx(statistics.fmean(one.nats for one in found.walkers))
+    assert found.together.low_nats < found.together.nats and math.isinf(found.together.high_nats)
+    curve = found.curve
+    assert [p.label for p in curve.of("random")][-1] in ("drawn anew", "std 2")
+    assert {p.label for p in curve.of("learned")} == {"x 0.5", "x 1", "x 2"}
+    random = {p.label: p for p in curve.of("random")}
+    anew = generator.mutual_information(GaussianPerturbation.stationary(0.0), Chunks(0, 1))
+    assert 0.8 * anew < random["drawn anew"].estimate.nats < anew + 0.25
+    assert random["std 0.25"].estimate.nats > random["std 1"].estimate.nats + 0.3
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Table 1 of several walkers
+
+
+def test_table1_of_several_walkers(base, tmp_path):
+    generator = make_small_generator()
+    walkers = table1.find_walkers(base)
+    assert all(len(one.walkers) == 3 and one.walker in one.walkers for one in walkers)
+    assert [one.samples for one in table1.find_walkers(base, [48, 96])] == [48, 96]
+    assert table1.fresh_settings(walkers) is None  # 96 anchors were trained on: a critic would cost more
+    rows = table1.estimate_rows(generator, walkers, 500)
+    rows = table1.with_remaining(generator, rows, BRIEF, with_curves=True)
+    assert rows[0].spread.low < rows[0].delta.mean < rows[0].spread.high
+    table1.write_table(rows, tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    for column in ("95% interval", "remaining (nats)", "at least (nats)", "verdict", "training"):
+        assert column in text
+    assert "too short to tell" in text and "covers another training" in text
+    details = json.loads((tmp_path / "table1_details.json").read_text())
+    assert details[0]["verdict_because"] and details[0]["remaining"]["curve"]["points"]
+    assert len(details[1]["delta_of_each_walker"]) == 3
+    assert "delta at 2 nats" in (tmp_path / "table1_curves.md").read_text()
+    assert any("has not converged (too short to tell)" in line for line in table1.warnings(rows))
+    one = table1.MeasuredGenerator(generator, rows, TruncatedNormal(), 0, "cpu")
+    page = table1.write_page(tmp_path / "index.html", [one], "A title", "python a.py", n_images=3).read_text()
+    assert "Nats against delta" in page and "Not to be taken at its word" in page
+
+
+def test_fresh_critics_cost_less_than_the_training(base):
+    walkers = table1.find_walkers(base)
+    long = [dataclasses.replace(one, rows=({"samples": 12_288},)) for one in walkers]
+    settings = table1.fresh_settings(long)
+    new_pairs = settings.max_steps * 3 * settings.batch_size / settings.reuse
+    assert new_pairs <= 2 * 3 * 12_288
