@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.information.gaussian import JointGaussian
@@ -151,8 +152,9 @@ class LinearGaussian(MultiLatentGenerator):
 
     def clip_probability(self, latent_std: float = 1.0) -> float:
         """Probability that a number of x is clipped (the worst one), for latents of this deviation."""
-        std = (self.mixing.double().square().sum(1) * latent_std**2 + self.noise**2).sqrt()
-        return torch.special.erfc(self.half_range.double() / std / math.sqrt(2)).max().item()
+        mixing, half_range = runtime.in_float64(self.mixing), runtime.in_float64(self.half_range)
+        std = (mixing.square().sum(1) * latent_std**2 + self.noise**2).sqrt()
+        return torch.special.erfc(half_range / std / math.sqrt(2)).max().item()
 
     # the truth
 
@@ -162,7 +164,7 @@ class LinearGaussian(MultiLatentGenerator):
         scale = torch.ones(self.layout.dim, dtype=torch.float64)
         shift, variance = torch.zeros_like(scale), torch.zeros_like(scale)
         scale[at], shift[at], variance[at] = perturbation.scale, perturbation.mean, perturbation.std**2
-        mixing = self.mixing.double().cpu()
+        mixing = self.mixing.cpu().double()
         noise = self.noise**2 * torch.eye(self.observed_dim, dtype=torch.float64)
         return JointGaussian(
             mean_x=torch.zeros(self.observed_dim, dtype=torch.float64),
