@@ -142,15 +142,15 @@ def _monte_carlo(
     device: torch.device | str,
     progress: bool,
 ) -> DeltaEstimate:
-    """Mean and standard deviation of lengths(n, rng), from running sums in float64 on the device."""
+    """Mean and standard deviation of lengths(n, rng), from running sums in float64."""
     if n_samples < 1:
         raise UsageError(f"--n_samples {n_samples}: must be at least 1")
     rows = block_rows(generator.noise_dim)
     # Sums are taken about the first block's mean, so that squares do not swallow a small spread.
-    total = squared = torch.zeros((), dtype=torch.float64, device=device)
+    total = squared = runtime.in_float64(torch.zeros((), device=device))
     origin: torch.Tensor | None = None
     for i, start in enumerate(Bar(range(0, n_samples, rows), desc=name, disable=not progress, leave=False)):
-        batch = lengths(rows, runtime.stream(seed, name, i, 0, device))[: n_samples - start].double()
+        batch = runtime.in_float64(lengths(rows, runtime.stream(seed, name, i, 0, device))[: n_samples - start])
         if origin is None:
             origin = batch.mean()
         batch = batch - origin

@@ -70,6 +70,11 @@ def _cuda_device(text: str, index: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def in_float64(values: Tensor) -> Tensor:
+    """The values in float64: on their device, or on the CPU where that device has no float64 (Apple's)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def set_precision(precision: str) -> None:
     """Allow TF32 in float32 matrix products and convolutions, or forbid it; once, before training.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,28 +22,37 @@ KINDS = ("corners", "antialias")
 _BLOCK = 2**22  # values whose running sums are held at a time
 
 
-def resize(images: Tensor, size: int, kind: str) -> Tensor:
+def resize(images: Tensor, size: int, kind: str, rows: Tensor | None = None) -> Tensor:
     """Square images (n, c, side, side) in floating point -> (n, c, size, size); the same ones where size is side.
 
-    kind: one of KINDS. Differentiable; the antialiased one runs in the images' precision inside autocast too.
+    kind: one of KINDS. rows: `resizing_matrix` of it, from who holds it (a compiled function should be given it: it
+    cannot remember one). Differentiable; inside autocast it works in the images' precision, bfloat16 in float32.
     """
     assert kind in KINDS and images.shape[-1] == images.shape[-2], (kind, images.shape)
     if images.shape[-1] == size:
         return images
-    if kind == "corners":
+    if kind == "corners" and images.device.type == "cpu":
         return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=True)
-    # Two fixed matrix products: unlike interpolate's, their backward on CUDA gives the same bits each time.
-    rows = _antialias_matrix(images.shape[-1], size, images.dtype, images.device)
+    return resize_by_products(images, size, kind, rows)
+
+
+def resize_by_products(images: Tensor, size: int, kind: str, rows: Tensor | None = None) -> Tensor:
+    """As `resize`, by two fixed matrix products: unlike interpolate's, their backward on CUDA gives the same bits each
+    time."""
+    dtype = torch.float32 if images.dtype.itemsize < 4 else images.dtype
+    if rows is None or rows.dtype != dtype:
+        rows = resizing_matrix(kind, images.shape[-1], size, dtype, images.device)
     with torch.autocast(images.device.type, enabled=False):
-        return rows @ images @ rows.T
+        return (rows @ images.to(dtype) @ rows.T).to(images.dtype)
 
 
 @lru_cache(maxsize=16)
-def _antialias_matrix(side: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size, side): antialiased bilinear resizing along one axis."""
+def resizing_matrix(kind: str, side: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size, side): bilinear resizing along one axis."""
+    how: dict[str, Any] = dict(align_corners=True) if kind == "corners" else dict(align_corners=False, antialias=True)
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(side, dtype=dtype)[None, None]
-        rows = F.interpolate(identity, size=(size, side), mode="bilinear", align_corners=False, antialias=True)
+        rows = F.interpolate(identity, size=(size, side), mode="bilinear", **how)
         return rows[0, 0].to(device)
 
 

@@ -52,8 +52,7 @@ def effective_rank(features: Tensor) -> Tensor:
     Vetterli 2007; RankMe, Garrido et al. 2023)."""
     unit = functional.normalize(features.float(), dim=1)
     gram = unit.mT @ unit if unit.shape[1] <= unit.shape[0] else unit @ unit.mT
-    gram = gram.cpu() if gram.device.type == "mps" else gram  # which has no float64
-    singular = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
+    singular = torch.linalg.eigvalsh(runtime.in_float64(gram)).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-12)
     return torch.special.entr(share).sum().exp().float().to(features.device)
 
@@ -82,7 +81,7 @@ class KnnMonitor:
         bank = extract_features(backbone, self.bank, self.how)
         queries = extract_features(backbone, self.queries, self.how)
         votes = knn_scores(bank, queries.values, self.n_classes, device=self.how.device)
-        return float((votes.argmax(dim=1) == queries.labels).double().mean())
+        return float(runtime.in_float64(votes.argmax(dim=1) == queries.labels).mean())
 
 
 __all__ = ["Health", "KnnMonitor", "effective_rank", "feature_std", "health"]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from mi_ml_gen.core import config
+from mi_ml_gen.core import config, fixed
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks, LatentLayout
@@ -64,7 +64,15 @@ class MultiLatentGenerator(Shared):
 
     def freeze(self) -> MultiLatentGenerator:
         """Evaluation mode, no parameter gradients; gradients still flow to the latents."""
-        return self.eval().requires_grad_(False)
+        self.eval().requires_grad_(False)
+        fixed.fix(self)
+        return self
+
+    def hold(self, precision: str) -> MultiLatentGenerator:
+        """Hold the frozen weights as `precision` uses them: for "bf16" as bfloat16 too, which autocast would else make
+        of them in every pass. Results stay the same but for rounding; gives itself."""
+        fixed.hold(self, precision)
+        return self
 
     def use(self, options: Mapping[str, Any] | Sequence[str]) -> MultiLatentGenerator:
         """Change how the generator is used (truncation, crop ...), what is not named stays; gives itself.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mi_ml_gen.checkpoints import reading as checkpoints
+from mi_ml_gen.core import fixed
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, ImageVariants, MultiLatentGenerator, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
@@ -91,56 +92,104 @@ class ModulatedNorm(nn.Module):
         self.register_buffer("stored_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        """The statistics' normalisation with gain and bias of the chunk, in training mode."""
         gain, bias = self.gain(chunk)[:, :, None, None], self.bias(chunk)[:, :, None, None]
-        if self.training:
-            x = F.batch_norm(x, self.stored_mean, self.stored_var, training=True, momentum=self.momentum, eps=self.eps)
-            return torch.addcmul(bias, x, gain)
-        scale = gain * torch.rsqrt(self.stored_var + self.eps)[:, None, None]
-        return torch.addcmul(bias - self.stored_mean[:, None, None] * scale, x, scale)
+        x = F.batch_norm(x, self.stored_mean, self.stored_var, training=True, momentum=self.momentum, eps=self.eps)
+        return torch.addcmul(bias, x, gain)
+
+    def factors(self, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and offset of each map, (n, channels) both, where the statistics are the stored ones."""
+        scale = self.gain(chunk) * torch.rsqrt(self.stored_var + self.eps)
+        return scale, self.bias(chunk) - self.stored_mean * scale
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrix (2 channels, chunk_dim) and constant (2 channels,) that give scale and offset from a chunk."""
+        rate = torch.rsqrt(self.stored_var + self.eps)
+        gain, bias = self.gain.weight * rate[:, None], self.gain.bias * rate
+        matrix = torch.cat([gain, self.bias.weight - self.stored_mean[:, None] * gain])
+        return matrix, torch.cat([bias, self.bias.bias - self.stored_mean * bias])
 
 
-class UpsampledConv(nn.Conv2d):
+class UpsampledConv(fixed.Conv2d):
     """A 3x3 convolution of the input doubled by nearest neighbour.
 
     Frozen, the doubling is folded into the kernel: each output parity sees only 2x2 distinct inputs, so a 4x4
     transposed convolution of stride 2 with summed taps gives the same result with 16 / 36 of the products.
     """
 
+    follows = ("folded", *fixed.Conv2d.follows)
     folded: torch.Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self.register_buffer("folded", None, persistent=False)
 
-    @torch.no_grad()
-    def fold(self) -> None:
+    def derive(self) -> dict[str, torch.Tensor]:
         w = self.weight.flip(2, 3).transpose(0, 1)  # (in, out, 3, 3), as a transposed convolution reads it
         padded = F.pad(w, (1, 1, 1, 1))  # convolve with the 2x2 ones of the doubling: 3 + 2 - 1 = 4 taps
         folded = padded[..., :-1, :-1] + padded[..., 1:, :-1] + padded[..., :-1, 1:] + padded[..., 1:, 1:]
-        self.folded = folded.contiguous()
+        layout = torch.channels_last if fixed.is_channels_last(self.weight) else torch.contiguous_format
+        folded = folded.contiguous(memory_format=layout)
+        return {"folded": folded} | self._halved(folded)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.folded is not None:
-            return F.conv_transpose2d(x, self.folded, self.bias, stride=2, padding=1)
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if not self.is_current():
+            with torch.autocast(x.device.type, enabled=False):  # which would double in float32
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return nn.Conv2d.forward(self, x)
+        assert self.folded is not None
+        weight, bias = self.operands(x, self.folded)
+        return fixed.convolve(x, weight, bias, stride=2, padding=1, transposed=True)
 
 
-class Block(nn.Module):
+class Block(fixed.FixedWeights):
     """Residual block that doubles the resolution (BigGAN, appendix B)."""
+
+    follows = ("matrix", "constant")
+    matrix: torch.Tensor | None
+    constant: torch.Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int, config: BigBiGANConfig):
         super().__init__()
         self.norm1 = ModulatedNorm(in_channels, config.chunk_dim, config.norm_eps)
         self.conv1 = UpsampledConv(in_channels, out_channels)
         self.norm2 = ModulatedNorm(out_channels, config.chunk_dim, config.norm_eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.conv2 = fixed.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = fixed.Conv2d(in_channels, out_channels, 1)
+
+    def sources(self) -> list[torch.Tensor]:  # the convolutions look after their own
+        return [tensor for norm in (self.norm1, self.norm2) for tensor in (*norm.parameters(), *norm.buffers())]
+
+    def derive(self) -> dict[str, torch.Tensor]:
+        """Both norms' factors as one affine map of the chunk, for bf16: float32 keeps the order of its roundings."""
+        if not self.in_bf16:
+            return {}
+        matrices, constants = zip(self.norm1.affine(), self.norm2.affine(), strict=True)
+        return {"matrix": torch.cat(matrices), "constant": torch.cat(constants)}
 
     def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(torch.relu(self.norm1(x, chunk)))
-        h = self.conv2(torch.relu(self.norm2(h, chunk)))
+        if self.training:
+            h = self.conv1(torch.relu(self.norm1(x, chunk)))
+            h = self.conv2(torch.relu(self.norm2(h, chunk)))
+        else:
+            first, second = self._factors(chunk, fixed.working_dtype(x))
+            h = self.conv1(fixed.scaled_activation(x.to(first[0].dtype), *first))
+            h = self.conv2(fixed.scaled_activation(h, *second))
         # A 1x1 convolution commutes with the doubling and is four times cheaper before it.
-        return h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
+        return fixed.add_doubled(h, self.shortcut(x))
+
+    def _factors(self, chunk: torch.Tensor, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Scale and offset (n, channels, 1, 1) of both norms, computed in the weights' dtype whatever autocast says, so
+        that they come in the maps' dtype and do not bring the maps to float32."""
+        norms = (self.norm1, self.norm2)
+        with torch.autocast(chunk.device.type, enabled=False):
+            chunk = chunk.to(self.norm1.gain.weight.dtype)
+            if dtype == torch.bfloat16 and self.is_current() and self.matrix is not None:
+                both = F.linear(chunk, self.matrix, self.constant).to(dtype)[:, :, None, None]
+                sizes = [len(norm.stored_mean) for norm in norms for _ in range(2)]
+                parts = both.split(sizes, dim=1)
+                return [(parts[0], parts[1]), (parts[2], parts[3])]
+            factors = [norm.factors(chunk) for norm in norms]
+        return [(scale.to(dtype)[:, :, None, None], offset.to(dtype)[:, :, None, None]) for scale, offset in factors]
 
 
 class SelfAttention(nn.Module):
@@ -148,17 +197,18 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.theta = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.phi = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.g = nn.Conv2d(channels, channels // 2, 1, bias=False)
-        self.o = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.theta = fixed.Conv2d(channels, channels // 8, 1, bias=False)
+        self.phi = fixed.Conv2d(channels, channels // 8, 1, bias=False)
+        self.g = fixed.Conv2d(channels, channels // 2, 1, bias=False)
+        self.o = fixed.Conv2d(channels // 2, channels, 1, bias=False)
         self.gamma = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query = self.theta(x).flatten(2).transpose(1, 2)  # (n, positions, c / 8)
         key = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)  # (n, positions / 4, c / 8)
         value = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)  # (n, positions / 4, c / 2)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        # One head, as an axis of its own: with three axes torch 2.6 keeps all attention weights.
+        attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)[:, 0]
         attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])
         return x + self.gamma * self.o(attended)
 
@@ -185,17 +235,10 @@ class BigBiGAN(MultiLatentGenerator):
             if config.bottom_width * 2 ** (i + 1) == config.attention_resolution:
                 self.attention[str(i)] = SelfAttention(c_out)
         self.out_norm = nn.BatchNorm2d(channels[-1], eps=config.output_norm_eps)
-        self.out_conv = nn.Conv2d(channels[-1], 3, 3, padding=1)
+        self.out_conv = fixed.Conv2d(channels[-1], 3, 3, padding=1)
 
     def config(self) -> dict[str, Any]:
         return asdict(self.settings)
-
-    def freeze(self) -> BigBiGAN:
-        super().freeze()
-        for module in self.modules():
-            if isinstance(module, UpsampledConv):
-                module.fold()
-        return self
 
     # The network in stages: stage 0 is the linear map of chunk 0, stage i the block that chunk i modulates. A
     # perturbation of chunks from k on leaves the first k stages as they are.
@@ -203,7 +246,10 @@ class BigBiGAN(MultiLatentGenerator):
     def _stage(self, i: int, h: torch.Tensor | None, chunk: torch.Tensor) -> torch.Tensor:
         if h is None:
             width = self.settings.bottom_width
-            return self.stem(chunk).view(-1, self.settings.channels[0], width, width)
+            dtype = fixed.working_dtype(chunk)
+            with torch.autocast(chunk.device.type, enabled=False):
+                h = self.stem(chunk.to(self.stem.weight.dtype)).to(dtype)
+            return h.view(-1, self.settings.channels[0], width, width)
         h = self.blocks[i - 1](h, chunk)
         return self.attention[str(i - 1)](h) if str(i - 1) in self.attention else h
 
@@ -214,7 +260,8 @@ class BigBiGAN(MultiLatentGenerator):
         return h
 
     def _head(self, h: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.out_conv(torch.relu(self.out_norm(h))))
+        h = self.out_conv(F.relu(self.out_norm(h), inplace=True))
+        return torch.tanh(h.float() if h.dtype == torch.bfloat16 else h)  # the image's last rounding is float32's
 
     def first_weights(self, chunks: Chunks) -> torch.Tensor:
         """Of chunk 0 the linear layer, of chunk i the gains and biases of block i - 1; one block of a matrix each."""

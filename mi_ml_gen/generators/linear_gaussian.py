@@ -219,8 +219,9 @@ class LinearGaussian(MultiLatentGenerator):
         """Probability that a number of x is clipped (the worst one), for latents of this deviation; waves clip none."""
         if self.waves is not None:
             return 0.0
-        std = (self.mixing.double().square().sum(1) * latent_std**2 + self.noise**2).sqrt()
-        return torch.special.erfc(self.half_range.double() / std / math.sqrt(2)).max().item()
+        mixing, half_range = runtime.in_float64(self.mixing), runtime.in_float64(self.half_range)
+        std = (mixing.square().sum(1) * latent_std**2 + self.noise**2).sqrt()
+        return torch.special.erfc(half_range / std / math.sqrt(2)).max().item()
 
     # the truth
 
@@ -234,7 +235,7 @@ class LinearGaussian(MultiLatentGenerator):
 
     def _joint(self, scale: Tensor, shift: Tensor, variance: Tensor) -> JointGaussian:
         """Of z and of scale z + shift + sqrt(variance) n, each (dim,)."""
-        mixing = self.mixing.double().cpu()
+        mixing = self.mixing.cpu().double()
         noise = self.noise**2 * torch.eye(self.observed_dim, dtype=torch.float64)
         return JointGaussian(
             mean_x=torch.zeros(self.observed_dim, dtype=torch.float64),

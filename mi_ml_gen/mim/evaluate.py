@@ -23,6 +23,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information.ksg import KsgEstimate, ksg_mutual_information
 from mi_ml_gen.mim.datasets import Dataset, Items
@@ -168,7 +169,7 @@ def divergences(forward: Tensor, backward: Tensor) -> dict[str, float]:
 
 def entropies(terms: Densities) -> dict[str, float]:
     """What follows from the four log-probabilities alone."""
-    a, b, c, d = (t.double() for t in (terms.x_given_z, terms.q_x, terms.p_z, terms.z_given_x))
+    a, b, c, d = (runtime.in_float64(t) for t in (terms.x_given_z, terms.q_x, terms.p_z, terms.z_given_x))
     h_enc, h_dec = -_mean(b + d), -_mean(c + a)
     return {
         "MI": _mean(d - c),
@@ -213,7 +214,7 @@ def neighbour_accuracy(
         raise UsageError(f"{most} nearest of {len(train)} training points: there are not so many")
     found = train_labels[nearest_neighbours(train, test, most)]  # (m, most), nearest first
     votes = torch.nn.functional.one_hot(found, int(train_labels.max()) + 1).cumsum(1)  # after 1, 2 ... neighbours
-    return {k: (votes[:, k - 1].argmax(1) == test_labels).double().mean().item() for k in neighbours}
+    return {k: _mean(votes[:, k - 1].argmax(1) == test_labels) for k in neighbours}
 
 
 def nearest_neighbours(points: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -245,4 +246,4 @@ def over_seeds(rows: Iterable[Mapping[str, float | int]]) -> dict[str, Estimate]
 
 
 def _mean(values: Tensor) -> float:
-    return values.double().mean().item()
+    return runtime.in_float64(values).mean().item()

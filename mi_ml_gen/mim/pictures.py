@@ -202,7 +202,7 @@ def _plane(points: Tensor) -> np.ndarray:
     """(n, d) -> (n, 2): the first two coordinates, with zeros for a missing second."""
     if points.shape[1] == 1:
         points = torch.cat([points, torch.zeros_like(points)], dim=1)
-    return points[:, :2].double().cpu().numpy()
+    return points[:, :2].cpu().double().numpy()
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -84,3 +84,23 @@ def test_blocks_change_nothing(monkeypatch) -> None:
     whole = resampling.resize_area(image, 17, 11)
     monkeypatch.setattr(resampling, "_BLOCK", 37 * 3 * 5)
     np.testing.assert_array_equal(resampling.resize_area(image, 17, 11), whole)
+
+
+@pytest.mark.parametrize("kind", resampling.KINDS)
+@pytest.mark.parametrize("size", [5, 20])
+def test_products_equal_interpolation_and_its_gradient(kind: str, size: int) -> None:
+    """What other devices than the CPU do, where interpolation has no deterministic backward pass."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    how = {"align_corners": True} if kind == "corners" else {"align_corners": False, "antialias": True}
+    weight = torch.randn(2, 3, size, size, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(images, (size, size), mode="bilinear", **how)
+    rows = resampling.resizing_matrix(kind, 12, size, torch.float64, torch.device("cpu"))
+    for held in (None, rows):
+        ours = resampling.resize_by_products(images, size, kind, held)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+        slopes = [torch.autograd.grad((one * weight).sum(), images, retain_graph=True)[0] for one in (ours, expected)]
+        torch.testing.assert_close(*slopes, rtol=0, atol=1e-12)
+    half = resampling.resize_by_products(images.bfloat16(), size, kind)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), expected, rtol=0, atol=0.03)

@@ -122,7 +122,7 @@ def measure_quality(
     def features(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [classifier.features(part.to(device)) for part in images.split(500)]
         whole = torch.cat(parts)
-        return whole.double().cpu(), classifier.head(whole).softmax(dim=1).cpu()
+        return whole.cpu().double(), classifier.head(whole).softmax(dim=1).cpu()
 
     def generated() -> torch.Tensor:
         parts = []
@@ -182,6 +182,6 @@ def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = N_NEAREST)
     def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
         radii = torch.cat([torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in manifold.split(1000)])
         inside = [(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(1000)]
-        return torch.cat(inside).double().mean().item()
+        return runtime.in_float64(torch.cat(inside)).mean().item()
 
     return covered(fake, real), covered(real, fake)

@@ -78,18 +78,19 @@ def evaluate_nvae(
                 out = generator.autoencoder(batch, noise)
                 kls.append(out.kl)
                 elbos.append(out.kl.sum(1) - _mixture(generator, out.logits).log_prob(batch * 2 - 1))
-        nats = math.log(n_samples) - torch.stack(log_weights).double().logsumexp(0)
+        nats = math.log(n_samples) - runtime.in_float64(torch.stack(log_weights)).logsumexp(0)
         bits.append(bits_per_dimension(nats, generator.settings))
         mean = _mixture(generator, generator.autoencoder(batch, None).logits).mean() * 0.5 + 0.5
         errors.append((mean - batch).square().mean((1, 2, 3)))
-    groups = torch.cat(kls).double()  # (n, groups)
-    per_image, l2 = torch.cat(bits), torch.cat(errors).double()
+    groups = runtime.in_float64(torch.cat(kls))  # (n, groups)
+    per_image, l2 = torch.cat(bits), runtime.in_float64(torch.cat(errors))
+    elbo = bits_per_dimension(runtime.in_float64(torch.cat(elbos)), generator.settings)
     return NVAEQuality(
         n_images=len(images),
         n_samples=n_samples,
         bits_per_dimension=per_image.mean().item(),
         bits_per_dimension_error=_standard_error(per_image),
-        bits_per_dimension_elbo=bits_per_dimension(torch.cat(elbos).double(), generator.settings).mean().item(),
+        bits_per_dimension_elbo=elbo.mean().item(),
         l2=l2.mean().item(),
         l2_error=_standard_error(l2),
         kl_nats=tuple(groups.mean(0).tolist()),

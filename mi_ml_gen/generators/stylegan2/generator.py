@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.data.resampling import resize
+from mi_ml_gen.data.resampling import resize, resizing_matrix
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, check_state
 from mi_ml_gen.generators.stylegan2.config import _DEFAULT_TAPS, RANDOM, StyleGAN2Config, StyleGAN2Use
 from mi_ml_gen.generators.stylegan2.network import (
@@ -44,6 +44,9 @@ from mi_ml_gen.latents import Chunks, LatentLayout
 class StyleGAN2(MultiLatentGenerator):
     """StyleGAN2's generator; latents are W+, one chunk of w_dim per layer."""
 
+    rows: torch.Tensor | None
+    """What resizes images, where the network is frozen; see `resampling.resizing_matrix`."""
+
     use_fields = StyleGAN2Use
     family: ClassVar[str] = "stylegan2"
 
@@ -58,6 +61,7 @@ class StyleGAN2(MultiLatentGenerator):
         self.resolution = config.size_px
         self.mapping = MappingNetwork(config)
         self.synthesis = SynthesisNetwork(config)
+        self.register_buffer("rows", None, persistent=False)
 
     @classmethod
     def from_tensors(
@@ -98,6 +102,25 @@ class StyleGAN2(MultiLatentGenerator):
         self.settings = replace(self.settings, **given)
         self._label_was_chosen = self._label_was_chosen or "label" in given
         self.resolution = self.settings.size_px
+        self._hold_rows()
+
+    def freeze(self) -> StyleGAN2:
+        super().freeze()
+        self._hold_rows()
+        return self
+
+    def _apply(self, function: Any, recurse: bool = True) -> StyleGAN2:
+        super()._apply(function, recurse)
+        if self.rows is not None:
+            self._hold_rows()
+        return self
+
+    def _hold_rows(self) -> None:
+        crop_px, size_px, kind = self.settings.crop_px, self.settings.size_px, self.settings.resampling_kind
+        self.rows = None
+        if crop_px != size_px:
+            like = self.mapping.w_avg
+            self.rows = resizing_matrix(kind, crop_px, size_px, like.dtype, like.device)
 
     def remarks(self) -> list[str]:
         n_classes = self.settings.c_dim
@@ -212,7 +235,7 @@ class StyleGAN2(MultiLatentGenerator):
 
     def _shown(self, image: torch.Tensor) -> torch.Tensor:
         """Cropped output (n, img_channels, crop, crop) -> images (n, 3, resolution, resolution) in [0, 1]."""
-        image = resize(image, self.resolution, self.settings.resampling_kind)
+        image = resize(image, self.resolution, self.settings.resampling_kind, self.rows)
         image = ((image * 127.5 + 128) / 255).clamp(0, 1)  # the authors' bytes, not rounded: 0 becomes 128/255
         return image.expand(-1, 3, -1, -1)
 

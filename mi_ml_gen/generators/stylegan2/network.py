@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mi_ml_gen.core import runtime
+from mi_ml_gen.core import fixed, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.stylegan2.config import _DEFAULT_TAPS, _GAINS, NOISE_MODES, StyleGAN2Config
 
@@ -69,7 +69,7 @@ def _transposed(
     reached = Window(2 * needed.start, 2 * (needed.stop - 1) + n_taps)
     before, after = wanted.start - reached.start, reached.stop - wanted.stop
     cut = before if before == after > 0 else 0  # the transposed convolution drops these without a copy
-    y = F.conv_transpose2d(x, kernel, stride=2, padding=cut, groups=groups)
+    y = fixed.convolve(x, kernel, stride=2, padding=cut, transposed=True, groups=groups)
     return _fit(y, Window(reached.start + cut, reached.stop - cut), wanted)
 
 
@@ -104,12 +104,14 @@ def _kernel(stored: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Te
 def upsample(image: torch.Tensor, stored: torch.Tensor, held: Window, side: int, wanted: Window) -> torch.Tensor:
     """Double a plane of the given side: zeros between samples, then the low-pass filter with gain 4.
 
-    `image` (n, C, h, h) is window `held` of the plane; returns window `wanted` of the doubled one.
+    `image` (n, C, h, h) is window `held` of the plane; returns window `wanted` of the doubled one. It works in the
+    image's precision inside autocast too.
     """
     channels = image.shape[1]
     kernel = _kernel(stored, channels, image.dtype)
     doubled = LowPass(stored.shape[-1]).image(wanted)
-    y, padding = _transposed(image, held, side, kernel, doubled, groups=channels)
+    with torch.autocast(image.device.type, enabled=False):
+        y, padding = _transposed(image, held, side, kernel, doubled, groups=channels)
     return F.pad(y, (padding,) * 4) if padding else y
 
 
@@ -195,13 +197,29 @@ class Features(NamedTuple):
     held: Window
 
 
-class SynthesisLayer(nn.Module):
+class SynthesisLayer(fixed.FixedWeights):
     """Modulated 3x3 convolution, noise, bias, activation (StyleGAN2, figure 2d); with `up`, twice the side.
 
     Per sample, each kernel is multiplied by the style along its inputs and normalised per output. Both act on
     channels, so the style scales the input and the norm the output of one convolution that all samples share.
+
+    Frozen, it holds the sums of squares that the norm needs, the low-pass filter as a kernel, and what constant noise
+    and bias come to; in bf16 also the kernel.
     """
 
+    follows = ("squares", "low_pass", "kernel", "offset", "noise_offset", "bias_offset")
+    squares: torch.Tensor | None
+    """(out, in)"""
+    low_pass: torch.Tensor | None
+    """(out, 1, taps, taps), for a true convolution."""
+    kernel: torch.Tensor | None
+    """The weight in bfloat16, as the convolution reads it."""
+    offset: torch.Tensor | None
+    """(1, out, side, side), bfloat16: bias and constant noise together, of the whole plane."""
+    noise_offset: torch.Tensor | None
+    """(side, side)"""
+    bias_offset: torch.Tensor | None
+    """(out, 1, 1)"""
     resample_filter: torch.Tensor
     noise_const: torch.Tensor
 
@@ -218,41 +236,81 @@ class SynthesisLayer(nn.Module):
             self.register_buffer("noise_const", _normal(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros(()))
 
+    def derive(self) -> dict[str, torch.Tensor]:
+        made = {"squares": self._squares()}
+        if self.up:
+            dtype = torch.bfloat16 if self.in_bf16 else self.weight.dtype
+            made["low_pass"] = self._low_pass(len(self.weight), dtype).contiguous()
+        gain = _GAINS[self.activation]
+        made["bias_offset"] = self.bias[:, None, None] * gain
+        if self.use_noise:
+            made["noise_offset"] = self.noise_const * (self.noise_strength * gain)
+        if self.in_bf16:
+            layout = torch.channels_last if fixed.is_channels_last(self.weight) else torch.contiguous_format
+            read = self.weight.transpose(0, 1) if self.up else self.weight
+            made["kernel"] = read.bfloat16().contiguous(memory_format=layout)
+            if self.use_noise:
+                whole = (made["bias_offset"] + made["noise_offset"])[None].bfloat16()
+                made["offset"] = whole.contiguous(memory_format=layout)
+        return made
+
     def forward(
         self, features: Features, w: torch.Tensor, wanted: Window, noise: NoiseSource, gain: float = 1.0
     ) -> Features:
         """Features before the layer, w (n, w_dim) -> window `wanted` of those after it, times `gain`."""
+        is_fixed = self.is_current()
         with torch.autocast(w.device.type, enabled=False):
             style = self.affine(w)  # (n, in)
-            norm = torch.rsqrt(style.square() @ self.weight.square().sum(dim=(2, 3)).T + 1e-8)  # (n, out)
+            squares = self.squares if is_fixed and self.squares is not None else self._squares()
+            norm = torch.rsqrt(style.square() @ squares.T + 1e-8)  # (n, out)
         x = features.x
-        x = self._convolve(x * style[:, :, None, None].to(x.dtype), features.held, wanted)
+        x = self._convolve(x * style[:, :, None, None].to(x.dtype), features.held, wanted, is_fixed)
         # Activations are positively homogeneous: their gain may act before them, on the factors of addcmul.
+        offset = self._offset(x, len(w), wanted, noise, gain, is_fixed)
         gain = gain * _GAINS[self.activation]
-        offset = self.bias[:, None, None] * gain
-        if self.use_noise and (drawn := noise.map(self, len(w), wanted)) is not None:
-            offset = offset + drawn * (self.noise_strength * gain)
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        factor = (norm * gain)[:, :, None, None].to(x.dtype)
+        slope = _SLOPE if self.activation == "lrelu" else None
+        bound = None if self.conv_clamp is None else self.conv_clamp * gain / _GAINS[self.activation]
+        return Features(fixed.scaled_activation(x, factor, offset, slope, bound), wanted)
+
+    def _squares(self) -> torch.Tensor:
+        return self.weight.square().sum(dim=(2, 3))
+
+    def _low_pass(self, channels: int, dtype: torch.dtype) -> torch.Tensor:
+        return _kernel(self.resample_filter, channels, dtype).flip(2, 3)  # true convolution
+
+    def _offset(
+        self, x: torch.Tensor, n: int, wanted: Window, noise: NoiseSource, gain: float, is_fixed: bool
+    ) -> torch.Tensor:
+        """What is added to window `wanted` of maps like x before the activation: bias and noise."""
+        plain = is_fixed and gain == 1
+        if plain and noise.mode == "const" and self.offset is not None and x.dtype == self.offset.dtype:
+            return self.offset[..., wanted.start : wanted.stop, wanted.start : wanted.stop]
+        total = gain * _GAINS[self.activation]
+        has_bias = plain and self.bias_offset is not None
+        offset: torch.Tensor = self.bias_offset if has_bias else self.bias[:, None, None] * total  # type: ignore[assignment]
+        if self.use_noise and plain and noise.mode == "const" and self.noise_offset is not None:
+            offset = offset + self.noise_offset[wanted.start : wanted.stop, wanted.start : wanted.stop]
+        elif self.use_noise and (drawn := noise.map(self, n, wanted)) is not None:
+            offset = offset + drawn * (self.noise_strength * total)
+        if fixed.is_channels_last(x):
             offset = offset.expand(1, *offset.shape) if offset.ndim == 3 else offset
             offset = offset.contiguous(memory_format=torch.channels_last)  # addcmul's result takes its layout
-        factor = (norm * gain)[:, :, None, None].to(x.dtype)
-        in_place = None if x.requires_grad or factor.requires_grad or offset.requires_grad else x
-        x = torch.addcmul(offset.to(x.dtype), x, factor, out=in_place)
-        if self.activation == "lrelu":
-            x = F.leaky_relu(x, _SLOPE, inplace=True)
-        if self.conv_clamp is not None:
-            clamp = self.conv_clamp * gain / _GAINS[self.activation]
-            x = x.clamp(-clamp, clamp)
-        return Features(x, wanted)
+        return offset.to(x.dtype)
 
-    def _convolve(self, x: torch.Tensor, held: Window, wanted: Window) -> torch.Tensor:
+    def _convolve(self, x: torch.Tensor, held: Window, wanted: Window, is_fixed: bool) -> torch.Tensor:
+        in_bf16 = is_fixed and fixed.working_dtype(x) == torch.bfloat16
         if not self.up:
             x, padding = _fit(x, held, Window(wanted.start - 1, wanted.stop + 1))
-            return F.conv2d(x, self.weight, padding=padding)
+            weight = self.kernel if in_bf16 and self.kernel is not None else self.weight
+            return fixed.convolve(x, weight, padding=padding)
         filtered = LowPass(self.resample_filter.shape[-1]).features(wanted)
-        x, padding = _transposed(x, held, self.resolution // 2, self.weight.transpose(0, 1), filtered)
-        kernel = _kernel(self.resample_filter, x.shape[1], x.dtype).flip(2, 3)  # true convolution
-        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+        weight = self.kernel if in_bf16 and self.kernel is not None else self.weight.transpose(0, 1)
+        x, padding = _transposed(x, held, self.resolution // 2, weight, filtered)
+        low_pass = self.low_pass if is_fixed else None
+        if low_pass is None or low_pass.dtype != x.dtype:
+            low_pass = self._low_pass(x.shape[1], x.dtype)
+        return fixed.convolve(x, low_pass, padding=padding, groups=x.shape[1])
 
 
 class NoiseSource:
@@ -287,11 +345,12 @@ class ToRGB(nn.Module):
 
     def forward(self, features: Features, w: torch.Tensor, wanted: Window) -> torch.Tensor:
         """Features, w (n, w_dim) -> window `wanted` of the image contribution, (n, img_channels, h, h)."""
-        x, _ = _fit(features.x, features.held, wanted)
+        x = features.x
         with torch.autocast(w.device.type, enabled=False):
             style = self.affine(w) / math.sqrt(self.weight.shape[1])
             kernel = self.weight[:, :, 0, 0] * style[:, None, :]  # (n, img_channels, in): no scaled copy of x
         y = torch.bmm(kernel.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        y, _ = _fit(y, features.held, wanted)  # three channels are cropped, not all of x
         y = y.to(self.bias.dtype) + self.bias[:, None, None]
         return y if self.conv_clamp is None else y.clamp(-self.conv_clamp, self.conv_clamp)
 

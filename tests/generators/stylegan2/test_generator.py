@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
 from mi_ml_gen.generators.stylegan2.generator import StyleGAN2, build
-from mi_ml_gen.generators.stylegan2.network import NoiseSource, SynthesisLayer, Window, _stored_filter, upsample
+from mi_ml_gen.generators.stylegan2.network import (
+    Features,
+    NoiseSource,
+    SynthesisLayer,
+    ToRGB,
+    Window,
+    _stored_filter,
+    upsample,
+)
 from mi_ml_gen.latents import Chunks
 
 TESTS = Path(__file__).parents[2]
@@ -690,6 +698,46 @@ def test_bfloat16_autocast_stays_near_float32():
         image = generator.decode(latents)
     assert seen == [torch.bfloat16] and image.dtype == torch.float32
     assert (image - right).square().mean().sqrt() < 0.01
+
+
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+def test_what_is_held_of_a_frozen_network_changes_nothing(architecture):
+    """Bit for bit against the same network that was never frozen, in float32 and bf16, with and without gradients."""
+    generator = _tiny(crop=20, architecture=architecture, conv_clamp=1.5).to(memory_format=torch.channels_last)
+    plain = StyleGAN2(generator.settings).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    plain.load_state_dict(generator.state_dict())
+    latents = generator.latents(torch.randn(3, 24)).requires_grad_()
+
+    def images(network, in_bf16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
+            image = network.decode(latents)
+            with torch.no_grad():
+                assert torch.equal(network.decode(latents), image)
+        return image, torch.autograd.grad(image.square().sum(), latents)[0]
+
+    for in_bf16 in (False, True):
+        generator.hold("bf16" if in_bf16 else "fp32")
+        for one, other in zip(images(generator, in_bf16), images(plain, in_bf16), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_noise_and_weights_loaded_after_freezing_are_used():
+    generator, other = _tiny(seed=0), _tiny(seed=1, noise_strength=0.5)
+    latents = torch.randn(2, generator.layout.dim)
+    generator.load_state_dict(other.state_dict())
+    assert torch.equal(generator.decode(latents), other.decode(latents))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = other.decode(latents)
+        assert torch.equal(generator.hold("bf16").decode(latents), expected)
+        generator.synthesis.b16.conv1.noise_const.add_(1)
+        assert not torch.equal(generator.decode(latents), expected)
+
+
+def test_to_rgb_crops_after_its_product():
+    layer = ToRGB(6, StyleGAN2Config(**TINY)).requires_grad_(False)
+    x, w = torch.randn(2, 6, 10, 10), torch.randn(2, 20)
+    inner = layer(Features(x[..., 2:9, 2:9], Window(2, 9)), w, Window(2, 9))
+    _close(layer(Features(x, Window(0, 10)), w, Window(2, 9)), inner, 1e-5)
 
 
 def test_noise_source_refuses_an_unknown_mode():
