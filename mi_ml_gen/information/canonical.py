@@ -153,6 +153,10 @@ class CanonicalCritic:
         # --- The factor
         scores = critic.scores(rest[0][:TUNED_ON].float(), rest[1][:TUNED_ON].float())
         factor = min(FACTORS, key=lambda one: matching_loss(one * scores).item())
+        if len(scores) >= 2 * N_GROUPS:
+            found = matching_bound(factor * scores)
+            if found.nats <= 2 * found.standard_error_nats:  # not told from nothing
+                factor = 0.0
         return cls(critic.mean_x, critic.mean_y, critic.axes_x, critic.axes_y, critic.correlations, factor)
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
