@@ -231,15 +231,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     Those that are `later` are left out while they have their defaults.
     """
-    values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values = _values(config)
     unset = {f.name for f in dataclasses.fields(config) if _rule(f).later and getattr(config, f.name) == f.default}
     return {name: value for name, value in values.items() if name not in unset}
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def to_yaml(config: Any, as_flags: bool = False) -> str:
     """All settings as the text of a YAML file that `load` reads back to an equal configuration; with `as_flags` under
     the names that the command line shows."""
-    values = to_dict(config)
+    values = _values(config)
     if as_flags:
         values = {spec.flag: values[spec.name] for spec in _specs(type(config))}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so():
-    done = subprocess.run([ROOT / "bench" / "gpu.sh"], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = [ROOT / "bench" / "gpu.sh"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
     assert done.returncode == 4
     assert done.stderr == "error: --device cuda: no CUDA GPU to measure; on the CPU there is `make bench`\n"
 

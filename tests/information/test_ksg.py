@@ -15,6 +15,7 @@ import scipy
 import torch
 from scipy.special import digamma
 
+from mi_ml_gen.core import progress
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import ksg
 from mi_ml_gen.information.ksg import faster_method, ksg_mutual_information, log_ball_volume, normal_scores
@@ -144,7 +145,8 @@ def test_many_blocks_are_one(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["trees", "brute"])
-def test_a_bar_when_asked_for(method, capsys):
+def test_a_bar_when_asked_for(method, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
     x, y = normal_pair(0.8, 300, 4, seed=2)
     ksg_mutual_information(x, y, method=method)
     assert capsys.readouterr().err == ""

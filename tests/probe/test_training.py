@@ -97,7 +97,7 @@ def test_the_rate_follows_the_images_of_a_step(tmp_path, caplog):
     """22 images are fewer than a batch of 256; 10 are two batches of 4, and 2 are left out."""
     small = probe(tmp_path / "small", cumulative_bs=256, max_epochs=1, readouts=["sgd"])
     assert runs.read_metrics(small.path)[0]["lr"] == pytest.approx(3.0 * 22 / 256)
-    assert "fewer than --cumulative_bs 256: a step takes 22" in caplog.text
+    assert "fewer than --cumulative_bs 256: each step takes 22" in caplog.text
     whole = probe(tmp_path / "whole", cumulative_bs=11, max_epochs=1, readouts=["sgd"])
     assert runs.read_metrics(whole.path)[0]["lr"] < 3.0 * 11 / 256  # the second of two steps of 11
 
