@@ -85,9 +85,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         1, at_least=1, help="parts into which each process splits its batch, to use less memory"
     )
     base_lr: float = option(0.05, above=0, help="learning rate for 256 samples a step; scaled in proportion")
-    decay: bool = option(
-        True, help="let the learning rate fall to a tenth along a cosine (--no_decay keeps it constant)"
-    )
+    decay: bool = option(True, help="keep the learning rate constant; by default it falls to a tenth along a cosine")
     warmup: bool = option(
         False,
         help="let the learning rate rise from 0 over the first tenth of the epochs; has no effect with --no_decay",

@@ -93,8 +93,8 @@ class InformationConfig(OnDevice, Seeded, InFolder):
     most_values: int = option(
         500_000, positive=True, help="tasks with more pairs times coordinates than this are not drawn"
     )
-    table: bool = option(True, free=True, help="also the tasks of mutinfo's public table (10,000 normal pairs)")
-    picture: bool = option(True, free=True, help="also the picture of the bounds (20 + 20 normal numbers)")
+    table: bool = option(True, free=True, help="leave out the tasks of mutinfo's public table (10,000 normal pairs)")
+    picture: bool = option(True, free=True, help="leave out the picture of the bounds (20 + 20 normal numbers)")
     quick: bool = option(False, help="a small grid of a few minutes: few values, and neither table nor picture")
     save_folder: Path = redefined(
         InFolder, "save_folder", Path("information_calibration"), flag="out",
@@ -154,7 +154,9 @@ class BenchmarkConfig(Compiled, Seeded, InFolder, FromGenerator):
 
     width: int = option(64, at_least=4, help="channels of the encoder's first stage; 64 gives a ResNet-18")
     warm_up_steps: int = option(5, at_least=0, help="steps before the first epoch that are not measured")
-    energy: bool = option(True, free=True, help="measure energy, where codecarbon is installed")
+    energy: bool = option(
+        True, free=True, help="do not measure energy; by default it is measured where codecarbon is installed"
+    )
     save_folder: Path = redefined(
         InFolder, "save_folder", Path("sampling_benchmark"), flag="out",
         help="folder for all results; measurements in it are not repeated",

@@ -63,9 +63,7 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
     max_epochs: int = option(60, at_least=1, help="passes of SGD over the training images")
     cumulative_bs: int = option(256, at_least=1, help="images in each step, over all processes")
     base_lr: float = option(30.0, above=0, help="learning rate for 256 images a step; scaled in proportion")
-    decay: bool = option(
-        True, help="let the learning rate fall to a tenth along a cosine (--no_decay keeps it constant)"
-    )
+    decay: bool = option(True, help="keep the learning rate constant; by default it falls to a tenth along a cosine")
     val_freq: int = option(5, at_least=1, help="epochs between two validations")
     keep: Literal["last", "best"] = option(
         "best", help="which layer of SGD is judged: the last epoch's, as published, or the one of least validation loss"
