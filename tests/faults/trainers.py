@@ -20,6 +20,7 @@ from mi_ml_gen.generators.gan import training as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
 from mi_ml_gen.generators.nvae import training as nvae
 from mi_ml_gen.mim.training import train_seeds
+from mi_ml_gen.navigator import several
 from mi_ml_gen.navigator import training as navigator
 from mi_ml_gen.probe import training as probe
 from tests.conftest import make_small_generator
@@ -60,6 +61,14 @@ def train_navigator(path: Path, **changes: Any) -> None:
         with mock.patch.object(navigator.pictures, "save_pairs", _nothing):
             wanted = dataclasses.replace(NAVIGATOR, **settings)
             navigator.train_navigator(wanted, make_small_generator(), path, progress=False)
+
+
+def train_several(path: Path, **changes: Any) -> None:
+    settings = dict(num_samples=64, save_freq=24, walkers=2) | changes
+    with mock.patch.object(several.pictures, "save_curves", _nothing):
+        with mock.patch.object(several.pictures, "save_pairs", _nothing):
+            wanted = dataclasses.replace(NAVIGATOR, **settings)
+            several.train_several(wanted, make_small_generator(), path, progress=False)
 
 
 def train_encoder(path: Path, **changes: Any) -> None:
@@ -134,6 +143,7 @@ def train_example(path: Path, **changes: Any) -> None:
 TRAINERS = {
     "navigator": Trainer(train_navigator, 8, (3, 6, 8), dict(lr_walk=0.5), is_distributed=True,
                          of_two=dict(num_samples=128, save_freq=48)),
+    "several": Trainer(train_several, 8, (3, 6, 8), dict(lr_walk=0.5)),
     "encoder": Trainer(train_encoder, 6, (3, 6), dict(base_lr=0.5), is_distributed=True),
     "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True),
     "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
