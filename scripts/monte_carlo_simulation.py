@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (by_curve := table1.to_curve_table(rows)) is not None:
         print(by_curve.to_terminal())
     for line in table1.warnings(rows):
-        print(f"not to be taken at its word: {line}")
+        print(f"caution: {line}")
     out = a.save_folder or a.walkers_base_path
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out, found.notes)

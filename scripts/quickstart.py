@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table1.write_table(rows, folder)
         print("\n" + table1.to_table(rows).to_terminal() + "\n")
         for line in table1.warnings(rows):
-            print(f"not to be taken at its word: {line}")
+            print(f"caution: {line}")
         z = noise.sample((12, generator.noise_dim), runtime.stream(own.seed, "page", 0, 0, device))
         pictures.save_chunks(folder / "chunks.png", generator, [one.walker for one in found], z)
         measured.append(table1.MeasuredGenerator(generator, rows, noise, own.seed, device))

@@ -296,7 +296,7 @@ def truth_figure(results: Sequence[Result]) -> Any:
         name: [TruthPoint(r.truth, r.nats, r.low, r.high, str(r.verdict)) for r in results if r.cell.estimator == name]
         for name in _names(results)
     }
-    return against_truth(panels, _colors(results), labels=("truth (nats)", "estimate"))
+    return against_truth(panels, _colors(results), labels=("truth (nats)", "estimate (nats)"))
 
 
 def picture_figure(results: Sequence[Result]) -> Any:
@@ -312,7 +312,7 @@ def picture_figure(results: Sequence[Result]) -> Any:
             panels.setdefault(title, []).append(point)
             if name == "infonce":
                 ceilings[title] = math.log(r.details["batch_pairs"])
-    return against_truth(panels, _colors(own), ceilings, labels=("truth (nats)", "single batches"))
+    return against_truth(panels, _colors(own), ceilings, labels=("truth (nats)", "single batches (nats)"))
 
 
 def _colors(results: Sequence[Result]) -> dict[str, str]:

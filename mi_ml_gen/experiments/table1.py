@@ -482,7 +482,7 @@ def details(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each row whose information or training may not be taken at its word."""
+    """A sentence for each row whose information or training needs caution."""
     lines = []
     for row in rows:
         if (verdict := row.verdict) is not None and verdict.verdict.is_warning:
@@ -599,7 +599,7 @@ def _add_generator(page: Page, measured: MeasuredGenerator, n_images: int) -> No
         "forgotten. `bound` is a lower bound on the mutual information of the pair, in nats."
     )
     for line in warnings(rows):
-        page.text(f"Not to be taken at its word: {line}.")
+        page.text(f"Caution: {line}.")
     if (by_curve := to_curve_table(rows)) is not None:
         page.section(f"Nats against delta, {generator.name}").table(by_curve)
         found = [curve for row in rows if (curve := _curve_of(row)) is not None]

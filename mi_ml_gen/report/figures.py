@@ -239,8 +239,10 @@ def against_truth(
     grid = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     highest = max(point.truth for points in panels.values() for point in points)
     lowest_shown, highest_shown = -0.06 * highest - 0.2, 1.25 * highest + 0.3
+    for axes in grid[::n_columns]:
+        axes.set_ylabel(labels[1], color=_SOFT)
     for axes, (name, points) in zip(grid, panels.items(), strict=False):
-        _dress(axes, name, f"{labels[0]}; {labels[1]} upwards")
+        _dress(axes, name, labels[0])
         axes.plot([0, highest], [0, highest], color=_SOFT, linewidth=1, zorder=1)
         if ceilings and name in ceilings:
             axes.axhline(ceilings[name], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)

@@ -227,7 +227,7 @@ def test_table1_of_several_walkers(base, tmp_path):
     assert any("has not converged (too short to tell)" in line for line in table1.warnings(rows))
     one = table1.MeasuredGenerator(generator, rows, TruncatedNormal(), 0, "cpu")
     page = table1.write_page(tmp_path / "index.html", [one], "A title", "python a.py", n_images=3).read_text()
-    assert "Nats against delta" in page and "Not to be taken at its word" in page
+    assert "Nats against delta" in page and "Caution: " in page
 
 
 def test_fresh_critics_cost_less_than_the_training(base):
