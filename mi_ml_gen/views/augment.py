@@ -158,6 +158,11 @@ class ViewParameters:
         """The parameters of samples start to stop, the last excluded."""
         return ViewParameters(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
 
+    def joined(self, other: ViewParameters) -> ViewParameters:
+        """These samples, then those of `other`."""
+        names = [field.name for field in fields(self)]
+        return ViewParameters(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
+
 
 class Augment(nn.Module):
     """T_x: one view of each image. Move it to the images' device, as any module.
@@ -215,13 +220,33 @@ class Augment(nn.Module):
             return self.view(images, None)
         return self.view(images, self.draw(len(images), rng, images.device))
 
-    def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters:
-        """Parameters for n samples: one call of the generator, then tensor operations only."""
+    def pair(self, first: Tensor, second: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Views (2 n, 3, crop_size, crop_size) of two batches of n images, the first ones before the second ones.
+
+        They are those of `forward` of each batch, one after the other with the same `rng`; the work is done once.
+        """
+        images = torch.cat([first, second])
+        n, n_second = len(first), len(second)
+        if n != n_second or images.ndim != 4 or images.shape[1:] != (3, self.image_size, self.image_size):
+            return torch.cat([self(first, rng), self(second, rng)])  # says what is wrong
+        return self.view(images, self.draw_pair(n, rng, images.device))
+
+    def draw_pair(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters | None:
+        """The parameters of `pair` for 2 n samples; None where the policy draws nothing."""
+        if not (self.policy.crop or self.policy.flip or self.policy.color):
+            return None
+        return self.draw(n, rng, device, n_calls=2)
+
+    def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str, n_calls: int = 1) -> ViewParameters:
+        """Parameters for n samples: one call of the generator, then tensor operations only.
+
+        n_calls: for n_calls * n samples, as that many calls one after the other would draw them.
+        """
         device = torch.device(device)
         if rng is not None and rng.device.type != device.type:
             raise UsageError(f"random generator on {rng.device}: must be on the images' device, {device}")
         color = self.policy.color
-        return draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order)
+        return draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order, n_calls)
 
     def view(self, images: Tensor, parameters: ViewParameters | None) -> Tensor:
         """Views for given parameters (None only where the policy draws nothing), without randomness.
@@ -253,14 +278,21 @@ class Augment(nn.Module):
 
 
 def draw_parameters(
-    n: int, image_size: int, rng: torch.Generator | None, device: torch.device, shares_order: bool = False
+    n: int,
+    image_size: int,
+    rng: torch.Generator | None,
+    device: torch.device,
+    shares_order: bool = False,
+    n_calls: int = 1,
 ) -> ViewParameters:
     """The random half of T_x for n square images of side image_size pixels; see ViewParameters.
 
     A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision and kornia.
     shares_order: one order of the colour operations for all samples of this call, that of the first sample's draw.
+    n_calls: see `Augment.draw`.
     """
-    uniform = torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=device)
+    draws = [torch.rand((n, 2 * CROP_TRIES + 14), generator=rng, device=device) for _ in range(n_calls)]
+    uniform = draws[0] if n_calls == 1 else torch.cat(draws)
     area, ratio, rest = uniform.split((CROP_TRIES, CROP_TRIES, 14), dim=1)
     place, coins, factors, order, hue_position = rest.split((2, 3, 4, 3, 2), dim=1)
 
@@ -278,7 +310,9 @@ def draw_parameters(
     left = torch.minimum(torch.floor(place[:, 1] * (image_size - width + 1)), image_size - width)
 
     if shares_order:
-        order, hue_position = order[:1].expand(n, -1), hue_position[:1].expand(n, -1)
+        order, hue_position = (
+            part.unflatten(0, (n_calls, n))[:, :1].expand(-1, n, -1).flatten(0, 1) for part in (order, hue_position)
+        )
     return ViewParameters(
         top=top,
         left=left,
