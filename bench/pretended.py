@@ -164,7 +164,8 @@ def _run(node: Any, arrived: dict[int, Tensor], wanted: Sequence[bool]) -> Seque
     for saved in _Saved.used:
         saved.tensor = None
     _Saved.used = []
-    return out if isinstance(out, tuple) else (out,)
+    out = out if isinstance(out, tuple) else (out,)
+    return out[: len(node.next_functions)]  # trailing arguments of our own functions that are no tensors
 
 
 def _as_expected(node: Any, position: int, gradient: Tensor) -> Tensor:

@@ -271,9 +271,12 @@ class _ScaledActivation(torch.autograd.Function):
                 if is_relu
                 else _aten.leaky_relu_backward(gradient, y, slope, True)
             )
-        to_x = gradient * scale if ctx.needs_input_grad[0] else None
         to_scale = (gradient * x).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
         to_offset = gradient.sum_to_size(offset_shape) if ctx.needs_input_grad[2] else None
+        to_x = None
+        if ctx.needs_input_grad[0]:  # in place where the gradient is our own and in no other result
+            is_shared = (slope is None and bound is None) or to_offset is not None
+            to_x = gradient * scale if is_shared else gradient.mul_(scale)
         return to_x, to_scale, to_offset, None, None
 
 

@@ -7,12 +7,26 @@ there, since that takes longer than torch itself.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
 
 SMALL_IMAGE_PX = 64
 """Below this the stem keeps the resolution: 3x3, stride 1, no max pool."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d`, whose batches `ResNet` counts for all its norms at once: a launch each is many."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.momentum is not None
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+        )
 
 
 class BasicBlock(nn.Module):
@@ -23,10 +37,10 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = BatchNorm2d(planes)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,11 +62,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -89,7 +103,7 @@ class ResNet(nn.Module):
         block, lengths = _BLOCKS[depth]
         kernel, stride = (3, 1) if small_images else (7, 2)
         self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, width, width, lengths[0], stride=1)
@@ -110,6 +124,11 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
+        if self.training:
+            norms = [module for module in self.modules() if isinstance(module, BatchNorm2d) and module.training]
+            counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+            if counters:
+                torch._foreach_add_(counters, 1)
         return x.mean(dim=(2, 3))
 
 
@@ -132,7 +151,7 @@ def _stage(
     outputs = planes * block.expansion
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
     first = block(inputs, planes, stride, shortcut)
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(length - 1)))
 

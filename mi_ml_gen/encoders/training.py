@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from mi_ml_gen.core import config, loop, optimizers, runs, runtime
+from mi_ml_gen.core import config, loop, norms, optimizers, runs, runtime
 from mi_ml_gen.core.errors import CollapseError, UsageError
 from mi_ml_gen.core.resnet import SMALL_IMAGE_PX
 from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
@@ -85,12 +84,12 @@ def train_encoder(
     judge = knn_monitor(settings, sampler)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     encoder = build_encoder(settings, sampler.augment.crop_size)
-    if device.type == "cuda" and runtime.world_size() > 1:
-        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    norms.synchronise(encoder)
     encoder = encoder.to(device).to(memory_format=torch.channels_last).train()
     run_encoder: Callable[..., Any] = encoder
     if settings.compile:
         run_encoder = runtime.compiled(run_encoder)
+        sampler.augment.view = runtime.compiled(sampler.augment.view)  # type: ignore[method-assign]
         if isinstance(sampler.origin, GeneratedImages):
             sampler.origin.compile()
 

@@ -11,6 +11,7 @@ docs/navigator.md explains.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from mi_ml_gen import delta
-from mi_ml_gen.core import config, loop, optimizers, runtime
+from mi_ml_gen.core import config, fixed, loop, norms, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
@@ -26,6 +27,7 @@ from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
+from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import (
     SMOOTHING_STEPS,
     Selection,
@@ -81,14 +83,13 @@ def train_navigator(
     runtime.set_precision(settings.precision)
     if generator is None:
         generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
+    generator.hold(settings.precision)
     chunks = generator.chunks(settings.chunks)
     distribution = anchor_distribution(settings, generator)
     augment = views_of(settings, generator).to(device)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     walker = learned_walker(generator, chunks).to(device)
-    critic: nn.Module = Critic(augment.crop_size, width=settings.critic_width)
-    if device.type == "cuda" and runtime.world_size() > 1:
-        critic = nn.SyncBatchNorm.convert_sync_batchnorm(critic)
+    critic: nn.Module = norms.synchronise(Critic(augment.crop_size, width=settings.critic_width))
     critic = critic.to(device).to(memory_format=torch.channels_last).train()
     adam: dict[str, Any] = dict(betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay)
     adam["fused"] = device.type == "cuda"
@@ -98,6 +99,7 @@ def train_navigator(
     score: Callable[..., torch.Tensor] = critic
     if settings.compile:
         decode_pair, score = runtime.compiled(generator.decode_pair), runtime.compiled(score)
+        augment.view = runtime.compiled(augment.view)  # type: ignore[method-assign]
 
     # --- Scales that the course of training is held against
     pairs_per_step = settings.batch_size * runtime.world_size()
@@ -128,9 +130,16 @@ def train_navigator(
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
             z = distribution.sample((settings.batch_size, generator.noise_dim), rng)
             pair = walker(generator, z, rng)
+            parts: Parts | None = None
             with runtime.autocast(device, settings.precision):
-                images = decode_pair(pair.anchor, pair.positive, chunks, rng)
-                views = torch.cat([augment(images.anchor.float(), rng), augment(images.positive.float(), rng)])
+                if settings.micro_batch is None or settings.micro_batch >= settings.batch_size:
+                    images = decode_pair(pair.anchor, pair.positive, chunks, rng)
+                    views = augment.pair(images.anchor.float(), images.positive.float(), rng)
+                else:
+                    drawn = augment.draw_pair(settings.batch_size, rng, device)
+                    of_part = partial(_part_stream, settings.seed, step, device)
+                    parts = Parts(pair, chunks, settings.micro_batch, decode_pair, of_part, augment, drawn)
+                    views = parts.views()
                 views = views.contiguous(memory_format=torch.channels_last)
 
                 # --- Critic: minimise InfoNCE
@@ -141,10 +150,15 @@ def train_navigator(
             optimizer_mi.step()
 
             # --- Walker: maximise InfoNCE; no gradient of the critic's or the generator's weights is computed
-            with runtime.autocast(device, settings.precision):
-                loss_walker = -_infonce(score(views), settings)
             parameters = list(walker.parameters())
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss_walker, parameters), strict=True):
+            with runtime.autocast(device, settings.precision), fixed.without_gradients(critic):
+                views = views if parts is None else views.requires_grad_()
+                loss_walker = -_infonce(score(views), settings)
+                if parts is None:
+                    gradients = torch.autograd.grad(loss_walker, parameters)
+                else:
+                    gradients = parts.gradients(torch.autograd.grad(loss_walker, views)[0], parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             runtime.average_gradients(walker)
             optimizer_walk.step()
@@ -201,6 +215,11 @@ def train_navigator(
             run.write_json("summary.json", outcome)
         runtime.barrier()
     return NavigatorResult(path, selection, rows[-1]["samples"], reason, outcome)
+
+
+def _part_stream(seed: int, step: int, device: torch.device, part: int) -> torch.Generator:
+    """Of the images of one part of a step: a family may draw for each image."""
+    return runtime.stream(seed, f"pairs: part {part}", step, runtime.rank(), device)
 
 
 def walker_name(samples: int) -> str:

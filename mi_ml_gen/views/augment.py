@@ -118,6 +118,11 @@ class ViewParameters:
         own = None if self.own is None else self.own[start:stop]
         return ViewParameters(**{name: rows[start:stop] for name, rows in drawn.items()}, own=own)
 
+    def joined(self, other: ViewParameters) -> ViewParameters:
+        """These samples, then those of `other`."""
+        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return ViewParameters(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
+
 
 class Augment(nn.Module):
     """T_x: one view of each image. Move it to the images' device, as any module.
@@ -173,6 +178,24 @@ class Augment(nn.Module):
             return self.view(images, None)
         return self.view(images, self.draw(len(images), rng, images.device))
 
+    def pair(self, first: Tensor, second: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Views (2 n, 3, crop_size, crop_size) of two batches of n images, the first ones before the second ones.
+
+        They are those of `forward` of each batch, one after the other with the same `rng`; the work is done once.
+        """
+        images = torch.cat([first, second])
+        n, n_second = len(first), len(second)
+        if n != n_second or images.ndim != 4 or images.shape[1:] != (3, self.image_size, self.image_size):
+            return torch.cat([self(first, rng), self(second, rng)])  # says what is wrong
+        return self.view(images, self.draw_pair(n, rng, images.device))
+
+    def draw_pair(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters | None:
+        """The parameters of `pair` for 2 n samples; None where the policy draws nothing."""
+        if not (self.policy.crop or self.policy.flip or self.policy.color or self.policy.n_draws):
+            return None
+        first = self.draw(n, rng, device)
+        return first.joined(self.draw(n, rng, device))
+
     def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters:
         """Parameters for n samples: one call of the generator (two for a policy with a part of its own), and as many
         copies where it is the host's."""
@@ -219,7 +242,11 @@ class Augment(nn.Module):
 
 
 def draw_parameters(
-    n: int, image_size: int, rng: torch.Generator | None, device: torch.device, shares_order: bool = False
+    n: int,
+    image_size: int,
+    rng: torch.Generator | None,
+    device: torch.device,
+    shares_order: bool = False,
 ) -> ViewParameters:
     """The random half of T_x for n square images of side image_size pixels; see ViewParameters.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,18 +29,25 @@ _LEAST_CHROMA = 1e-6
 class Colors:
     """One convention of changing colours.
 
-    blend: brightness (kind 0), contrast (1) or saturation (2) of images, as `kind` (n,) and `factor` (n,) ask; factor
-    1 leaves an image as it is. luma: weights of red, green and blue in the grayscale. shares_order: whether all samples
-    of one call have the same random order of operations, as in kornia, or each its own.
+    blending: brightness, contrast or saturation of images, as a `Blend` asks. luma: weights of red, green and blue in
+    the grayscale. shares_order: whether all samples of one call have the same random order of operations, as in kornia,
+    or each its own.
     """
 
-    blend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    blending: Callable[[Tensor, Blend], Tensor]
     luma: tuple[float, float, float]
     shares_order: bool
 
     def grayscale(self, images: Tensor) -> Tensor:
         """The brightness of each pixel in all three channels."""
         return _luma(images, self.luma).expand_as(images)
+
+    def blend(self, images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+        """Brightness (kind 0), contrast (1) or saturation (2) of images, as `kind` (n,) and `factor` (n,) ask; factor 1
+        leaves an image as it is."""
+        is_kind = kind[:, None] == torch.arange(N_BLENDS, device=images.device)
+        factor = factor.to(images.dtype)
+        return self.blending(images, Blend(is_kind, factor, torch.where(is_kind, factor[:, None], 1)))
 
     def jitter(self, images: Tensor, active: Tensor, orders: Orders) -> Tensor:
         """Brightness, contrast, saturation and hue in each sample's own order, where `active` (n,) is true.
@@ -48,17 +56,30 @@ class Colors:
         is, where the sample's order has that blend on the other side. So the hue shift, the slowest operation, runs
         once and not at each of four places.
         """
-        factors = orders.blends.gather(1, orders.blend_order)  # in order of application
-        for side in ("before", "after"):
-            for place in range(N_BLENDS):
-                takes_part = orders.hue_position > place
-                if side == "after":
-                    takes_part = ~takes_part
-                factor = torch.where(active & takes_part, factors[:, place], 1)
-                images = self.blend(images, orders.blend_order[:, place], factor)
-            if side == "before":
+        # Columns: the three places before the hue shift, in order of application, then the same after it.
+        place = torch.arange(N_BLENDS, device=images.device)
+        is_before = orders.hue_position[:, None] > place
+        takes_part = active[:, None] & torch.cat([is_before, ~is_before], dim=1)
+        factors = orders.blends.gather(1, orders.blend_order).repeat(1, 2)
+        factors = torch.where(takes_part, factors, 1).to(images.dtype)
+        is_kind = orders.blend_order.repeat(1, 2)[:, :, None] == place  # (n, 6, 3)
+        by_kind = torch.where(is_kind, factors[:, :, None], 1)
+        for i in range(2 * N_BLENDS):
+            if i == N_BLENDS:
                 images = torch.where(_per_sample(active), adjust_hue(images, orders.hue), images)
+            images = self.blending(images, Blend(is_kind[:, i], factors[:, i], by_kind[:, i]))
         return images
+
+
+class Blend(NamedTuple):
+    """One of brightness, contrast and saturation for each sample; factor 1 leaves an image as it is.
+
+    is_kind: which one, bool (n, 3). factor: (n,). by_kind: the factor of each, (n, 3), 1 for the others.
+    """
+
+    is_kind: Tensor
+    factor: Tensor
+    by_kind: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,11 +118,12 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     return _mix(images, _luma(images, LUMA), factor)
 
 
-def _torchvision_blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+def _torchvision_blend(images: Tensor, blend: Blend) -> Tensor:
     luma = _luma(images, LUMA)
     mean = luma.mean(dim=(1, 2, 3), keepdim=True)
-    other = luma * _per_sample(kind == SATURATION) + mean * _per_sample(kind == CONTRAST)
-    return _mix(images, other, factor)
+    is_kind = blend.is_kind
+    other = luma * _per_sample(is_kind[:, SATURATION]) + mean * _per_sample(is_kind[:, CONTRAST])
+    return _mix(images, other, blend.factor)
 
 
 def _mix(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -112,14 +134,11 @@ def _mix(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 # kornia: added brightness, multiplied contrast, the S of HSV
 
 
-def _kornia_blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+def _kornia_blend(images: Tensor, blend: Blend) -> Tensor:
     """images * gain + offset. With V = max(R, G, B) and chroma C = V - min, scaling S = C / V by a factor is
     x -> V - (V - x) ratio, where ratio is the factor, but at most V / C, at which S reaches 1. Each sample has two of
     the three factors neutral."""
-    brightness, contrast, saturation = (
-        _per_sample(torch.where(kind == wanted, factor, 1)).to(images.dtype)
-        for wanted in (BRIGHTNESS, CONTRAST, SATURATION)
-    )
+    brightness, contrast, saturation = (_per_sample(factor) for factor in blend.by_kind.unbind(1))
     value = images.amax(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
     # The small number keeps the quotient and its gradient finite at grey pixels, whatever the ratio is there.
@@ -165,4 +184,4 @@ def _luma(images: Tensor, weights: tuple[float, float, float]) -> Tensor:
 
 def _per_sample(values: Tensor) -> Tensor:
     """(n,) -> (n, 1, 1, 1)"""
-    return values.view(-1, 1, 1, 1)
+    return values[:, None, None, None]

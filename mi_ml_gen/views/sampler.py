@@ -181,6 +181,8 @@ class ViewSampler:
         self.rank = runtime.rank() if rank is None else rank
         self.world_size = runtime.world_size() if world_size is None else world_size
         self.augment = Augment(policy, origin.image_size, crop_size).to(self.device)
+        if isinstance(origin, GeneratedImages):
+            origin.generator.hold(precision)
 
     def key(self, step: int) -> BatchKey:
         return BatchKey(self.seed, step, self.rank, self.world_size, self.batch_size, self.device)
@@ -196,6 +198,5 @@ class ViewSampler:
     @torch.no_grad()
     def __call__(self, step: int) -> Views:
         images = self.images(step)
-        rng = self.key(step).rng("crops")
-        views = (self.augment(half, rng).contiguous(memory_format=torch.channels_last) for half in images)
-        return Views(*views)
+        both = self.augment.pair(images.anchor, images.positive, self.key(step).rng("crops"))
+        return Views(*both.contiguous(memory_format=torch.channels_last).chunk(2))

@@ -40,12 +40,12 @@ def test_delta(monkeypatch):
     assert (there, independent) == on_cpu
 
 
-class Drawn:
+class Drawn(TruncatedNormal):
     """The CPU's draws, put on the pretended device."""
 
     last = None
 
-    def sample(self, shape, rng):
+    def sample(self, shape, rng, device=None):
         Drawn.last = OnMps(TruncatedNormal().sample(shape, rng))
         return Drawn.last
 

@@ -23,10 +23,12 @@ from mi_ml_gen.delta import estimate_delta, independent_delta
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import LatentLayout
+from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import convergence, near, report, select_checkpoint, should_stop
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import next_row, train_navigator, walker_name
-from mi_ml_gen.walkers.learned import ConvolutionalWalker
+from mi_ml_gen.views.augment import Augment
+from mi_ml_gen.walkers.learned import ConvolutionalWalker, learned_walker
 from mi_ml_gen.walkers.spec import load_walker
 from tests.conftest import make_small_generator
 
@@ -361,3 +363,51 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path):
             time.sleep(0.002)
         assert process.wait() in (-signal.SIGKILL, 0)
     assert_same_run(finish(tmp_path / "killed"), finish(tmp_path / "whole"))
+
+
+# --- parts of a step
+
+
+@pytest.mark.parametrize("policy", ["none", "simclr"])
+@pytest.mark.parametrize("size", [3, 4, 9])
+def test_views_and_gradients_in_parts_equal_the_whole(policy, size):
+    """Also where the last part is smaller, and where one part is the whole batch. In float64."""
+    torch.manual_seed(0)
+    generator = make_small_generator().double()
+    chunks, augment = generator.chunks("0_1"), Augment(policy, generator.resolution)
+    walker = learned_walker(generator, chunks).double()
+    pair = walker(generator, torch.randn(9, generator.noise_dim, dtype=torch.float64))
+    images = generator.decode_pair(*pair, chunks)
+    drawn = augment.draw_pair(9, torch.Generator().manual_seed(1), "cpu")
+    whole = augment.pair(*images, torch.Generator().manual_seed(1))
+    slopes = torch.randn_like(whole)
+    parameters = list(walker.parameters())
+    expected = torch.autograd.grad(whole, parameters, slopes, retain_graph=True)
+
+    parts = Parts(pair, chunks, size, generator.decode_pair, lambda _: None, augment, drawn)
+    torch.testing.assert_close(parts.views(), whole.detach(), rtol=0, atol=1e-12)
+    for ours, right in zip(parts.gradients(slopes, parameters), expected, strict=True):
+        assert (ours - right).abs().max() <= 1e-11 * right.abs().max()
+
+
+def test_a_run_in_parts_equals_the_whole_run(tmp_path):
+    changes = dict(num_samples=24, save_freq=8, lr_walk=1e-3, simclr_aug=True)
+    whole, parts = train(tmp_path / "whole", **changes), train(tmp_path / "parts", **changes, micro_batch=3)
+    for one, other in zip(rows_of(whole.path), rows_of(parts.path), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)  # float32, over three steps
+
+
+def test_parts_hold_the_graph_of_one_part(tmp_path):
+    """What autograd keeps of the generator is at its largest a part's."""
+    generator = make_small_generator()
+    n_rows = []
+    decode_pair = generator.decode_pair
+
+    def watched(anchor, positive, chunks, rng=None):
+        if torch.is_grad_enabled() and positive.requires_grad:
+            n_rows.append(len(positive))
+        return decode_pair(anchor, positive, chunks, rng)
+
+    generator.decode_pair = watched
+    train(tmp_path / "run", generator, num_samples=8, micro_batch=3)
+    assert n_rows == [3, 3, 2]

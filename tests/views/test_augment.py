@@ -434,3 +434,24 @@ def test_nothing_is_read_by_the_host(policy: str) -> None:
     assert view.shape == (4, 3, 28, 28) and images.grad is not None
     with pytest.raises((RuntimeError, NotImplementedError)):
         view.sum().item()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("n", [1, 7])
+def test_a_pair_equals_its_halves_one_after_the_other(policy, n, monkeypatch):
+    """Bit for bit, on a CPU that works on groups of three samples."""
+    monkeypatch.setattr(module, "_CPU_GROUP_VALUES", 3 * 3 * 12 * 12)
+    augment = Augment(policy, 12)
+    torch.manual_seed(0)
+    first, second = torch.rand(2, n, 3, 12, 12)
+    rng = torch.Generator().manual_seed(1)
+    halves = torch.cat([augment(first, rng), augment(second, rng)])
+    state = rng.get_state()
+    rng.manual_seed(1)
+    assert torch.equal(augment.pair(first, second, rng), halves)
+    assert torch.equal(rng.get_state(), state)
+
+
+def test_a_pair_of_wrong_images_is_refused_as_any():
+    with pytest.raises(UsageError, match="images of shape"):
+        Augment("simclr", 12).pair(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8))

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mi_ml_gen.core import runtime
+from mi_ml_gen.core import fixed, runtime
+from mi_ml_gen.data.resampling import resize
 from mi_ml_gen.generators.nvae.likelihood import n_parameters
 from mi_ml_gen.generators.nvae.settings import Group, NVAEConfig
 
@@ -81,7 +82,7 @@ class NormedConv(nn.Module):
         self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return fixed.convolve(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class MaskedConv(nn.Conv2d):
@@ -167,7 +168,7 @@ class UpSkip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A 1x1 convolution commutes with the bilinear doubling, whose weights sum to one, and is cheaper before it.
-        return F.interpolate(self.conv(x), scale_factor=2, mode="bilinear", align_corners=True)
+        return resize(self.conv(x), 2 * x.shape[-1], "corners")
 
 
 class Cell(nn.Module):
@@ -245,9 +246,11 @@ class DecoderCell(Cell):
         if self.training or self.expand_weight is None or self.mix_weight is None or self.project_weight is None:
             before, after = self.residual[self.first : self.first + 4], self.residual[self.first + 4 :]
             return after(double(before(x)))
-        h = F.silu(F.conv2d(x, self.expand_weight, self.expand_bias))
-        h = F.conv2d(double(h), self.mix_weight, self.mix_bias, padding=2, groups=len(self.mix_weight))
-        return self.residual[-1](F.conv2d(F.silu(h), self.project_weight, self.project_bias))
+        h = F.silu(fixed.convolve(x, self.expand_weight, self.expand_bias))
+        with torch.autocast(h.device.type, enabled=False):  # which would double in float32
+            h = double(h)
+        h = fixed.convolve(h, self.mix_weight, self.mix_bias, padding=2, groups=len(self.mix_weight))
+        return self.residual[-1](fixed.convolve(F.silu(h), self.project_weight, self.project_bias))
 
     @torch.no_grad()
     def fold(self) -> None:
