@@ -1,4 +1,4 @@
-"""A step's images in parts, so that the memory of the generator is that of one part (`--micro_batch`).
+"""A step's images in parts, so that the memory of the generator is that of one part (`--micro_batches`).
 
 The loss couples all pairs of a step, so it is taken to the views first: all images are made without a graph, the
 critic sees the whole batch, and the loss gives a gradient for each view. Each part is then decoded again with a graph,

@@ -44,10 +44,10 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     )  # fmt: skip
     keep_going: bool = option(False, free=True, help="with several walkers, go on when every one of them has converged")
     batch_size: int = option(64, at_least=2, help="pairs of each step, in each process")
-    micro_batch: int | None = option(
-        None, at_least=1, free=True,
-        help="pairs that the generator decodes at a time, for less memory at about 1.5 times its work; loss and "
-        "gradients stay those of the whole batch (default: all pairs of a step)",
+    micro_batches: int = option(
+        1, at_least=1, free=True,
+        help="parts in which the generator decodes a batch, to use less memory at about 1.5 times its work; loss and "
+        "gradients stay those of the whole batch",
     )  # fmt: skip
     lr_walk: float = option(8e-5, above=0, help="learning rate of the walker")
     lr_MI: float = option(5e-5, above=0, help="learning rate of the critic")

@@ -79,6 +79,8 @@ def train_several(
     # --- Networks
     if settings.walkers < 2 or settings.negatives != "local":
         raise UsageError("--walkers: several walkers need at least 2 and --negatives local")
+    if settings.micro_batches != 1:
+        raise UsageError("--micro_batches: is possible with one walker only; leave it out or give --walkers 1")
     device = runtime.resolve_device(settings.device)
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)

@@ -10,6 +10,7 @@ docs/navigator.md explains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -132,13 +133,14 @@ def train_navigator(
             pair = walker(generator, z, rng)
             parts: Parts | None = None
             with runtime.autocast(device, settings.precision):
-                if settings.micro_batch is None or settings.micro_batch >= settings.batch_size:
+                if settings.micro_batches == 1:
                     images = decode_pair(pair.anchor, pair.positive, chunks, rng)
                     views = augment.pair(images.anchor.float(), images.positive.float(), rng)
                 else:
                     drawn = augment.draw_pair(settings.batch_size, rng, device)
                     of_part = partial(_part_stream, settings.seed, step, device)
-                    parts = Parts(pair, chunks, settings.micro_batch, decode_pair, of_part, augment, drawn)
+                    size = math.ceil(settings.batch_size / settings.micro_batches)
+                    parts = Parts(pair, chunks, size, decode_pair, of_part, augment, drawn)
                     views = parts.views()
                 views = views.contiguous(memory_format=torch.channels_last)
 

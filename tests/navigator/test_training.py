@@ -392,7 +392,7 @@ def test_views_and_gradients_in_parts_equal_the_whole(policy, size):
 
 def test_a_run_in_parts_equals_the_whole_run(tmp_path):
     changes = dict(num_samples=24, save_freq=8, lr_walk=1e-3, simclr_aug=True)
-    whole, parts = train(tmp_path / "whole", **changes), train(tmp_path / "parts", **changes, micro_batch=3)
+    whole, parts = train(tmp_path / "whole", **changes), train(tmp_path / "parts", **changes, micro_batches=3)
     for one, other in zip(rows_of(whole.path), rows_of(parts.path), strict=True):
         assert one == pytest.approx(other, rel=1e-4)  # float32, over three steps
 
@@ -409,5 +409,5 @@ def test_parts_hold_the_graph_of_one_part(tmp_path):
         return decode_pair(anchor, positive, chunks, rng)
 
     generator.decode_pair = watched
-    train(tmp_path / "run", generator, num_samples=8, micro_batch=3)
+    train(tmp_path / "run", generator, num_samples=8, micro_batches=3)
     assert n_rows == [3, 3, 2]
