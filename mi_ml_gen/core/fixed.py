@@ -275,7 +275,7 @@ class _ScaledActivation(torch.autograd.Function):
         to_offset = gradient.sum_to_size(offset_shape) if ctx.needs_input_grad[2] else None
         to_x = None
         if ctx.needs_input_grad[0]:  # in place where the gradient is our own and in no other result
-            is_shared = (slope is None and bound is None) or to_offset is not None
+            is_shared = (slope is None and bound is None) or offset_shape == gradient.shape
             to_x = gradient * scale if is_shared else gradient.mul_(scale)
         return to_x, to_scale, to_offset, None, None
 

@@ -50,6 +50,9 @@ from mi_ml_gen.walkers.spec import load_walker
 LEAST_SAVED = 20
 """Saved walkers before the rule of convergence may end a run: its fifths then hold at least four each."""
 
+OF_ONE_WALKER = {"micro_batches": "--micro_batches", "temp": "--temperature", "compile": "--compile"}
+"""Settings that only the published procedure knows, by their flags."""
+
 
 class SeveralResult(NamedTuple):
     """Where a run of several walkers ended."""
@@ -79,8 +82,9 @@ def train_several(
     # --- Networks
     if settings.walkers < 2 or settings.negatives != "local":
         raise UsageError("--walkers: several walkers need at least 2 and --negatives local")
-    if settings.micro_batches != 1:
-        raise UsageError("--micro_batches: is possible with one walker only; leave it out or give --walkers 1")
+    for name, flag in OF_ONE_WALKER.items():
+        if getattr(settings, name) != getattr(NavigatorConfig, name):
+            raise UsageError(f"{flag}: is possible with one walker only; leave it out or give --walkers 1")
     device = runtime.resolve_device(settings.device)
     runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)

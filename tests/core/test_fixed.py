@@ -51,6 +51,14 @@ def test_a_scaled_activation_equals_the_plain_operations_bit_for_bit(layout, slo
         assert torch.equal(fixed.scaled_activation(x, scale, offset, slope, bound), ours[0])
 
 
+def test_an_offset_of_the_maps_own_shape_gets_its_gradient():
+    torch.manual_seed(0)
+    x, scale, offset = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1), torch.randn(2, 3, 4, 4)
+    ours = results(fixed.scaled_activation, x, scale, offset)
+    plain = results(lambda x, scale, offset: torch.relu(torch.addcmul(offset, x, scale)), x, scale, offset)
+    assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_adding_a_doubled_map_equals_interpolation(layout):
     torch.manual_seed(0)

@@ -91,8 +91,9 @@ def test_a_critic_lowers_the_loss_that_its_walker_raises(tmp_path):
 def test_several_walkers_need_local_negatives(tmp_path):
     with pytest.raises(UsageError, match="--negatives local"):
         train(tmp_path / "run", negatives="global")
-    with pytest.raises(UsageError, match="--micro_batches: is possible with one walker only"):
-        train(tmp_path / "run", micro_batches=2)
+    for name, value in {"micro_batches": 2, "temp": 0.2, "compile": True}.items():
+        with pytest.raises(UsageError, match="is possible with one walker only"):
+            train(tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
     assert SETTINGS.folder.name == "0_small_0_1_none_3_walkers"
 
