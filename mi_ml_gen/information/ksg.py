@@ -40,6 +40,7 @@ from torch import Tensor
 
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.progress import Bar
+from mi_ml_gen.information.estimate import MonteCarloMean
 from mi_ml_gen.information.neighbour_counts import count_within
 
 logger = logging.getLogger(__name__)
@@ -58,15 +59,37 @@ _DISCRETE = 0.1  # share of repeated values from which a coordinate has no densi
 
 
 @dataclass(frozen=True)
+class KsgInterval:
+    """A 95% interval of an estimate, from the same estimate of parts of the pairs (`ksg_intervals.py`)."""
+
+    low_nats: float
+    high_nats: float
+    standard_error_nats: float
+    """Noise of sampling, from the spread of disjoint parts of the pairs."""
+    bias_nats: float
+    """What more pairs would add, as far as smaller parts of the pairs show it; 0 where they show nothing beyond their
+    noise. The interval reaches to the estimate with this added."""
+    n_parts: int
+    """10, or fewer where the pairs are few."""
+    rate: float
+    """The bias is taken to fall as n to the power -rate."""
+    at_part: MonteCarloMean
+    """The mean estimate from parts alone, and the standard error of its difference from the estimate."""
+    at_half: MonteCarloMean
+    """The same from half of the pairs."""
+
+
+@dataclass(frozen=True)
 class KsgEstimate:
     """An estimate of I(x; y).
 
     nats: may be negative. standard_error_nats: the standard deviation of the points' own terms over the square root
     of their number. It covers the noise of sampling alone. Terms of neighbouring points depend on one another, so it is
-    itself a rough figure (docs/information.md has measurements), and it says nothing of the bias, which is
-    downwards where the information is high for n points in so many dimensions, and can be many times larger.
+    itself a rough figure (docs/ksg.md has measurements), and it says nothing of the bias, which is downwards where the
+    information is high for n points in so many dimensions, and can be many times larger.
     n, k, variant, scale: how the estimate was made. n_coincident: points with k or more exact copies. n_tied: other
-    points with fewer than k - 1 others strictly nearer than their k-th neighbour.
+    points with fewer than k - 1 others strictly nearer than their k-th neighbour. interval: an honest one, where
+    `ksg_with_interval` made the estimate.
     """
 
     nats: float
@@ -77,6 +100,7 @@ class KsgEstimate:
     n_coincident: int = 0
     n_tied: int = 0
     scale: Scale = "ranks"
+    interval: KsgInterval | None = None
 
 
 def ksg_mutual_information(
@@ -90,6 +114,7 @@ def ksg_mutual_information(
     method: Method = "auto",
     n_jobs: int = -1,
     progress: bool = False,
+    warn: bool = True,
 ) -> KsgEstimate:
     """Estimate I(x; y) in nats from n pairs: x (n, d_x) or (n,), y (n, d_y) or (n,).
 
@@ -101,9 +126,9 @@ def ksg_mutual_information(
     and the dimensions; both give the same numbers. n_jobs: threads of the trees, -1 for all. progress: show a bar.
     Computed in float64; memory grows with n, not with its square.
 
-    A warning tells when pairs look copied by mistake and, under scale="none", when many neighbourhoods have equal
-    distances. Points with k or more exact copies are taken as atoms of a discrete distribution; the estimate counts
-    them in n_coincident.
+    A warning (none with warn=False) tells when pairs look copied by mistake and, under scale="none", when many
+    neighbourhoods have equal distances. Points with k or more exact copies are taken as atoms of a discrete
+    distribution; the estimate counts them in n_coincident.
 
     Raises UsageError for k below 1 or not below n, for values that are not finite real numbers, for other shapes, and
     for a finite norm with discrete data, whose volumes it cannot know.
@@ -145,8 +170,9 @@ def ksg_mutual_information(
     if found.has_copy.any():
         copies = _copies(a.cpu().numpy(), b.cpu().numpy())
         terms[atoms] = (digamma(copies[0]) + digamma(n) - digamma(copies[1]) - digamma(copies[2]))[atoms]
-        _warn_of_copied_pairs(copies)
-    if scale == "none" and n_tied > _WORTH_A_WARNING * n:
+        if warn:
+            _warn_of_copied_pairs(copies)
+    if warn and scale == "none" and n_tied > _WORTH_A_WARNING * n:
         logger.warning(
             "KSG: %d of %d points have several neighbours at the same distance, which raises the estimate: "
             'use scale="ranks" for values on a grid',
