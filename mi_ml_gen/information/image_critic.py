@@ -28,10 +28,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from mi_ml_gen.core import optimizers, runtime
 from mi_ml_gen.core.errors import NonFiniteError, UsageError
+from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.information import verdicts
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
 from mi_ml_gen.information.infonce import SATURATION_MARGIN_NATS, cross_side_cross_entropy
@@ -346,7 +346,7 @@ def _train(
     looks = _looks(settings, n)
     next_look = next(looks)
     best: tuple[float, dict[str, Tensor]] | None = None
-    bar = tqdm(total=settings.max_steps * n, desc="fresh critic", disable=not progress, leave=False)
+    bar = Bar(total=settings.max_steps * n, desc="fresh critic", disable=not progress, leave=False)
     rising, converged, heldout = {}, {}, {}
     step = 0
     while True:

@@ -116,6 +116,6 @@ def test_the_settings_of_the_walkers_are_the_navigators(tmp_path):
     given = {"save_folder": str(tmp_path), "lr_walk": 0.5, "data": "digits"}
     settings = config.load(NVAEAblationConfig, NVAEAblationConfig.preset("tiny-nvae"), given)
     assert settings.save_folder == tmp_path and settings.data_path == "digits"
-    assert type(settings.of_walkers) is NavigatorConfig and settings.walkers.lr_walk == 0.5
+    assert type(settings.of_walkers) is NavigatorConfig and settings.of_walkers.lr_walk == 0.5
     assert settings.of_walkers.num_samples == 4096
     assert NVAEAblationConfig.preset("nvae") is None

@@ -143,7 +143,7 @@ def test_an_error_in_ffcvs_thread_ends_the_epoch(ours: Path, monkeypatch) -> Non
 
     source = load_source(ours, image_size=16)
     monkeypatch.setattr(EpochIterator, "run_pipeline", fails)
-    with pytest.raises(EnvironmentFault, match="FFCV's reader died"):
+    with pytest.raises(EnvironmentFault, match="FFCV's reader stopped"):
         source.batch(torch.arange(3))
 
 
