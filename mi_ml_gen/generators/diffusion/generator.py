@@ -1,7 +1,7 @@
 """A diffusion model as a generator with several latent variables: a chunk is the noise of a block of steps.
 
 The noise z is the starting noise, then the fresh noise of each step of a stochastic sampler, flat. With all of it
-given, the sampler is a function: its images can be decoded again, and a walker can change the noise of some steps alone.
+given, the sampler is a function: images can be decoded again, and a walker can change the noise of some steps only.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class Flow(Objective):
 
 
 @dataclass(frozen=True)
-class _Discrete(Process):
+class Discrete(Process):
     """A chain of training steps with betas (Ho et al., 2020), as the schedulers of diffusers have it.
 
     The fields are those of scheduler_config.json. Raises UsageError for values that have no meaning here.
@@ -282,7 +282,7 @@ def _at(product: float) -> Path:
 
 @register("ddpm")
 @dataclass(frozen=True)
-class DDPM(_Discrete):
+class DDPM(Discrete):
     """Ancestral sampling, `DDPMScheduler`. With eta < 1 what noise is left keeps its direction, as with
     `use_clipped_model_output` of `DDIMScheduler`."""
 
@@ -311,7 +311,7 @@ class DDPM(_Discrete):
 
 @register("ddim")
 @dataclass(frozen=True)
-class DDIM(_Discrete):
+class DDIM(Discrete):
     """`DDIMScheduler` (Song et al., 2021, equation 12): the direction is that of the prediction, before clipping."""
 
     set_alpha_to_one: bool = True

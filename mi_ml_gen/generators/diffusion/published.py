@@ -22,15 +22,15 @@ from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, Usage
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.core.memory import no_more_than
 from mi_ml_gen.core.texts import MOST_BYTES, TextError, parse_json
-from mi_ml_gen.generators.diffusion.generator import Diffusion, load_exactly
-from mi_ml_gen.generators.diffusion.processes import DDIM, DDPM, Process
+from mi_ml_gen.generators.diffusion.generator import Diffusion, DiffusionUse, load_exactly
+from mi_ml_gen.generators.diffusion.processes import DDIM, DDPM, Discrete
 from mi_ml_gen.generators.diffusion.settings import UNetConfig
 
 INDEX, UNET, WEIGHTS, SCHEDULER = (
     "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     "scheduler/scheduler_config.json",
 )  # fmt: skip
-_SCHEDULERS: dict[str, type[Process]] = {"DDPMScheduler": DDPM, "DDIMScheduler": DDIM}
+_SCHEDULERS: dict[str, type[Discrete]] = {"DDPMScheduler": DDPM, "DDIMScheduler": DDIM}
 _BLOCKS = {
     f"{attends}{way}Block2D": kind for attends, kind in (("", "plain"), ("Attn", "attention")) for way in ("Down", "Up")
 }
@@ -92,9 +92,12 @@ def read_published(path: Path) -> Diffusion:
                          "weights in .bin files are not read" if pickled else ""))  # fmt: skip
     sizes = _network(folder / UNET, _settings(folder, UNET))
     process = _process(folder / SCHEDULER, _SCHEDULERS[scheduler], _settings(folder, SCHEDULER))
-    state = {_present_name(key): value for key, value in load_tensors(weights).tensors.items()}
+    state = {f"unet.{_present_name(key)}": value for key, value in load_tensors(weights).tensors.items()}
     with no_more_than(weights), torch.device("meta"):
-        generator = Diffusion(sizes, process, "diffusion")
+        n_steps = min(DiffusionUse().steps, process.num_train_timesteps)
+        generator = Diffusion(
+            sizes, process, "diffusion", {"steps": n_steps, "block": min(DiffusionUse().block, n_steps)}
+        )
     try:
         return load_exactly(generator, state)
     except CheckpointError as error:
@@ -156,7 +159,7 @@ def _network(path: Path, given: Mapping[str, Any]) -> UNetConfig:
         raise CorruptCheckpointError(f"{path}: {error}") from None
 
 
-def _process(path: Path, cls: type[Process], given: Mapping[str, Any]) -> Process:
+def _process(path: Path, cls: type[Discrete], given: Mapping[str, Any]) -> Discrete:
     known = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     own = {key: value for key, value in given.items() if not key.startswith("_")}
     if own.get("thresholding"):

@@ -43,9 +43,15 @@ class DiffusionTrainConfig(Precise, Seeded, Resumed, InNamedFolder):
     flip: bool = option(False, help="mirror half of the training images")
     sampler_steps: int = option(20, at_least=2, free=True, help="steps of the sampler of the trained generator")
     block: int = option(4, at_least=1, free=True, help="noises of the sampler that are one chunk")
-    scale: float = option(1.0, above=0, free=True, help="factor of the sampler's noise")
+    scale: float = option(
+        1.137, above=0, free=True,
+        help="factor of the sampler's noise; 1.137 gives noise truncated at 2, which commands draw, a variance of 1",
+    )  # fmt: skip
     quality_images: int = option(
         10_000, at_least=0, free=True, help="generated images that the quality is measured on; 0: it is not measured"
+    )
+    compare_samplers: bool = option(
+        False, free=True, help="measure the quality of other numbers of steps and other noise, too"
     )
     save_every: int = option(
         500, at_least=1, free=True, flag="save_freq",

@@ -141,7 +141,7 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
         # --- The result
         session.check()
         average.use(_use(settings))
-        save_generator(session.run.path / "generator.safetensors", average)
+        save_generator(session.run.path / "generator.safetensors", average, steps=str(session.done))
     return path
 
 
