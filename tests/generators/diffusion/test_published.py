@@ -6,13 +6,11 @@ The comparisons need the extra (pip install 'mi_ml_gen[diffusers]'); the models 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import save_tensors
 from mi_ml_gen.generators.diffusion import processes
 from mi_ml_gen.generators.diffusion.generator import Diffusion
