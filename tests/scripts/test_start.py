@@ -76,6 +76,10 @@ WRONG = [
     ("train_mim", ["--tag", "/../.."], "--tag /../..: must not lead out"),
     ("train_generator", ["--lr", "1e39"], "--lr 1e39: must be at most"),
     ("train_generator", ["--data_path", "no/idx"], "--data_path no/idx: no such folder"),
+    ("train_generator", ["--family", "x"], "--family x: must be one of"),
+    ("train_generator", ["--family", "diffusion", "--width", "8"], "unknown flag --width; nearest"),
+    ("train_generator", ["--family", "diffusion", "--data_path", "no/set"], "--data_path no/set: no such file"),
+    ("map_generator", [*TINY, "--label_data", "no/set"], "--label_data no/set: no such file"),
     ("eval_classifier", ["--lin_cls_path", "no/run", "--data_path", "digits"], "--lin_cls_path no/run: no such"),
     ("generate_dataset", ["--generator", "x", "--n_images", "1", "--out", "o"], "--generator x: must be one of"),
     ("view_generation", ["--config", "view_generation/bigbigan", "--out", "o"], "give --g_path"),
@@ -111,6 +115,7 @@ DRY = [
     ("train_classifier", ["--encoder_path", ".", "--data_path", "digits"]),
     ("train_mim", []),
     ("train_generator", []),
+    ("train_generator", ["--family", "diffusion"]),
     ("compare_views", []),
     ("benchmark_sampling", [*TINY]),
     ("measure_information", []),
@@ -119,7 +124,7 @@ DRY = [
 ]
 
 
-@pytest.mark.parametrize(("script", "argv"), DRY, ids=[script for script, _ in DRY])
+@pytest.mark.parametrize(("script", "argv"), DRY, ids=[" ".join([script, *argv[:2]]) for script, argv in DRY])
 def test_a_dry_run_prints_the_settings_without_torch(script, argv):
     code, heavy, output, errors = start(script, *argv, "--dry-run")
     assert (code, heavy, errors) == (0, [], "") and "device: auto" in output
