@@ -8,6 +8,7 @@ its weight would need (`convolve`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -240,8 +241,9 @@ def scaled_activation(
 ) -> Tensor:
     """A leaky ReLU of x * scale + offset, within +-bound: maps (n, c, h, w), scale (n, c, 1, 1) or (1, c, 1, 1).
 
-    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. The same as the plain operations, with a
-    backward pass that makes no copy of x and keeps no map but x, and where no kernel of ours is to be had the result.
+    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. The result has the type of x; scale and
+    offset may be float32 where x is not. The same as the plain operations, with a backward pass that makes no copy of x
+    and keeps no map but x, and where no kernel of ours is to be had the result.
     """
     if _kernel_takes(x, scale, offset):
         if offset is not None and offset.ndim < 4:
@@ -251,8 +253,10 @@ def scaled_activation(
         if _by_hand(x, scale, *(() if offset is None else (offset,))):
             return _FusedActivation.apply(x, scale, offset, slope, bound)
         return kernels.scaled_activation(x, scale, offset, slope, bound)
+    scale = scale.to(x.dtype)
     if offset is None:
         return _activate(x * scale, slope, bound)
+    offset = offset.to(x.dtype)
     if _by_hand(x, scale, offset):
         return _ScaledActivation.apply(x, scale, offset, slope, bound)
     return _activate(torch.addcmul(offset, x, scale), slope, bound)
@@ -305,6 +309,11 @@ def _summed_to(sums: Tensor, like: Tensor) -> Tensor:
     return sums[:, :, None, None].sum_to_size(like.shape).to(like.dtype)
 
 
+@functools.cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=dtype).item()
+
+
 class _ScaledActivation(torch.autograd.Function):
     """By torch's operators."""
 
@@ -321,6 +330,7 @@ class _ScaledActivation(torch.autograd.Function):
         x, scale, y = ctx.saved_tensors
         slope, bound, offset_shape = ctx.how
         if bound is not None:
+            bound = _rounded(bound, y.dtype)  # as y has it, where it was cut
             gradient = _aten.hardtanh_backward(gradient, y, -bound, bound)
         if slope is not None:
             is_relu = slope == 0
@@ -372,8 +382,16 @@ class _AddDoubled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        to_small = functional.avg_pool2d(gradient, 2, divisor_override=1) if ctx.needs_input_grad[1] else None
+        to_small = _summed_in_twos(gradient) if ctx.needs_input_grad[1] else None
         return gradient, to_small, None
+
+
+def _summed_in_twos(maps: Tensor) -> Tensor:
+    """The sums of 2x2 pixels."""
+    if kernels.usable(maps):
+        ones = torch.ones(2, 2, device=maps.device)
+        return kernels.filtered(maps, ones, 1, 2, 0, maps.shape[2] // 2, maps.shape[3] // 2)
+    return functional.avg_pool2d(maps, 2, divisor_override=1)
 
 
 # --- small filters, the same on each map ---------------------------------------------------------------------

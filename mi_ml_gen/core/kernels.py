@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,77 +53,88 @@ def triton_works() -> bool:
     return True
 
 
-def _kernels():  # type: ignore[no-untyped-def]
+def _kernels() -> Any:
     from mi_ml_gen.core import triton_kernels  # Triton takes a second to import, and not every machine has it
 
     return triton_kernels
 
 
-@torch.library.custom_op(
-    "mi_ml_gen::scaled_activation", mutates_args=(),
-    schema="(Tensor x, Tensor scale, Tensor? offset, float? slope, float? bound) -> Tensor",
-)  # fmt: skip
 def scaled_activation(
     x: Tensor, scale: Tensor, offset: Tensor | None, slope: float | None, bound: float | None
 ) -> Tensor:
     """As `fixed.scaled_activation`; scale (n or 1, c, 1, 1), offset (n or 1, c, 1, 1) or (n or 1, c, h, w)."""
-    return _kernels().scaled_activation(x, scale, offset, slope, bound)  # type: ignore[no-any-return]
+    return _run("scaled_activation", x, scale, offset, slope, bound)  # type: ignore[no-any-return]
 
 
-@scaled_activation.register_fake
-def _(x, scale, offset, slope, bound):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op(
-    "mi_ml_gen::scaled_activation_backward", mutates_args=(),
-    schema="(Tensor gradient, Tensor x, Tensor scale, Tensor? offset, float? slope, float? bound, "
-    "bool to_scale, bool to_offset) -> (Tensor, Tensor, Tensor)",
-)  # fmt: skip
 def scaled_activation_backward(
     gradient: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, slope: float | None, bound: float | None,
     to_scale: bool, to_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradient of x, and those of scale and offset for each sample, (n, c) in float32; empty where not wanted."""
-    made = _kernels().scaled_activation_backward(gradient, x, scale, offset, slope, bound, to_scale, to_offset)
+    made = _run("scaled_activation_backward", gradient, x, scale, offset, slope, bound, to_scale, to_offset)
     return made  # type: ignore[no-any-return]
 
 
-@scaled_activation_backward.register_fake
-def _(gradient, x, scale, offset, slope, bound, to_scale, to_offset):  # type: ignore[no-untyped-def]
+def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
+    """x (n, c, 2 h, 2 w) += small (n, c, h, w) doubled by nearest neighbour, + bias (c,)."""
+    _run("add_doubled", x, small, bias)
+
+
+def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int) -> Tensor:
+    """Each map of x (n, c, h, w), of any dense layout, with up - 1 zeros between its samples, correlated with taps
+    (k, k), of which each down-th value is kept: y[o] = sum over i of taps[i] * x_up[o * down + i - padding]."""
+    return _run("filtered", x, taps, up, down, padding, out_height, out_width)  # type: ignore[no-any-return]
+
+
+# --- what torch sees of them ------------------------------------------------------------------------------------
+
+
+def _run(name: str, x: Tensor, *rest: Any) -> Any:
+    """Launch a kernel; through torch's dispatcher, which takes its time, only where somebody listens to it."""
+    if type(x) is Tensor and not torch._C._len_torch_dispatch_stack():
+        return getattr(_kernels(), name)(x, *rest)
+    return _OPERATORS[name](x, *rest)
+
+
+def _operator(name: str, schema: str, fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
+    def launch(*arguments: Any) -> Any:
+        return getattr(_kernels(), name)(*arguments)
+
+    made = torch.library.custom_op(f"mi_ml_gen::{name}", launch, mutates_args=mutates, schema=schema)
+    made.register_fake(fake)
+    return made
+
+
+def _gradients_without_numbers(gradient, x, scale, offset, slope, bound, to_scale, to_offset):  # type: ignore[no-untyped-def]
     sums = [x.new_empty(x.shape[:2] if wanted else (0,), dtype=torch.float32) for wanted in (to_scale, to_offset)]
     return torch.empty_like(x), *sums
 
 
-@torch.library.custom_op(
-    "mi_ml_gen::add_doubled", mutates_args=("x",),
-    schema="(Tensor(a!) x, Tensor small, Tensor? bias) -> ()",
-)  # fmt: skip
-def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
-    """x (n, c, 2 h, 2 w) += small (n, c, h, w) doubled by nearest neighbour, + bias (c,)."""
-    _kernels().add_doubled(x, small, bias)
-
-
-@add_doubled.register_fake
-def _(x, small, bias):  # type: ignore[no-untyped-def]
-    return None
-
-
-@torch.library.custom_op(
-    "mi_ml_gen::filtered", mutates_args=(),
-    schema="(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width) -> Tensor",
-)  # fmt: skip
-def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int) -> Tensor:
-    """Each map of x (n, c, h, w), of any dense layout, with up - 1 zeros between its samples, correlated with taps
-    (k, k), of which each down-th value is kept: y[o] = sum over i of taps[i] * x_up[o * down + i - padding]."""
-    return _kernels().filtered(x, taps, up, down, padding, out_height, out_width)  # type: ignore[no-any-return]
-
-
-@filtered.register_fake
-def _(x, taps, up, down, padding, out_height, out_width):  # type: ignore[no-untyped-def]
+def _filtered_without_numbers(x, taps, up, down, padding, out_height, out_width):  # type: ignore[no-untyped-def]
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     layout = torch.channels_last if is_last else torch.contiguous_format
     return torch.empty((*x.shape[:2], out_height, out_width), dtype=x.dtype, device=x.device, memory_format=layout)
 
+
+_OPERATORS = {
+    "scaled_activation": _operator(
+        "scaled_activation", "(Tensor x, Tensor scale, Tensor? offset, float? slope, float? bound) -> Tensor",
+        lambda x, *_: torch.empty_like(x),
+    ),
+    "scaled_activation_backward": _operator(
+        "scaled_activation_backward",
+        "(Tensor gradient, Tensor x, Tensor scale, Tensor? offset, float? slope, float? bound, "
+        "bool to_scale, bool to_offset) -> (Tensor, Tensor, Tensor)",
+        _gradients_without_numbers,
+    ),
+    "add_doubled": _operator(
+        "add_doubled", "(Tensor(a!) x, Tensor small, Tensor? bias) -> ()", lambda *_: None, mutates=("x",)
+    ),
+    "filtered": _operator(
+        "filtered",
+        "(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width) -> Tensor",
+        _filtered_without_numbers,
+    ),
+}  # fmt: skip
 
 __all__ = ["add_doubled", "filtered", "scaled_activation", "scaled_activation_backward", "triton_works", "usable"]

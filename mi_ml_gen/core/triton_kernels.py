@@ -111,17 +111,18 @@ def _add_doubled(x, small, bias, side_w, channels, HAS_BIAS: tl.constexpr, BLOCK
 
 @triton.jit
 def _filter(
-    x, taps, y, height, width, channels, out_width, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, padding,
+    x, taps, y, height, width, channels, out_height, out_width, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, padding,
     UP: tl.constexpr, DOWN: tl.constexpr, TAPS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(1)
+    row = tl.program_id(1) * 2  # two rows of results share what they read
     blocks_c = tl.cdiv(channels, BLOCK_C)
     column = (tl.program_id(0) // blocks_c) * BLOCK_W + tl.arange(0, BLOCK_W)
     c = (tl.program_id(0) % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = (c < channels)[None, :]
-    total = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
-    for i in tl.static_range(TAPS):
+    first = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
+    second = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
+    for i in tl.static_range(TAPS + DOWN):
         # In the plane with zeros between the samples.
         r = tl.zeros((BLOCK_W,), tl.int32) + (row * DOWN + i - padding)
         is_row = (r >= 0) & (r % UP == 0) & (r // UP < height)
@@ -130,10 +131,16 @@ def _filter(
             is_column = (q >= 0) & (q % UP == 0) & (q // UP < width)
             mask = (is_row & is_column)[:, None] & is_channel
             at = n * x_n + ((r // UP) * x_h + (q // UP) * x_w)[:, None] + c[None, :] * x_c
-            total += tl.load(taps + i * TAPS + j) * tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+            if i < TAPS:
+                first += tl.load(taps + i * TAPS + j) * value
+            if i >= DOWN:
+                second += tl.load(taps + (i - DOWN) * TAPS + j) * value
     mask = (column < out_width)[:, None] & is_channel
     at = n * y_n + row * y_h + column[:, None] * y_w + c[None, :] * y_c
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + at, first.to(y.dtype.element_ty), mask=mask)
+    below = tl.zeros((BLOCK_W,), tl.int32) + (row + 1)
+    tl.store(y + at + y_h, second.to(y.dtype.element_ty), mask=mask & (below < out_height)[:, None])
 
 
 # --- launches ---------------------------------------------------------------------------------------------------
@@ -216,11 +223,16 @@ def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_heig
     else:  # one plane after the other
         seen, made = x.reshape(n * channels, 1, height, width), y.view(n * channels, 1, out_height, out_width)
         block_c, block_w = 1, min(triton.next_power_of_2(out_width), 512)
-    grid = (triton.cdiv(out_width, block_w) * triton.cdiv(seen.shape[1], block_c), out_height, len(seen))
+    grid = (
+        triton.cdiv(out_width, block_w) * triton.cdiv(seen.shape[1], block_c),
+        triton.cdiv(out_height, 2),
+        len(seen),
+    )
     n_x, c_x, h_x, w_x = seen.stride()
     n_y, c_y, h_y, w_y = made.stride()
     _filter[grid](
-        seen, taps, made, height, width, seen.shape[1], out_width, n_x, h_x, w_x, c_x, n_y, h_y, w_y, c_y, padding,
+        seen, taps, made, height, width, seen.shape[1], out_height, out_width,
+        n_x, h_x, w_x, c_x, n_y, h_y, w_y, c_y, padding,
         UP=up, DOWN=down, TAPS=taps.shape[-1], BLOCK_W=block_w, BLOCK_C=block_c,
     )  # fmt: skip
     return y

@@ -202,7 +202,7 @@ class Block(fixed.FixedWeights):
         with torch.autocast(chunk.device.type, enabled=False):
             chunk = chunk.to(self.norm1.gain.weight.dtype)
             if dtype == torch.bfloat16 and self.is_current() and self.matrix is not None:
-                both = F.linear(chunk, self.matrix, self.constant).to(dtype)[:, :, None, None]
+                both = F.linear(chunk, self.matrix, self.constant)[:, :, None, None]
                 sizes = [len(norm.stored_mean) for norm in norms for _ in range(2)]
                 parts = both.split(sizes, dim=1)
                 return [(parts[0], parts[1]), (parts[2], parts[3])]
@@ -228,7 +228,7 @@ class OutputNorm(fixed.FixedWeights, nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.bfloat16 and self.is_current() and self.scale is not None and self.offset is not None:
-            return fixed.scaled_activation(x, self.scale.to(x.dtype), self.offset.to(x.dtype))
+            return fixed.scaled_activation(x, self.scale, self.offset)
         return F.relu(nn.BatchNorm2d.forward(self, x), inplace=True)
 
 

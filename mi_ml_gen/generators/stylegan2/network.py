@@ -274,12 +274,12 @@ class SynthesisLayer(fixed.FixedWeights):
             squares = self.squares if is_fixed and self.squares is not None else self._squares()
             norm = torch.rsqrt(style.square() @ squares.T + 1e-8)  # (n, out)
         x = features.x
-        x = fixed.scaled_activation(x, style[:, :, None, None].to(x.dtype), slope=None)
+        x = fixed.scaled_activation(x, style[:, :, None, None], slope=None)
         x = self._convolve(x, features.held, wanted, is_fixed)
         # Activations are positively homogeneous: their gain may act before them, on the factors of addcmul.
         offset = self._offset(x, len(w), wanted, noise, gain, is_fixed)
         gain = gain * _GAINS[self.activation]
-        factor = (norm * gain)[:, :, None, None].to(x.dtype)
+        factor = (norm * gain)[:, :, None, None]
         slope = _SLOPE if self.activation == "lrelu" else None
         bound = None if self.conv_clamp is None else self.conv_clamp * gain / _GAINS[self.activation]
         return Features(fixed.scaled_activation(x, factor, offset, slope, bound), wanted)
