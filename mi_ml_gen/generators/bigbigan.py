@@ -196,8 +196,8 @@ class Block(fixed.FixedWeights):
         return fixed.working_dtype(x) == torch.bfloat16 and self.is_current() and self.matrix is not None
 
     def _factors(self, chunk: torch.Tensor, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Scale and offset (n, channels, 1, 1) of both norms, computed in the weights' dtype whatever autocast says, so
-        that they come in the maps' dtype and do not bring the maps to float32."""
+        """Scale and offset (n, channels, 1, 1) of both norms, computed in the weights' dtype whatever autocast says;
+        where nothing is held for bf16 they come in the maps' dtype, so that they do not bring the maps to float32."""
         norms = (self.norm1, self.norm2)
         with torch.autocast(chunk.device.type, enabled=False):
             chunk = chunk.to(self.norm1.gain.weight.dtype)
