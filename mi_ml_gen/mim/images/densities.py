@@ -4,7 +4,7 @@ Points are flat: the last axis holds the pixels or the latents, and every log-de
 broadcast, so (n, 1, d) images can stand against (n, S, d) parameters.
 
     pixels = Bernoulli(probs)                  # binary images
-    pixels = Logistic(mean, logvar)            # grey and colour images in 256 steps
+    pixels = Logistic(mean, log_var)            # grey and colour images in 256 steps
     pixels.log_prob(x)                         # (...,), nats
     pixels.sample(rng)                         # images, as the data are
 
@@ -38,27 +38,27 @@ def log_bernoulli(x: Tensor, probs: Tensor) -> Tensor:
     return (x * probs.log() + (1 - x) * (1 - probs).log()).sum(-1)
 
 
-def log_normal(z: Tensor, mean: Tensor, logvar: Tensor, normalised: bool = False) -> Tensor:
-    """log N(z; mean, exp(logvar)) of z (..., d), diagonal: (...,) nats, without the constant unless `normalised`."""
-    value = -0.5 * (logvar + (z - mean).square() * (-logvar).exp()).sum(-1)
+def log_normal_diag(z: Tensor, mean: Tensor, log_var: Tensor, normalised: bool = False) -> Tensor:
+    """log N(z; mean, exp(log_var)) of z (..., d), diagonal: (...,) nats, without the constant unless `normalised`."""
+    value = -0.5 * (log_var + (z - mean).square() * (-log_var).exp()).sum(-1)
     return value - z.shape[-1] * HALF_LOG_2PI if normalised else value
 
 
-def log_standard_normal(z: Tensor, normalised: bool = False) -> Tensor:
+def log_normal_standard(z: Tensor, normalised: bool = False) -> Tensor:
     """log N(z; 0, I) of z (..., d): (...,) nats, without the constant unless `normalised`."""
     value = -0.5 * z.square().sum(-1)
     return value - z.shape[-1] * HALF_LOG_2PI if normalised else value
 
 
-def log_logistic(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+def log_logistic_256(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """log probability of the steps, each of width 1/256, that x (..., d) in [0, 1) lies in: (...,) nats.
 
-    logvar: the logarithm of the scale, under its published name. The steps at the ends do not get the tails beyond
+    log_var: the logarithm of the scale, under its published name. The steps at the ends do not get the tails beyond
     them, as published, so the probabilities of the 256 steps add up to at most 1 (but for LEAST_LOGISTIC each). With
     u = (floor(256 x) / 256 - mean) / scale and w = 1 / (256 scale), the step has sigmoid(u + w) - sigmoid(u), which is
     computed as sigmoid(u + w) sigmoid(-u) (1 - e^-w): the same number without its cancellation.
     """
-    scale = logvar.exp()
+    scale = log_var.exp()
     low = ((x * N_STEPS).floor() / N_STEPS - mean) / scale
     width = 1 / (N_STEPS * scale)
     share = torch.sigmoid(low + width) * torch.sigmoid(-low) * -torch.expm1(-width)
@@ -84,19 +84,19 @@ class Bernoulli(NamedTuple):
 
 
 class Logistic(NamedTuple):
-    """Independent pixels in 256 steps (`log_logistic`). mean, logvar (..., d), of one shape."""
+    """Independent pixels in 256 steps (`log_logistic_256`). mean, log_var (..., d), of one shape."""
 
     mean: Tensor
-    logvar: Tensor
+    log_var: Tensor
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return log_logistic(x, self.mean, self.logvar)
+        return log_logistic_256(x, self.mean, self.log_var)
 
     def sample(self, rng: torch.Generator) -> Tensor:
         """The middle of the step that a draw falls in, from 1/512 to 1 - 1/512, as the data have it."""
         uniform = runtime.uniform(self.mean.shape, rng, self.mean.device)
-        drawn = self.mean + self.logvar.exp() * torch.logit(uniform.to(self.mean.dtype), eps=1e-6)
+        drawn = self.mean + self.log_var.exp() * torch.logit(uniform.to(self.mean.dtype), eps=1e-6)
         return ((drawn * N_STEPS).floor().clamp(0, N_STEPS - 1) + 0.5) / N_STEPS
 
 
-__all__ = ["Bernoulli", "Logistic", "log_bernoulli", "log_logistic", "log_normal", "log_standard_normal"]
+__all__ = ["Bernoulli", "Logistic", "log_bernoulli", "log_logistic_256", "log_normal_diag", "log_normal_standard"]
