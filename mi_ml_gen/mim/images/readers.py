@@ -44,6 +44,7 @@ IDX = "train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
 
 def _dynamic_fashion_mnist(root: Path | None, seed: int) -> ImageSets:
     folders = ("fashion-mnist", "FashionMNIST/raw", "fashion-mnist/FashionMNIST/raw", "")
+    place: Path | None
     try:
         place = _find(root, folders, IDX, "")
     except UsageError:
@@ -89,15 +90,17 @@ def _redrawn(
 ) -> ImageSets:
     """A set whose validation and test images are drawn once, one after the other, as published."""
     numbers = np.random.RandomState(seed)
-    fixed = []
-    for part in (validation, test):
-        probabilities = part.x.numpy().astype(np.float32)
-        if part.x.dtype == torch.uint8:
+
+    def binary(grey: Images) -> Images:
+        probabilities = grey.x.numpy().astype(np.float32)
+        if grey.x.dtype == torch.uint8:
             probabilities /= 255
         bits = numbers.binomial(1, probabilities.astype(np.float64))
-        fixed.append(Images(torch.from_numpy(bits.astype(np.uint8)), part.labels))
+        return Images(torch.from_numpy(bits.astype(np.uint8)), grey.labels)
+
+    validation, test = binary(validation), binary(test)
     drawn = replace(train, are_probabilities=True)
-    return ImageSets(name, "binary", drawn, *fixed, 0.05, 0.01, classes=classes)
+    return ImageSets(name, "binary", drawn, validation, test, 0.05, 0.01, classes)
 
 
 def _static_mnist(root: Path | None, seed: int) -> ImageSets:
@@ -106,8 +109,10 @@ def _static_mnist(root: Path | None, seed: int) -> ImageSets:
         "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
     )
     folder = _find(root, ("MNIST_static", ""), "binarized_mnist_train.amat", about)
-    parts = [_read_amat(folder / f"binarized_mnist_{split}.amat", about) for split in ("train", "valid", "test")]
-    return ImageSets("static_mnist", "binary", *parts, 0.05, 0.01)
+    train, validation, test = (
+        _read_amat(folder / f"binarized_mnist_{split}.amat", about) for split in ("train", "valid", "test")
+    )
+    return ImageSets("static_mnist", "binary", train, validation, test, 0.05, 0.01)
 
 
 def _read_amat(path: Path, about: str) -> Images:
@@ -171,7 +176,8 @@ def _caltech101(root: Path | None, seed: int) -> ImageSets:
     if "classnames" in found:
         given = [str(np.asarray(name).reshape(-1)[0]) for name in found["classnames"].reshape(-1)]
         names = tuple(given) if len(given) == n_classes else names
-    return ImageSets("caltech101silhouettes", "binary", *parts, 0.5, 0.02, classes=names)
+    train, validation, test = parts
+    return ImageSets("caltech101silhouettes", "binary", train, validation, test, 0.5, 0.02, names)
 
 
 def _read_mat(path: Path, keys: Any, about: str) -> Mapping[str, np.ndarray]:
@@ -223,14 +229,15 @@ def _histopathology(root: Path | None, seed: int) -> ImageSets:
     content = read_checkpoint(path)
     parts = []
     for key in ("training", "validation", "test"):
-        found = content.get(key) if isinstance(content, dict) else None
+        found: Any = content.get(key) if isinstance(content, dict) else None
         if isinstance(found, (list, tuple)) and found and all(isinstance(item, Tensor) for item in found):
             found = torch.stack(list(found))
         _expect(isinstance(found, Tensor) and found.numel() > 0 and found.numel() % 784 == 0, path, key, about)
         x = found.reshape(-1, 1, 28, 28).float()
         _expect(bool((x >= 0).all() and (x <= 1).all()), path, key, about)
         parts.append(Images(x.clamp(1 / 512, 1 - 1 / 512)))
-    return ImageSets("histopathologyGray", "gray", *parts, 0.4, 0.05)
+    train, validation, test = parts
+    return ImageSets("histopathologyGray", "gray", train, validation, test, 0.4, 0.05)
 
 
 def _cifar10(root: Path | None, seed: int) -> ImageSets:
@@ -346,7 +353,7 @@ def _find(root: Path | None, folders: tuple[str, ...], files: str, about: str) -
     raise UsageError(f"{files} not found in {shown}; {about}; --data_path names another folder")
 
 
-def _expect(right: bool, path: Path, what: str, about: str) -> None:
+def _expect(right: Any, path: Path, what: str, about: str) -> None:
     if not right:
         where = f"{path}: {what}" if what else str(path)
         raise UsageError(f"{where} is not what this data set has; {about}")
@@ -365,7 +372,7 @@ def _divided(name: str, kind: Kind, whole: Images, shares: Any, mean: float, std
     parts = (whole.rows(slice(first)), whole.rows(slice(first, second)), whole.rows(slice(second, None)))
     if not all(len(part) for part in parts):
         raise UsageError(f"{name}: {len(whole)} images are too few to divide into training, validation and test")
-    return ImageSets(name, kind, *parts, mean, std)
+    return ImageSets(name, kind, *parts, pseudo_mean=mean, pseudo_std=std)
 
 
 READERS: dict[str, Maker] = {
