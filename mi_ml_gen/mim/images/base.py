@@ -118,6 +118,18 @@ class Drawn(NamedTuple):
     """(n,): log q(z|x)."""
 
 
+class PriorNoise(NamedTuple):
+    """What draws from the prior are made of."""
+
+    normals: Latents
+    """Standard normal."""
+    picked: Tensor | None = None
+    """(n,) int64: the components of the VampPrior that they come from."""
+
+    def rows(self, rows: slice | Tensor) -> PriorNoise:
+        return PriorNoise(self.normals.rows(rows), None if self.picked is None else self.picked[rows])
+
+
 class Components(NamedTuple):
     """The VampPrior's mixture: the encoder's Gaussians of the pseudo-inputs, equally likely."""
 
@@ -302,24 +314,35 @@ class ImageModel(nn.Module):
         """log p(z) = log p(z1|z2) + log p(z2), (n,)."""
         return self.log_p_lower(z) + self.log_p_top(z.top, components)
 
+    def prior_noise(self, n: int, rng: torch.Generator, in_order: bool = False) -> PriorNoise:
+        """What n draws z ~ p(z) are made of. in_order: take the VampPrior's first n pseudo-inputs, as published, not n
+        random ones; then there are no more than K draws."""
+        noise = self.noise(n, rng)
+        if self.means is None:
+            return PriorNoise(noise)
+        n_components = self.spec.number_components
+        if in_order:
+            first = torch.arange(min(n, n_components), device=noise.top.device)
+            return PriorNoise(noise.rows(slice(n_components)), first)
+        picked = runtime.drawn(lambda place: torch.randint(n_components, (n,), generator=rng, device=place), rng)
+        return PriorNoise(noise, picked)
+
+    def from_prior(self, noise: PriorNoise, components: Components | None) -> Latents:
+        """z ~ p(z) as a function of its noise: the top latent, then z1 given it; with gradients."""
+        top = noise.normals.top
+        if components is not None:
+            assert noise.picked is not None
+            top = draw_normal(components.mean[noise.picked], components.log_var[noise.picked], top)
+        return self.complete(top, noise.normals.z1)
+
     @torch.no_grad()
     def sample_prior(
         self, n: int, rng: torch.Generator, components: Components | None = None, in_order: bool = False
     ) -> Latents:
-        """Draws z ~ p(z). components: of the VampPrior, where they are known already. in_order: take the first n
-        pseudo-inputs, as published, not n random ones; then there are no more than K draws."""
+        """Draws z ~ p(z) without gradients. components: of the VampPrior, where they are known already. in_order: see
+        `prior_noise`."""
         components = self.components() if components is None else components
-        noise = self.noise(n, rng)
-        top = noise.top
-        if components is not None:
-            n_components = len(components.mean)
-            if in_order:
-                noise = noise.rows(slice(n_components))
-                picked = torch.arange(min(n, n_components), device=top.device)
-            else:
-                picked = runtime.drawn(lambda at: torch.randint(n_components, (n,), generator=rng, device=at), rng)
-            top = draw_normal(components.mean[picked], components.log_var[picked], noise.top)
-        return self.complete(top, noise.z1)
+        return self.from_prior(self.prior_noise(n, rng, in_order), components)
 
     def complete(self, top: Tensor, noise: Tensor) -> Latents:
         """The latents with a given top one: z1 ~ p(z1|z2) from standard normal noise."""

@@ -37,6 +37,7 @@ from mi_ml_gen.mim.images.base import Features as Features
 from mi_ml_gen.mim.images.base import Latents as Latents
 from mi_ml_gen.mim.images.base import ModelSpec as ModelSpec
 from mi_ml_gen.mim.images.base import Pixels as Pixels
+from mi_ml_gen.mim.images.base import PriorNoise as PriorNoise
 from mi_ml_gen.mim.images.layers import Dense, GatedConv, GatedDense, PointwiseConv, start_weights
 from mi_ml_gen.mim.images.pixelcnn import N_FEATURES, pixel_cnn
 
