@@ -132,7 +132,7 @@ def log_likelihood(
             noise = _noise(model, len(x), n_draws, seed, start, device)
             parts = []
             for part in range(0, n_draws, n_at_once):
-                own = noise.mapped(lambda z, part=part: z[:, part : part + n_at_once])  # (n, s, d)
+                own = _columns(noise, slice(part, part + n_at_once))
                 parts.append(_log_weights(model, x, seen, own, log_p_top))
             log_w, log_p_x = (torch.cat(values, 1) for values in zip(*parts, strict=True))
             found.append(_summary(log_w, log_p_x).cpu())
@@ -150,6 +150,11 @@ def _noise(model: Measurable, n: int, n_draws: int, seed: int, start: int, devic
     streams = [runtime.stream(seed, "importance draws", start + i, 0, device) for i in range(n)]
     z1, z2 = zip(*(model.noise(n_draws, rng) for rng in streams), strict=True)
     return Latents(torch.stack(z1), None if z2[0] is None else torch.stack(z2))
+
+
+def _columns(noise: Latents, columns: slice) -> Latents:
+    """Some of the draws of each image, (n, s, d)."""
+    return Latents(noise.z1[:, columns], None if noise.z2 is None else noise.z2[:, columns])
 
 
 def _log_weights(
