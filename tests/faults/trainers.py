@@ -27,7 +27,7 @@ from mi_ml_gen.probe import training as probe
 from tests.conftest import make_small_generator
 from tests.encoders.test_training import SETTINGS as ENCODER
 from tests.mim.images.test_training import SETTINGS as MIM_IMAGE
-from tests.mim.images.test_training import tiny_sets
+from tests.mim.images.test_training import small_layers, tiny_sets
 from tests.mim.test_training import SETTINGS as MIM
 from tests.mim.test_training import TinyData
 from tests.navigator.test_training import SETTINGS as NAVIGATOR
@@ -96,9 +96,9 @@ def train_mim(path: Path, **changes: Any) -> None:
 
 
 def train_mim_image(path: Path, **changes: Any) -> None:
-    """S-MIM, whose draws serve three steps."""
-    settings = dict(model_name="hvae_2level-smim", sampling_every=3, epochs=3) | changes
-    with mock.patch.object(mim_images, "save_curves", _nothing):
+    """S-MIM, whose draws serve four steps."""
+    settings = dict(model_name="vae-smim", sampling_every=4, epochs=3) | changes
+    with mock.patch.object(mim_images, "save_curves", _nothing), small_layers():
         wanted = dataclasses.replace(MIM_IMAGE, **settings)
         mim_images.train_mim_image(wanted, tiny_sets(), path, progress=False)
 

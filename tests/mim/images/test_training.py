@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from mi_ml_gen.core import config, optimizers, runs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.mim.images import objectives, training
+from mi_ml_gen.mim.images import base, networks, objectives, training
 from mi_ml_gen.mim.images.networks import FAMILIES, load_model
 from mi_ml_gen.mim.images.objectives import OBJECTIVES
 from mi_ml_gen.mim.images.sets import Images, ImageSets
@@ -22,6 +25,19 @@ SETTINGS = MimImageConfig(
     dataset_name="tiny", model_name="vae", number_components=4, z1_size=3, z2_size=2, batch_size=4, test_batch_size=5,
     epochs=2, warmup=1, lr=1e-3, use_training_data_init=True, state_interval_s=0.0, device="cpu",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def small_layers(units: int = 8) -> Iterator[None]:
+    """Affine layers of few units."""
+    with mock.patch.object(base, "HIDDEN", units), mock.patch.object(networks, "HIDDEN", units):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    with small_layers(40):
+        yield
 
 
 def tiny_sets(kind: str = "binary", n: int = 16) -> ImageSets:
@@ -91,7 +107,7 @@ def test_a_run_leaves_its_models_and_rows(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamnormgrad", "adamw"])
 def test_the_loss_falls(optimizer: str, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, epochs=12, optimizer=optimizer, prior="standard")
+    settings = dataclasses.replace(SETTINGS, epochs=12, lr=3e-3, optimizer=optimizer, prior="standard")
     record = train_mim_image(settings, tiny_sets(), tmp_path / "run", progress=False)
     rows = runs.read_metrics(record.path)
     assert rows[-1]["validation_reconstruction"] < 0.8 * rows[0]["validation_reconstruction"]
