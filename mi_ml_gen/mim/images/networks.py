@@ -72,9 +72,6 @@ class VAE(ImageModel):
 class TwoLevels(ImageModel):
     """What the families with two latents share: the layers between z2 and z1."""
 
-    lower_units = HIDDEN
-    """Units of what q(z1|x, z2) has of x, and of what it has of z2."""
-
     def _lower_layers(self, linear: type[nn.Module], n_seen: int) -> None:
         spec = self.spec
         self.q_z1_layers_z2 = gated(spec.z2_size, n_seen)

@@ -131,27 +131,29 @@ def sampling_half(
     return losses.with_score(loss, terms.x_given_z, baseline)
 
 
-def self_contrast(z: Tensor, temperature: float) -> Tensor:
+def self_contrast(z: Tensor, temperature: float, alone: bool = False) -> Tensor:
     """The contrastive term of cMIM without positive pairs, one number for each latent (n, d), in nats.
 
     With s = cosine similarity / temperature, each latent is its own positive, at s = 1 / temperature, and is told from
     the latents of other images: -log( e^s(i,i) / (e^s(i,i) + mean over j != i of e^s(i,j)) ). The mean, where InfoNCE
     has a sum, makes it depend little on the size of the batch. Livne (arXiv 2509.21511). The latents of all processes
-    are compared.
+    are compared, those of this one where it is `alone`.
     """
-    points = functional.normalize(z.float(), dim=1)
-    everyone = runtime.gather(points)
-    scores = points @ everyone.T / temperature
+    with runtime.full_precision(z.device):
+        points = functional.normalize(z.float(), dim=1)
+        everyone = points if alone else runtime.gather(points)
+        scores = points @ everyone.T / temperature
     own = torch.arange(len(points), device=z.device)
-    scores = scores.index_put((own, own + runtime.rank() * len(points)), scores.new_tensor(-math.inf))
+    place = own if alone else own + runtime.rank() * len(points)
+    scores = scores.index_put((own, place), scores.new_tensor(-math.inf))
     others = torch.logsumexp(scores, 1) - math.log(max(1, len(everyone) - 1))
     return functional.softplus(others - 1 / temperature)
 
 
-def view_contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def view_contrast(first: Tensor, second: Tensor, temperature: float, alone: bool = False) -> Tensor:
     """InfoNCE of the latents (n, d) of two views of each image, a scalar in nats: symmetric, as in SimCLR."""
     points = functional.normalize(torch.stack((first, second), 1).float(), dim=2)
-    return infonce_loss(runtime.gather(points), temperature, temperature)
+    return infonce_loss(points if alone else runtime.gather(points), temperature, temperature)
 
 
 def shifted_views(x: Tensor, rng: torch.Generator, reach: int = 3) -> Tensor:
@@ -203,13 +205,19 @@ def batch_loss(
     contrast_weight: float = 1.0,
     temperature: float = 0.1,
     as_published: bool = False,
+    components: Components | None = None,
+    alone: bool = False,
 ) -> Outcome:
     """The loss of a batch of images (n, C, H, W), by `objective`.
 
     noise: standard normal, of n latents. sampled: draws for the sampling half; without them there is none. views: two
-    of each image, where the objective compares them.
+    of each image, where the objective compares them. components: of the VampPrior, where they are known already.
+    alone: compare the latents of this process only.
     """
-    seen, components = model.features_and_components(x)
+    if components is None:
+        seen, components = model.features_and_components(x)
+    else:
+        seen = model.features(x)
     drawn = model.q_z(seen, noise)
     terms = terms_of(model, x, seen, drawn, components)
     zero = x.new_zeros(())
@@ -220,10 +228,10 @@ def batch_loss(
     else:
         loss = vae_loss(terms, beta).mean()
     if objective.contrast == "self":
-        contrast = self_contrast(drawn.z.flat, temperature).mean()
+        contrast = self_contrast(drawn.z.flat, temperature, alone).mean()
     elif objective.contrast == "views" and views is not None:
         first, second = (model.mean_latents(view).flat for view in views)
-        contrast = view_contrast(first, second, temperature)
+        contrast = view_contrast(first, second, temperature, alone)
     loss = loss + contrast_weight * contrast
     if sampled is not None:
         half = sampling_half(model, sampled, beta, components, as_published).mean()
