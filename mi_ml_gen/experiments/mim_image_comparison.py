@@ -295,8 +295,9 @@ def _side_by_side(settings: MimComparisonConfig, waiting: Sequence[Cell]) -> Ite
                     "--workers need less memory"
                 )
     finally:
-        for worker in workers:
-            worker.terminate()  # a signal at which a training saves its state
+        if n_left:
+            for worker in workers:
+                worker.terminate()  # a signal at which a training saves its state
         for worker in workers:
             worker.join()
 
