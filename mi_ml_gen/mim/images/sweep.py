@@ -51,6 +51,8 @@ RESULTS = "results.json"
 ENCODED_AT_ONCE = 500
 N_SHOWN = 12
 N_NEIGHBOURS = 5
+FLOATS_OF_GPU = 2**28
+"""Numbers of a decoder's largest layer that all workers together have in work."""
 RING_S = 2.0
 """Between two signals that the time is over."""
 
@@ -232,7 +234,8 @@ def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets
 def measure(settings: ImageSweepConfig, model: ImageModel, sets: ImageSets, seed: int) -> dict[str, Any]:
     """Likelihood, bounds of mutual information, nearest neighbours and clusters of the test images; plain values."""
     x = sets.test.pixels(slice(settings.n_likelihood))
-    likelihood = log_likelihood(model, x, settings.S, seed)
+    at_once = FLOATS_OF_GPU // settings.workers if x.device.type == "cuda" else None
+    likelihood = log_likelihood(model, x, settings.S, seed, at_once)
     information = information_bounds(model, sets.test.pixels(slice(settings.n_information)), seed)
     results: dict[str, Any] = {
         "log_likelihood": _pair(likelihood.mean),
