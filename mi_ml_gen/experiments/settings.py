@@ -391,7 +391,11 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
     classifier: str | None = option(
         None, help="file or run folder of a classifier whose label is followed (default: clusters of the pixels)"
     )
-    n_labels: int = option(10, at_least=2, help="clusters of k-means, where no classifier is given")
+    label_data: str | None = option(
+        None, later=True,
+        help="labelled images, such as fashion-mnist, on which a small classifier is trained whose label is followed",
+    )  # fmt: skip
+    n_labels: int = option(10, at_least=2, help="clusters of k-means, where no classifier and no labels are given")
     n_train: int = option(2048, at_least=64, help="groups of images from which the critics are made")
     n_eval: int = option(1024, at_least=64, help="pairs of images that each number is measured on")
     n_inputs: int = option(192, at_least=1, help="principal components of the images that the critics see, at most")
@@ -411,6 +415,10 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
         self.check_prior()
         if self.classifier is not None:
             check_path("--classifier", self.classifier)
+        if self.label_data is not None:
+            check_data_path("--label_data", self.label_data)
+            if self.classifier is not None:
+                raise UsageError("--label_data and --classifier: both name the label; give one of them")
 
 
 # --- the explorer -------------------------------------------------------------------------------------------
