@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Train a small generator on Fashion-MNIST, as those that come with the package; measure it and write its card.
+"""Train one of the small generators that the package ships, on Fashion-MNIST; measure it and write its card.
 
     python scripts/train_generator.py --family bigbigan
     python scripts/train_generator.py --family stylegan
 
-The same command resumes an interrupted run. At the end, the run folder holds generator.safetensors (load it with
---g_path), card.md, samples.png, quality.json, and the metrics of the training.
+The same command resumes an interrupted run. The run folder then holds generator.safetensors (load it with
+--g_path), card.md, samples.png, quality.json, and the course of training.
 """
 
 from __future__ import annotations
