@@ -60,6 +60,7 @@ WRONG = [
     ("train_navigator", [*TINY, "--chunks", "4"], "--chunks 4: write START_STOP"),
     ("train_navigator", [*TINY, "--chunks", "4_2"], "--chunks 4_2: start must be below stop"),
     ("train_navigator", [*TINY, "--chunks", "0_9"], "--chunks 0_9: stop must be at most 4"),
+    ("train_navigator", ["--generator", "tiny-diffusion", "--chunks", "5_6"], "--chunks 5_6: stop must be at most 5"),
     ("train_navigator", ["--generator", "tinybigan", "--chunks", "0_1"], "--generator tinybigan: must be one of"),
     ("train_navigator", ["--generator", "bigbigan", "--chunks", "0_1"], "give --g_path"),
     ("train_navigator", ["--generator", "bigbigan", "--g_path", "no/x.pth", "--chunks", "0_1"], "no/x.pth: no such"),
