@@ -230,16 +230,25 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def scaled_activation(
-    x: Tensor, scale: Tensor, offset: Tensor, slope: float | None = 0.0, bound: float | None = None
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    slope: float | None = 0.0,
+    bound: float | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """A leaky ReLU of x * scale + offset, within +-bound: maps (n, c, h, w), scale (n, c, 1, 1).
 
-    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. The same as the plain operations, with a
-    backward pass that makes no copy of x and keeps no map but x and the result.
+    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. overwrite: nobody needs x afterwards, so
+    its memory may take the result where no gradient is wanted. The same as the plain operations, with a backward pass
+    that makes no copy of x and keeps no map but x and the result.
     """
     if _by_hand(x, scale, offset):
         return _ScaledActivation.apply(x, scale, offset, slope, bound)
-    return _activate(torch.addcmul(offset, x, scale), slope, bound)
+    is_wanted = torch.is_grad_enabled() and any(one.requires_grad for one in (x, scale, offset))
+    in_place = overwrite and not is_wanted and x.dtype == scale.dtype == offset.dtype
+    out = x if in_place and not torch.compiler.is_compiling() else None
+    return _activate(torch.addcmul(offset, x, scale, out=out), slope, bound)
 
 
 def _activate(y: Tensor, slope: float | None, bound: float | None) -> Tensor:
