@@ -59,6 +59,8 @@ def train_mim_image(
     check_sizes(settings, sets)
     objective = OBJECTIVES[settings.objective]
     model = build(settings, sets).to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     norms.synchronise(model)
     optimizer = make_optimizer(settings, model)
     steps_per_epoch = len(sets.train) // settings.batch_size  # what is left over is not used in that epoch
