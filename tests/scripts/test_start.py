@@ -91,7 +91,7 @@ WRONG = [
     ("benchmark_sampling", ["--generator", "x"], "--generator x: must be one of"),
     ("measure_information", ["--steps", "0"], "--steps 0: must be at least 1"),
     ("sweep_mim", ["everything"], "section 'everything' is unknown"),
-    ("train_mim_image", ["--model_name", "convhvae"], "--model_name convhvae: unknown model; nearest known model: convhvae_2level"),
+    ("train_mim_image", ["--model_name", "convhvae"], "convhvae: unknown model; nearest known model: convhvae_2"),
     ("train_mim_image", ["--model_name", "vae-mims"], "--model_name vae-mims: unknown loss; vae may end in"),
     ("sweep_mim_image", ["--set", "epochs=0"], "--set epochs=0: must be at least 1"),
     ("quickstart", ["--groups", "2"], "--groups 2: give --generator, too"),

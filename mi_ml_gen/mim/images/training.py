@@ -98,7 +98,7 @@ def train_mim_image(
                 outcome = objectives.batch_loss(
                     model, objective, x, noise.rows(own_part(settings.batch_size)), beta, sampled,
                     views_of(settings, objective, x, step, device), settings.contrast_weight, settings.temperature,
-                    settings.as_published,
+                    settings.score_function, settings.as_published,
                 )  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
