@@ -183,7 +183,7 @@ def readouts(seen: Mapping[str, Features], n_classes: int, device: torch.device)
     names = [""] * n_classes
     ridge = fit_ridge(seen["train"], seen["validation"], n_classes, device=device)
     votes = knn_scores(seen["train"], test.values, n_classes, device=device)
-    clusters = cluster_agreement(test.values, test.labels)
+    clusters = cluster_agreement(test.values.to(device), test.labels)
     linear = evaluate_scores(ridge.linear.scores(test.values), test.labels, names)
     return {
         "ridge": _top1(linear) | {"penalty": ridge.penalty, "at_the_edge": ridge.at_the_edge},
@@ -295,8 +295,9 @@ def _side_by_side(settings: MimComparisonConfig, waiting: Sequence[Cell]) -> Ite
                     "--workers need less memory"
                 )
     finally:
-        for worker in workers:
-            worker.terminate()  # a signal at which a training saves its state
+        if n_left:
+            for worker in workers:
+                worker.terminate()  # a signal at which a training saves its state
         for worker in workers:
             worker.join()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mi_ml_gen.core import config, loop, norms, optimizers, runs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.mim.images import datasets, networks, objectives
+from mi_ml_gen.mim.images import datasets, networks, objectives, pixel_sampling
 from mi_ml_gen.mim.images.base import ImageModel, Latents, ModelSpec, PriorNoise
 from mi_ml_gen.mim.images.networks import PixelHVAE
 from mi_ml_gen.mim.images.objectives import OBJECTIVES, Objective, Outcome, Sampled
@@ -288,7 +288,7 @@ def kept_as_sampled(settings: MimImageConfig, model: ImageModel, kept: loop.Cour
 def sample_images(model: ImageModel, z: Latents, uniforms: Tensor) -> Tensor:
     """Images x ~ p(x|z) from uniform numbers of their shape, (n, C, H, W)."""
     if isinstance(model, PixelHVAE):
-        return model.sample_plainly(z, uniforms)
+        return pixel_sampling.sample(model, z, uniforms)
     return model.p_x(z).draw(uniforms)
 
 

@@ -19,7 +19,7 @@ def test_separate_blobs_agree_wholly_and_noise_not_at_all():
     points, labels = blobs()
     found = cluster_agreement(points, labels)
     assert found.nmi == pytest.approx(1) and found.low <= found.nmi <= found.high
-    assert len(np.unique(k_means(points, 5))) == 5
+    assert len(k_means(points, 5).unique()) == 5
     noise = cluster_agreement(torch.randn(2000, 4, generator=torch.Generator().manual_seed(1)), blobs(2000)[1])
     assert noise.nmi < 0.02
 
@@ -34,6 +34,15 @@ def test_the_number_is_that_of_scikit_learn():
     expected = metrics.normalized_mutual_info_score(labels, clusters, average_method="max")
     assert float(normalised_information(table)) == pytest.approx(expected, abs=1e-12)
     assert float(normalised_information(np.array([[5.0], [0.0]]))) == 0
+
+
+def test_clusters_are_as_tight_as_scikit_learns():
+    cluster = pytest.importorskip("sklearn.cluster")
+    points, _ = blobs(500, 6, spread=0.6)
+    found = k_means(points, 6)
+    inertia = sum((points[found == k] - points[found == k].mean(0)).square().sum().item() for k in range(6))
+    theirs = cluster.KMeans(6, n_init=10, random_state=0).fit(points.numpy()).inertia_
+    assert inertia <= 1.01 * theirs
 
 
 def test_the_interval_narrows_with_images():
