@@ -246,7 +246,7 @@ def measure(settings: ImageSweepConfig, model: ImageModel, sets: ImageSets, seed
         "n_likelihood": len(x),
         "S": settings.S,
         "information_lower": _pair(information.lower),
-        "information_upper": _pair(information.upper),
+        "information_upper": _pair(information.at_most),
         "information_ceiling": information.ceiling,
     }
     if sets.n_classes:
