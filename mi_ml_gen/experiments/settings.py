@@ -389,7 +389,13 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
     classifier: str | None = option(
         None, help="classifier that gives the labels: a file or run folder (default: clusters of the pixels)"
     )
-    n_labels: int = option(10, at_least=2, help="number of k-means clusters, if no classifier is given")
+    label_data: str | None = option(
+        None, later=True,
+        help="labelled images, such as fashion-mnist, on which a small classifier is trained whose label is followed",
+    )  # fmt: skip
+    n_labels: int = option(
+        10, at_least=2, help="number of k-means clusters, if neither a classifier nor labels are given"
+    )
     n_train: int = option(2048, at_least=64, help="number of image groups that the critics are trained on")
     n_eval: int = option(1024, at_least=64, help="number of image pairs that each number is measured on")
     n_inputs: int = option(192, at_least=1, help="largest number of principal components that the critics see")
@@ -409,6 +415,10 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
         self.check_prior()
         if self.classifier is not None:
             check_path("--classifier", self.classifier)
+        if self.label_data is not None:
+            check_data_path("--label_data", self.label_data)
+            if self.classifier is not None:
+                raise UsageError("--label_data and --classifier: both name the label; give one of them")
 
 
 # --- the explorer -------------------------------------------------------------------------------------------
