@@ -13,7 +13,7 @@ In a notebook, `from_module(network, chunk_sizes=(32, 32, 64))` wraps a network 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,8 +151,12 @@ class _InHand(ModuleGenerator):
         return settings["network"]
 
     def config(self) -> dict[str, Any]:
-        raise UsageError(
-            f"{self.name}: a network in hand cannot be saved; derive a class from ModuleGenerator that builds it"
+        return {"chunk_sizes": list(self.chunk_sizes), "image_range": list(self.image_range)}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> MultiLatentGenerator:
+        raise CorruptCheckpointError(
+            f"{name} is a network in hand, which cannot be built again; derive a class from ModuleGenerator instead"
         )
 
 
