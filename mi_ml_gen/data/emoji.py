@@ -110,8 +110,12 @@ def load_emoji(request: Request) -> HeldImages:
 class EmojiPairs:
     """Emoji that two houses or more have drawn; an image is an emoji by the first of them, a pair by two of them."""
 
-    def __init__(self, name: str, images: Tensor, n_drawn: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, name: str, houses: tuple[str, ...], images: Tensor, n_drawn: Tensor, labels: Tensor,
+        classes: tuple[str, ...],
+    ) -> None:  # fmt: skip
         self.name = name
+        self.houses = houses
         self.images = images  # (n, houses, 3, size, size) uint8; those that there are come first
         self.n_drawn = n_drawn  # int64 (n,): how many there are
         self.labels: Tensor | None = labels
@@ -149,7 +153,9 @@ def load_emoji_pairs(request: Request) -> EmojiPairs:
     if not images:
         raise UsageError(f"{request.reference}: has no emoji of the {request.split} split that two houses have drawn")
     name = f"emoji-pairs {request.split}"
-    return EmojiPairs(name, torch.stack(images), torch.tensor(n_drawn), torch.tensor(labels), classes)
+    return EmojiPairs(
+        name, tuple(drawn.sheets), torch.stack(images), torch.tensor(n_drawn), torch.tensor(labels), classes
+    )
 
 
 def licences() -> str:
