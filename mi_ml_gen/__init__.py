@@ -16,6 +16,7 @@ def _import_rooms() -> None:
     from mi_ml_gen.generators import registry as generators
     from mi_ml_gen.information import critic
     from mi_ml_gen.mim import model
+    from mi_ml_gen.mim.images import networks
     from mi_ml_gen.probe import classifier
     from mi_ml_gen.walkers import files
 

@@ -106,7 +106,7 @@ def to_table(found: Mapping[str, Estimate], n_train: int, n_test: int) -> Table:
     rows = [(name, one.nats, one.low_nats, one.verdict.value, one.reason) for name, one in found.items()]
     caption = (
         f"Lower bounds in nats by a critic of its own for each row, trained on {n_train:,} pairs (a fifth of them "
-        f"decides when to stop) and measured on {n_test:,} others; the interval is one-sided, 95%, over the measured pairs."
+        f"decides when to stop) and measured on {n_test:,} others; the interval is one-sided, at 95%."
     )
     return Table(["pairs", "nats", "at least", "verdict", "reason"], rows, caption, {"nats": ".2f", "at least": ".2f"})
 

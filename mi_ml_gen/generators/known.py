@@ -13,7 +13,7 @@ from mi_ml_gen.generators.families import canonical, check_name
 from mi_ml_gen.hub.assets import check_path
 from mi_ml_gen.latents import Chunks
 
-NEED_WEIGHTS = ("bigbigan", "nvae", "stylegan2")
+NEED_WEIGHTS = ("bigbigan", "diffusion", "nvae", "stylegan2")
 """Families whose weights are neither bundled nor unneeded."""
 SIZES = {"tiny-bigbigan": (4, 32), "tiny-nvae": (6, 32), "tiny-stylegan": (8, 32)}
 """Number of chunks, and side of the images in pixels, of the bundled generators."""

@@ -225,10 +225,10 @@ def measure_pairs(
     draw: the frozen source, draw(n, rng) -> images of both sides, (n, 3, resolution, resolution) in [0, 1], on
     `device`, without gradients; every call with a new rng gives independent pairs. It may be called with any n up to
     the larger of `settings.batch_size` and 512. A source of few pairs gives a draw for each use. settings: default
-    `CriticSettings()`. seed: of initial weights and of all draws: the same call gives the same number on one machine. warm: a critic to start from instead of new weights,
-    which is left as it is; it must be of the same resolution, width and points. A critic of pairs of the same generator
-    under another perturbation converges several times sooner than a new one, and the bound is as valid as before, since
-    any critic bounds the information from below.
+    `CriticSettings()`. seed: of initial weights and of all draws: the same call gives the same number on one machine.
+    warm: a critic to start from instead of new weights, which is left as it is; it must be of the same resolution,
+    width and points. A critic of pairs of the same generator under another perturbation converges several times sooner
+    than a new one, and the bound is as valid as before, since any critic bounds the information from below.
 
     The verdict of the estimate says whether the critic was still improving, whether the bound is near what its
     candidates can show, and whether its halves disagree. Its `details` hold the course of training ("course": steps and

@@ -2,8 +2,8 @@
 walker.
 
 A critic that has seen a pair knows it by heart. So every pair serves one use: training, the decision when to stop, or
-the measurement. The bound on pairs that were not trained on is valid however few there are, but few training pairs teach
-the critic less, and N pairs show at most log N nats. Numbers of sets of equal size can be compared, others cannot.
+the measurement. The bound on pairs that were not trained on is valid however few there are, but few training pairs
+teach the critic less, and N pairs show at most log N nats. Numbers of sets of equal size can be compared, others not.
 """
 
 from __future__ import annotations

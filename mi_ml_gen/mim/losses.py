@@ -80,11 +80,12 @@ def symmetric(data: Tensor, sampled: Tensor, beta: float = 1.0) -> Tensor:
     return data + beta * sampled
 
 
-def with_score(loss: Tensor, x_given_z: Tensor) -> Tensor:
+def with_score(loss: Tensor, x_given_z: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
     """The loss on draws x ~ p(x|z) that carry no gradient, with the score-function term: its gradient gains
-    loss * grad log p(x|z), its value stays.
+    (loss - baseline) * grad log p(x|z), its value stays.
 
-    Unbiased where x is what was drawn; the reference takes probabilities in the place of draws.
+    Unbiased where x is what was drawn, and where a draw's baseline does not depend on it; the reference takes
+    probabilities in the place of draws, and no baseline.
     """
-    weight = loss.detach()
+    weight = loss.detach() - baseline
     return loss + weight * (x_given_z - x_given_z.detach())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -36,7 +37,14 @@ def trained(kind: type[torch.optim.Optimizer], options: dict) -> tuple[nn.Module
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("Adam", ADAM), ("Adam", ADAM | {"fused": True}), ("Adamax", ADAM), ("SGD", SGD), ("SGD", SGD | {"fused": True})],
+    [
+        ("Adam", ADAM),
+        ("Adam", ADAM | {"fused": True}),
+        ("AdamW", ADAM),
+        ("Adamax", ADAM),
+        ("SGD", SGD),
+        ("SGD", SGD | {"fused": True}),
+    ],
 )
 def test_equal_to_torch(name, options):
     ours, our_state = trained(getattr(optimizers, name), options)
@@ -129,3 +137,32 @@ def test_steps_do_not_import_the_compiler():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "False", done.stderr
+
+
+PUBLISHED = np.load(Path(__file__).parents[1] / "golden" / "mim_images.npz", allow_pickle=False)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_adam_on_normalised_gradients(weight_decay):
+    """The published trajectory, also where the optimiser is saved and made anew on the way."""
+    curvature = torch.from_numpy(PUBLISHED["adamnormgrad/A"])
+    a = torch.from_numpy(PUBLISHED["adamnormgrad/a0"]).clone().requires_grad_()
+    b = torch.from_numpy(PUBLISHED["adamnormgrad/b0"]).clone().requires_grad_()
+    kind, options = optimizers.AdamNormGrad, {"lr": 0.05, "weight_decay": weight_decay}
+    optimizer = kind([a, b], **options)
+    found = []
+    for step in range(5):
+        if step == 3:
+            saved, optimizer = optimizer.state_dict(), kind([a, b], **options)
+            optimizer.load_state_dict(saved)
+        optimizer.zero_grad()
+
+        def loss():
+            value = 0.5 * a @ curvature @ a + 50 * b.square().sum() + b.sum()
+            value.backward()
+            return value
+
+        assert optimizer.step(loss) > 0 or step
+        found.append(torch.cat((a.detach(), b.detach().ravel())))
+    expected = torch.from_numpy(PUBLISHED[f"adamnormgrad/trajectory_wd{weight_decay}"])
+    torch.testing.assert_close(torch.stack(found), expected, rtol=1e-9, atol=1e-12)

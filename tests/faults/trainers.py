@@ -19,12 +19,15 @@ from mi_ml_gen.experiments.critic_calibration import CalibrationConfig
 from mi_ml_gen.generators.gan import training as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
 from mi_ml_gen.generators.nvae import training as nvae
+from mi_ml_gen.mim.images import training as mim_images
 from mi_ml_gen.mim.training import train_seeds
 from mi_ml_gen.navigator import several
 from mi_ml_gen.navigator import training as navigator
 from mi_ml_gen.probe import training as probe
 from tests.conftest import make_small_generator
 from tests.encoders.test_training import SETTINGS as ENCODER
+from tests.mim.images.test_training import SETTINGS as MIM_IMAGE
+from tests.mim.images.test_training import small_layers, tiny_sets
 from tests.mim.test_training import SETTINGS as MIM
 from tests.mim.test_training import TinyData
 from tests.navigator.test_training import SETTINGS as NAVIGATOR
@@ -92,6 +95,14 @@ def train_mim(path: Path, **changes: Any) -> None:
     train_seeds(wanted, [1, 2], path, TinyData(), neighbours=False, progress=False)
 
 
+def train_mim_image(path: Path, **changes: Any) -> None:
+    """S-MIM, whose draws serve four steps."""
+    settings = dict(model_name="vae-smim", sampling_every=4, epochs=3) | changes
+    with mock.patch.object(mim_images, "save_curves", _nothing), small_layers():
+        wanted = dataclasses.replace(MIM_IMAGE, **settings)
+        mim_images.train_mim_image(wanted, tiny_sets(), path, progress=False)
+
+
 def train_gan(path: Path, family: str = "stylegan2", **changes: Any) -> None:
     sizes = dict(width=4, discriminator_width=4, batch_size=4, steps=5, save_every=2, state_interval_s=0.0)
     place = dict(save_folder=str(path.parent), run_name=path.name, device="cpu")
@@ -148,6 +159,7 @@ TRAINERS = {
     "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True),
     "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
         epoch * 20 + step for epoch in range(6) for step in (16, 20))),  # noise comes in blocks of 16 steps
+    "mim image": Trainer(train_mim_image, 12, (4, 8, 12), dict(lr=0.5), is_distributed=True),
     "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5)),
     "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True),
     "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),

@@ -91,6 +91,9 @@ WRONG = [
     ("benchmark_sampling", ["--generator", "x"], "--generator x: must be one of"),
     ("measure_information", ["--steps", "0"], "--steps 0: must be at least 1"),
     ("sweep_mim", ["everything"], "section 'everything' is unknown"),
+    ("train_mim_image", ["--model_name", "convhvae"], "unknown model; nearest known model: convhvae_2level"),
+    ("train_mim_image", ["--model_name", "vae-mims"], "--model_name vae-mims: unknown loss; vae may end in"),
+    ("sweep_mim_image", ["--set", "epochs=0"], "--set epochs=0: must be at least 1"),
     ("quickstart", ["--groups", "2"], "--groups 2: give --generator, too"),
     ("convert_checkpoint", ["no/file.pth", "x.safetensors"], "IN no/file.pth: no such file"),
     ("share_model", ["no/run", "--repo", "a/b"], "no/run: no such folder"),
@@ -116,6 +119,8 @@ DRY = [
     ("measure_information", []),
     ("map_generator", [*TINY]),
     ("sweep_mim", ["entropy"]),
+    ("train_mim_image", []),
+    ("sweep_mim_image", []),
 ]
 
 

@@ -11,10 +11,13 @@ import torch
 
 from mi_ml_gen.core import config, files, runs, runtime
 from mi_ml_gen.data.emoji import licences as emoji_licences
-from mi_ml_gen.data.source import HeldImages
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.source import HeldImages, held
+from mi_ml_gen.data.splits import has_split
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.gan.quality import Quality, measure_quality, train_classifier
-from mi_ml_gen.generators.gan.settings import GanConfig
+from mi_ml_gen.generators.gan.settings import RESOLUTION_PX, GanConfig
+from mi_ml_gen.generators.gan.training import train_generator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
@@ -32,6 +35,16 @@ DATA = {
     ),
 }
 """Of data sets by name: what they are, and their licences."""
+
+
+def train_and_describe(settings: GanConfig) -> tuple[str, Path]:
+    """Train a generator, and describe it; its card, and its run folder."""
+    settings = settings.resolved()
+    train = held(load_source(settings.reference, "train", RESOLUTION_PX))
+    is_divided = has_split(settings.reference, "test")
+    held_out = held(load_source(settings.reference, "test", RESOLUTION_PX)) if is_divided else None
+    path = train_generator(settings, train.images)
+    return describe_run(path, settings, train, held_out), path
 
 
 def describe_run(path: Path, settings: GanConfig, train: HeldImages, held_out: HeldImages | None) -> str:
@@ -64,7 +77,7 @@ def describe_run(path: Path, settings: GanConfig, train: HeldImages, held_out: H
             "steps": f"{settings.steps:,} of {settings.batch_size} images, Adam",
             "seed": str(settings.seed),
             "time": f"{rows[-1]['elapsed_s'] / 60:.0f} minutes" if rows else "less than a minute",
-            "machine": f"{_machine(device)}, torch {torch.__version__.split('+')[0]}",
+            "machine": machine(device),
             "licence": f"MIT, as the package; {licence}",
         },
         quality=quality,
@@ -90,10 +103,13 @@ def _command(settings: GanConfig) -> list[str]:
     return ["--family", settings.family, *changed]
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
+    """The device and the version of torch, for a card."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()})"
+        what = torch.cuda.get_device_name(device)
+    else:
+        what = f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()})"
+    return f"{what}, torch {torch.__version__.split('+')[0]}"
 
 
 def generator_card(
@@ -107,7 +123,8 @@ def generator_card(
     classes: tuple[str, ...],
     picture: str,
 ) -> str:
-    """Markdown text; `facts` are further rows of the first table (steps, seeds, time, machine ...)."""
+    """Markdown text; `facts` are further rows of the first table (steps, seeds, time, machine ...). quality: None
+    where it was not measured."""
     sizes = ", ".join(map(str, generator.layout.sizes))
     n_parameters = sum(parameter.numel() for parameter in generator.parameters())
     about = {
@@ -126,8 +143,9 @@ def generator_card(
         "| --- | --- |",
         *(f"| {key} | {value} |" for key, value in about.items()),
         "",
-        *(["No quality was measured: that takes labels, and held-out images."] if quality is None else []),
-        *([] if quality is None else _quality_lines(quality, classes)),
+        "## Quality",
+        "",
+        *(["Not measured."] if quality is None else _quality_lines(quality, classes)),
         "",
     ]
     return "\n".join(lines)
@@ -146,8 +164,6 @@ def _quality_lines(q: Quality, classes: tuple[str, ...]) -> list[str]:
         return " | ".join(f"{100 * share:.1f}%" for share in shares)
 
     return [
-        "## Quality",
-        "",
         "In the 128 features of a small classifier trained on the same training images "
         f"({100 * q.classifier_accuracy:.1f}% accurate on the {q.n:,} held-out test images); noise is a standard "
         "normal truncated at 2. The floor is what as many real training images get against the held-out ones.",

@@ -25,7 +25,7 @@ RESOLUTION_PX = 32
 class GanConfig(Precise, Seeded, Resumed, InNamedFolder):
     """What `scripts/train_generator.py` takes; None: as the family's recipe has it (`resolved`)."""
 
-    family: str = option("bigbigan", choices=(*FAMILIES, *ALIASES), help="family of the network, and its recipe")
+    family: str = option("bigbigan", choices=(*FAMILIES, *ALIASES), help="family of the generator")
     dataset: str = option(
         FASHION_MNIST, later=True,
         help="training images: fashion-mnist, emoji, torchvision:CIFAR10:data, a folder of images ...",
@@ -36,9 +36,9 @@ class GanConfig(Precise, Seeded, Resumed, InNamedFolder):
     )  # fmt: skip
     steps: int = option(12000, at_least=1, free=True, aliases=("n_steps",), help="updates of each network")
     batch_size: int = option(64, at_least=4, help="images in each step")
-    width: int | None = option(None, at_least=4, help="channels of the generator at 32 px; it has more below")
+    width: int | None = option(None, at_least=4, help="channels of the generator at 32 px; lower resolutions have more")
     discriminator_width: int | None = option(
-        None, at_least=4, help="channels of the discriminator at 32 px; it has more below"
+        None, at_least=4, help="channels of the discriminator at 32 px; lower resolutions have more"
     )
     augment: bool = option(
         False, later=True,

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Compare VAE, MIM, cMIM and InfoNCE + MIM with SimCLR, SimSiam and BYOL on images.
+
+    python scripts/compare_mim_image.py                                         # Fashion-MNIST, three seeds of each
+    python scripts/compare_mim_image.py --epochs 3 --seeds 1 --workers 4        # a quick look, four trainings at a time
+    python scripts/compare_mim_image.py --methods cmim simclr --report-only     # table and page of what is there
+
+All methods train the same encoder on the same images for the same number of steps. The same command goes on with an
+interrupted comparison; seeds and methods may be added. The folder then has table.* (linear probe, kNN, NMI, bits per
+dimension), embeddings.* (from the encoder and from the decoder), cells.csv and one page, index.html.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments.mim_image_settings import MimComparisonConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, MimComparisonConfig)
+    about = "train nothing; write table and page of what is there"
+    parser.add_argument("--report-only", action="store_true", help=about)
+    cli.add_dry_run(parser)
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(MimComparisonConfig, arguments)
+    if cli.is_dry_run(arguments, settings):
+        return 0
+    cli.loading()
+    from mi_ml_gen.experiments import mim_image_report as report
+    from mi_ml_gen.experiments.mim_image_comparison import run_comparison
+
+    failed = 0
+    if not arguments.report_only:
+        for finished in run_comparison(settings):
+            print(finished.line, flush=True)
+            failed += finished.error is not None
+    command = shlex.join(["python", "scripts/compare_mim_image.py", *(sys.argv[1:] if argv is None else argv)])
+    written = report.write_report(settings, command)
+    print(report.main_table(report.read_cells(settings), settings).to_terminal())
+    print("written: " + ", ".join(map(str, written)))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Compare VAE, A-MIM and S-MIM on images, as published: a loop over data sets, models, priors and seeds.
+
+    python scripts/sweep_mim_image.py                                  # Fashion-MNIST, convolutional and autoregressive
+    python scripts/sweep_mim_image.py --models vae vae-smim --n_likelihood 100 \\
+        --set epochs=20 warmup=5 n_train=5000 n_test=1000 number_components=50
+    python scripts/sweep_mim_image.py --device cuda --precision bf16 --workers 12 --train_seconds 200
+
+The same command goes on with an interrupted sweep and reads back what is finished. The sweep's folder then has
+table.csv (and .md, .tex, .json), and the page index.html.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.mim.images.sweep_settings import ImageSweepConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, ImageSweepConfig)
+    about = "train nothing; write table and page of what is there"
+    parser.add_argument("--report-only", action="store_true", help=about)
+    cli.add_dry_run(parser)
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(ImageSweepConfig, arguments)
+    if cli.is_dry_run(arguments, settings):
+        return
+    cli.loading()
+    from mi_ml_gen.mim.images import sweep
+
+    if not arguments.report_only:
+        for finished in sweep.run_sweep(settings):
+            print(finished.line, flush=True)
+    print(sweep.sweep_table(sweep.read_results(settings)).to_terminal())
+    words = " ".join(sys.argv[1:] if argv is None else argv)
+    written = sweep.write_report(settings, f"python scripts/sweep_mim_image.py {words}")
+    print("written: " + ", ".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,135 @@
+"""Sweeps of image models: what is trained, measured, resumed and reported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.mim.images import sweep, training
+from mi_ml_gen.mim.images.sweep_settings import MODELS, ImageSweepConfig, Point
+from tests.mim.images.test_training import small_layers, tiny_sets
+
+ROOT = Path(__file__).parents[3]
+RUN = ["epochs=2", "warmup=1", "batch_size=8", "number_components=4", "z1_size=3", "z2_size=2"]
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch):
+    monkeypatch.setattr(training, "load_sets", lambda settings: tiny_sets(n=32))
+    with small_layers(16):
+        yield
+
+
+def settings_in(folder: Path, **changes) -> ImageSweepConfig:
+    sizes = dict(models=["vae", "vae-cmim"], n_likelihood=4, S=3, n_information=6, n_embedded=32)
+    return ImageSweepConfig(**(sizes | dict(run_settings=RUN, device="cpu", save_folder=str(folder)) | changes))
+
+
+def test_the_published_loop(tmp_path: Path) -> None:
+    settings = ImageSweepConfig(seeds=2)
+    assert len(settings.points) == 6 * 2 * 2 == len(set(settings.points)) and len(MODELS) == 6
+    own = settings.settings_of(Point("dynamic_mnist", "convhvae_2level-smim", "standard", 15))
+    assert (own.dataset_name, own.objective, own.prior, own.seed) == ("dynamic_mnist", "smim", "standard", 15)
+    assert own.use_training_data_init and own.epochs == 2000
+    changed = settings_in(tmp_path).settings_of(Point("dynamic_mnist", "vae", "vampprior", 14))
+    assert (changed.epochs, changed.z1_size) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"models": ["vae-mims"]}, "--model_name vae-mims"),
+        ({"datasets": ["mnist"]}, "mnist"),
+        ({"run_settings": ["epoch=3"]}, "unknown key epoch"),
+        ({"run_settings": ["epochs=0"]}, "--set epochs=0: must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(changes: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        settings_in(tmp_path, **changes)
+
+
+def test_runs_are_measured_once(tmp_path: Path, monkeypatch) -> None:
+    settings = settings_in(tmp_path)
+    assert [found.error for found in sweep.run_sweep(settings, progress=False)] == [None] * 4
+    found = sweep.read_results(settings)
+    assert len(found) == 4
+    for one in found:
+        results = one.results
+        assert results["is_complete"] and results["epochs"] == 2 and results["n_likelihood"] == 4
+        assert results["bound"][0] <= results["log_likelihood"][0] + 1e-6
+        assert results["information_lower"][0] <= results["information_upper"][0]
+        assert 0 <= results["knn"]["low"] <= results["knn"]["value"] <= 1
+    monkeypatch.setattr(training, "train_mim_image", None)
+    assert list(sweep.run_sweep(settings)) == [], "nothing is done twice"
+
+    more = settings_in(tmp_path, models=["vae", "vae-cmim", "vae-amim"])
+    assert [one.point.model for one in sweep.read_results(more)] == ["vae", "vae", "vae-cmim", "vae-cmim"]
+    with pytest.raises(UsageError, match="run_settings"):
+        next(sweep.run_sweep(settings_in(tmp_path, run_settings=[*RUN, "lr=0.1"])))
+
+    written = sweep.write_report(more, "python scripts/sweep_mim_image.py")
+    page = (tmp_path / "index.html").read_text()
+    assert tmp_path / "index.html" in written and "vae-cmim" in page and "Not measured" in page
+    lines = json.loads((tmp_path / "table.json").read_text())
+    assert "vae-cmim" in json.dumps(lines)
+
+
+def test_a_run_that_the_clock_stopped_is_measured_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+    settings = settings_in(tmp_path, models=["vae"], priors=["standard"], run_settings=[*RUN, "epochs=100000"])
+    point = settings.points[0]
+    monkeypatch.setattr(sweep, "RING_S", 0.05)
+    plain = training.end_epoch
+
+    def end_epoch(*arguments) -> None:
+        plain(*arguments)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(training, "end_epoch", end_epoch)
+    found = sweep.attempt(settings, point, time.monotonic() + 1.5)
+    assert found.error is None
+    first = sweep.read_results(settings)[0].results
+    assert not first["is_complete"] and 1 <= first["epochs"] < 100
+    assert not sweep.is_complete(settings, point)
+    sweep.attempt(settings, point, time.monotonic() + 0.8)
+    assert sweep.read_results(settings)[0].results["epochs"] > first["epochs"]
+
+    late = sweep.attempt(settings_in(tmp_path / "other"), point, time.monotonic() - 1)
+    assert "before its first epoch" in late.error
+
+
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, priors=["vampprior"], models=["pixelhvae_2level-amim", "vae"],
+                           run_settings=[*RUN, "q_x_prior=vampprior"])  # fmt: skip
+    first, second = sweep.run_sweep(settings, progress=False)
+    assert "pixelhvae_2level cannot decode" in first.error and second.error is None
+
+
+def test_several_seeds_are_one_line() -> None:
+    def one(seed: int, nats: float) -> sweep.Measured:
+        names = ("log_likelihood", "bound", "kl", "information_lower", "information_upper")
+        results = {"epochs": seed, **{name: [nats, 9.0] for name in names}}
+        return sweep.Measured(Point("data", "vae", "standard", seed), Path(), results)
+
+    (line,) = sweep.sweep_table([one(14, -90.0), one(15, -92.0)]).rows
+    assert line[3:5] == [2, "14 to 15"]
+    assert (line[5].value, line[5].spread) == pytest.approx((-91.0, 1.0))
+    (alone,) = sweep.sweep_table([one(14, -90.0)]).rows
+    assert (alone[5].value, alone[5].spread) == (-90.0, 9.0)
+
+
+def test_the_script(tmp_path: Path, capsys, monkeypatch) -> None:
+    spec = importlib.util.spec_from_file_location("script_sweep_mim_image", ROOT / "scripts" / "sweep_mim_image.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    flags = ["--models", "vae-smim", "--priors", "standard", "--n_likelihood", "4", "--S", "3", "--n_information", "6"]
+    script.main([*flags, "--n_embedded", "32", "--device", "cpu", "--out", str(tmp_path), "--set", *RUN])
+    output = capsys.readouterr().out
+    assert "measured after" in output and "index.html" in output
+    with pytest.raises(UsageError, match="no run is measured"):
+        script.main(["--report-only", "--out", str(tmp_path / "none")])
