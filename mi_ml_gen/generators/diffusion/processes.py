@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.generators.diffusion.settings import check_kinds
 
 TRAINING_STEPS = 1000
 """Networks of this package are told times from 0, the image, to this, the noise."""
@@ -219,6 +220,7 @@ class Discrete(Process):
     rescale_betas_zero_snr: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name, known in (
             ("beta_schedule", tuple(BETAS)),
             ("prediction_type", ("epsilon", "sample", "v_prediction")),

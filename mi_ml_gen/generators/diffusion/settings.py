@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -11,6 +12,29 @@ from mi_ml_gen.core.errors import UsageError
 BLOCKS = ("plain", "attention")
 ACTIVATIONS = ("silu", "relu", "gelu", "mish")
 TIMES = ("default", "scale_shift")
+
+
+def check_kinds(settings: Any) -> None:
+    """Raise UsageError for a field of a dataclass that is of another kind than its default: what a file holds may be
+    anything. Where the default is None, whole numbers and lists of numbers are taken."""
+    for field in fields(settings):
+        value, default = getattr(settings, field.name), field.default
+        many = isinstance(value, list | tuple)
+        items = list(value) if many else [value]
+        example = default[0] if isinstance(default, tuple) else 0.0 if many else 1 if default is None else default
+        right = value is None if default is None and value is None else all(_is_like(item, example) for item in items)
+        if not right or (many and not (default is None or isinstance(default, tuple))):
+            raise UsageError(f"{field.name} {str(value)[:80]}: must be of the kind of {default}")
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(example, bool)
+    if isinstance(example, int):
+        return isinstance(value, int)
+    if isinstance(example, float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, type(example))
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,7 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         levels = len(self.block_out_channels)
         if not levels or len(self.down) != levels or len(self.up) != levels:
             raise UsageError(f"{levels} block_out_channels, {len(self.down)} down and {len(self.up)} up blocks: must "

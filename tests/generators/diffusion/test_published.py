@@ -6,16 +6,18 @@ The comparisons need the extra (pip install 'mi_ml_gen[diffusers]'); the models 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mi_ml_gen.core.files import save_tensors
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import load_tensors, save_tensors
 from mi_ml_gen.generators.diffusion import processes
 from mi_ml_gen.generators.diffusion.generator import Diffusion
 from mi_ml_gen.generators.diffusion.settings import UNetConfig
-from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.generators.registry import load_generator, save_generator
 
 UNET = {
     "_class_name": "UNet2DModel", "_diffusers_version": "0.42.1", "sample_size": 8, "in_channels": 3,
@@ -85,8 +87,6 @@ def images_of(pipe, noise: torch.Tensor, steps: int, **options) -> torch.Tensor:
         assert found.shape == tuple(shape)
         return found
 
-    import sys
-
     modules = [sys.modules[type(part).__module__] for part in (pipe, pipe.scheduler)]
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
@@ -135,3 +135,94 @@ def test_equals_the_pipeline_of_the_library(tmp_path, scheduler, options, steps,
         found = own.decode(own.latents(z))
         assert expected.std() > 0.05
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+# --- without the library
+
+
+def test_a_folder_is_read_and_saved_as_our_own_file(folder, tmp_path):
+    generator = loaded(folder)
+    assert (generator.how.steps, generator.layout.n_chunks, generator.resolution) == (20, 5, 8)
+    z = torch.randn(2, generator.noise_dim, generator=torch.Generator().manual_seed(0))
+    expected = generator.decode(z)
+    assert torch.equal(loaded(folder / "model_index.json").decode(z), expected)
+    save_generator(tmp_path / "own.safetensors", generator)
+    torch.testing.assert_close(loaded(tmp_path / "own.safetensors").decode(z), expected, rtol=0, atol=1e-6)
+
+
+def test_attention_of_the_first_versions_is_read_by_its_old_names(folder):
+    expected = loaded(folder).state_dict()
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    state = load_tensors(file).tensors
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
+    assert any(".query." in key for key in state)
+    save_tensors(file, state)
+    found = loaded(folder).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_half_precision_becomes_float32(folder):
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    save_tensors(file, {key: value.half() for key, value in load_tensors(file).tensors.items()})
+    assert {value.dtype for value in loaded(folder).state_dict().values()} == {torch.float32}
+
+
+WRONG = [
+    ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel"]}, UsageError, "UNet2DConditionModel"),
+    ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, UsageError, "a pipeline of DDPMScheduler.*vae"),
+    ("model_index.json", {"scheduler": ["diffusers", "PNDMScheduler"]}, UsageError, "PNDMScheduler.*must have"),
+    ("model_index.json", {"scheduler": "DDPMScheduler"}, UsageError, "must have an unconditional UNet2DModel"),
+    ("unet/config.json", {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, UsageError, "block SkipDown"),
+    ("unet/config.json", {"time_embedding_type": "fourier"}, UsageError, "type fourier: only positional"),
+    ("unet/config.json", {"num_class_embeds": 10}, UsageError, "num_class_embeds 10"),
+    ("unet/config.json", {"out_channels": 6}, UsageError, "3 in_channels and 6 out_channels"),
+    ("unet/config.json", {"sample_size": [8, 16]}, UsageError, "images are square"),
+    ("unet/config.json", {"rotation": 3}, UsageError, "rotation 3: this setting is not known here"),
+    ("unet/config.json", {"block_out_channels": [8, "x"]}, UsageError, "must be of the kind of"),
+    ("unet/config.json", {"block_out_channels": [8, 32]}, CorruptCheckpointError, "has shape"),
+    ("unet/config.json", {"block_out_channels": [8, 2**24]}, CorruptCheckpointError, "asks for a tensor"),
+    ("unet/config.json", {"layers_per_block": 10**6}, CorruptCheckpointError, "more layers than the file holds"),
+    ("scheduler/scheduler_config.json", {"thresholding": True}, UsageError, "thresholding is not read"),
+    ("scheduler/scheduler_config.json", {"variance_type": "learned"}, UsageError, "variance_type learned"),
+    ("scheduler/scheduler_config.json", {"noise_warp": 0.5}, UsageError, "noise_warp 0.5: this setting is not known"),
+    ("scheduler/scheduler_config.json", {"beta_start": "x"}, UsageError, "beta_start x: must be of the kind of 0.0001"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changed", "error", "says"), WRONG, ids=[f"{w[0][:9]} {w[1]}"[:60] for w in WRONG])
+def test_what_is_not_read_is_refused(folder, name, changed, error, says):
+    write(folder, name, json.loads((folder / name).read_text()) | changed)
+    with pytest.raises(error, match=says):
+        loaded(folder)
+
+
+def test_settings_that_change_nothing_are_passed_over(folder):
+    quiet = {"thresholding": False, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.0, "lu_lambdas": None}
+    write(folder, "scheduler/scheduler_config.json", SCHEDULER | quiet)
+    assert loaded(folder).layout.n_chunks == 5
+
+
+def test_missing_and_damaged_parts_are_named(folder):
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    state = load_tensors(weights).tensors
+    save_tensors(weights, {key: value * float("nan") for key, value in state.items()})
+    with pytest.raises(CorruptCheckpointError, match="holds nan"):
+        loaded(folder)
+    save_tensors(weights, {key: value for key, value in state.items() if key != "conv_in.bias"})
+    with pytest.raises(CorruptCheckpointError, match="conv_in.bias is missing"):
+        loaded(folder)
+    weights.unlink()
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UsageError, match="safe_serialization=True"):
+        loaded(folder)
+    for content, says in ((b"{", "not JSON"), (b"[]", "one object"), (b"[" * 10**5, "nested too deeply|not JSON")):
+        (folder / "unet/config.json").unlink(missing_ok=True)
+        (folder / "model_index.json").write_bytes(content)
+        with pytest.raises(CorruptCheckpointError, match=says):
+            loaded(folder)
+    (folder / "model_index.json").unlink()
+    with pytest.raises(UsageError, match=r"model_index.json: no such file; a folder of diffusers has"):
+        loaded(folder)
+    with pytest.raises(UsageError, match=r"reads .safetensors files of this package and folders of diffusers"):
+        loaded(folder / "scheduler/scheduler_config.json")
