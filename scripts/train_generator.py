@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Train one of the small generators that the package ships, on Fashion-MNIST; measure it and write its card.
+"""Train one of the small generators that the package ships, on images of 32 px; measure it and write its card.
 
     python scripts/train_generator.py --family bigbigan
     python scripts/train_generator.py --family stylegan
+    python scripts/train_generator.py --family stylegan --dataset emoji --data_path FOLDER --augment
     python scripts/train_generator.py --family diffusion --objective flow
 
 Each family has settings of its own: --family diffusion --help shows those of diffusion. The same command resumes an
