@@ -20,13 +20,13 @@ RUN = ["epochs=2", "warmup=1", "batch_size=8", "number_components=4", "z1_size=3
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
-    monkeypatch.setattr(training, "load_sets", lambda settings: tiny_sets(n=48))
+    monkeypatch.setattr(training, "load_sets", lambda settings: tiny_sets(n=64))
     with small_layers(16):
         yield
 
 
 def settings_in(folder: Path, **changes) -> ImageSweepConfig:
-    sizes = dict(models=["vae", "vae-cmim"], n_likelihood=4, S=3, n_embedded=32)
+    sizes = dict(models=["vae", "vae-cmim"], n_likelihood=4, S=3, n_embedded=64)
     return ImageSweepConfig(**(sizes | dict(run_settings=RUN, device="cpu", save_folder=str(folder)) | changes))
 
 
@@ -129,7 +129,7 @@ def test_the_script(tmp_path: Path, capsys, monkeypatch) -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     flags = ["--models", "vae-smim", "--priors", "standard", "--n_likelihood", "4", "--S", "3"]
-    script.main([*flags, "--n_embedded", "32", "--device", "cpu", "--out", str(tmp_path), "--set", *RUN])
+    script.main([*flags, "--n_embedded", "64", "--device", "cpu", "--out", str(tmp_path), "--set", *RUN])
     output = capsys.readouterr().out
     assert "measured after" in output and "index.html" in output
     with pytest.raises(UsageError, match="no run is measured"):
