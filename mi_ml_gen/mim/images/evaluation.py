@@ -23,7 +23,7 @@ from mi_ml_gen.mim.images.base import ImageModel
 from mi_ml_gen.mim.images.clustering import cluster_agreement, neighbours
 from mi_ml_gen.mim.images.datasets import load
 from mi_ml_gen.mim.images.evaluation_settings import ImageEvaluationConfig
-from mi_ml_gen.mim.images.information import FEWEST, Limit, encoder_information
+from mi_ml_gen.mim.images.information import information_bounds
 from mi_ml_gen.mim.images.likelihood import LogLikelihood, log_likelihood
 from mi_ml_gen.mim.images.networks import load_model
 from mi_ml_gen.mim.images.sets import Images, ImageSets
@@ -92,9 +92,10 @@ def evaluate_model(
             own, other = drawn
             results["as_published"] = readouts(own, train, other, test)
     pixels = test.pixels()
-    if len(pixels) >= FEWEST:
-        found = encoder_information(model, pixels, settings.seed)
-        results["information"] = {name: _limit(limit) for name, limit in found._asdict().items()}
+    found = information_bounds(model, pixels, settings.seed)
+    names = ("at_most", "lower", "upper", "rate", "top_lower")
+    results["information"] = {name: _estimate(getattr(found, name)) for name in names}
+    results["information"] |= {"ceiling": found.ceiling, "top_ceiling": found.top_ceiling}
     if settings.as_published:
         n = min(len(pixels), N_PUBLISHED_KSG)
         z = embed(model, sets, test.rows(slice(n)), settings.seed, as_drawn=True)
@@ -177,13 +178,14 @@ def to_table(results: dict[str, Any]) -> Table:
             rows.append([f"accuracy of {name}", results[key]["value"], _interval(results[key])])
     if "nmi" in results:
         rows.append(["NMI of clusters and classes", results["nmi"]["value"], _interval(results["nmi"])])
-    for key, name in (
-        ("at_most", "I(x; z), at most"), ("at_least", "I(x; z), at least"), ("top_at_least", "I(x; z2), at least"),
-    ):  # fmt: skip
-        if key in results.get("information", {}):
-            limit = results["information"][key]
-            most = "" if limit["ceiling"] is None else f", never more than {limit['ceiling']:.2f}"
-            rows.append([f"{name}, nats", limit["value"], _interval(limit) + most])
+    known = results["information"]
+    for key, name, most in (
+        ("at_most", "I(x; z), at most, nats", None),
+        ("lower", "I(x; z), at least, nats", known["ceiling"]),
+        ("top_lower", "I(x; z2), at least, nats", known["top_ceiling"]),
+    ):
+        told = f"± {known[key]['error']:.3g} (standard error over images)"
+        rows.append([name, known[key]["value"], told + ("" if most is None else f"; never more than {most:.2f}")])
     if "MI" in results.get("as_published", {}):
         rows.append(["MI by KSG, as published, nats", results["as_published"]["MI"], "says nothing of binary images"])
     return Table(["quantity", "value", "interval"], rows, formats={"value": ".4g"})
@@ -195,11 +197,6 @@ def _interval(found: dict[str, Any]) -> str:
 
 def _estimate(found: Estimate) -> dict[str, float]:
     return {"value": found.value, "error": found.spread}
-
-
-def _limit(found: Limit) -> dict[str, Any]:
-    ceiling = None if found.ceiling == float("inf") else found.ceiling
-    return {"value": found.nats, "low": found.low, "high": found.high, "n": found.n, "ceiling": ceiling}
 
 
 __all__ = ["evaluate_model", "evaluate_run", "to_table"]

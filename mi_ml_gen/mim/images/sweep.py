@@ -254,7 +254,7 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
         lines.append([
             *key, len(own), f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
             *(_over_seeds([one["likelihood"][name] for one in own]) for name in ("mean", "bound", "kl")),
-            *(_over_seeds([one.get("information", {}).get(name) for one in own]) for name in ("at_least", "at_most")),
+            *(_over_seeds([one["information"][name] for one in own]) for name in ("lower", "at_most")),
             _over_seeds([one.get(f"knn{N_NEIGHBOURS}") for one in own], 100),
             _over_seeds([one.get("nmi") for one in own]),
         ])  # fmt: skip
@@ -294,13 +294,12 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     cut = [one.point.title for one in found if not one.results["is_complete"]]
     if cut:
         page.text(f"Stopped by the clock and measured as they were: {', '.join(cut)}.")
-    limits = [one.results["information"]["at_least"] for one in found if "information" in one.results]
-    ceilings = sorted({f"{limit['ceiling']:.2f}" for limit in limits})
+    ceilings = sorted({f"{one.results['information']['ceiling']:.2f}" for one in found})
     page.section("Results").table(table)
     page.text(
         f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images; it "
         "is too low, by more where fewer draws carry the weight. bound: the evidence lower bound. I(x; z): from below, "
-        f"never more than {' or '.join(ceilings)} nats here, and from above, by the rate. KNN and NMI: of the means "
+        f"never more than {' or '.join(ceilings)} nats here, and from above. KNN and NMI: of the means "
         f"of the encoder, {settings.n_embedded:,} training images at most."
     )
     page.section("Course of training")

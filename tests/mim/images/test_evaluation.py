@@ -60,7 +60,8 @@ def test_a_run_is_measured_once_with_pictures(tmp_path, monkeypatch):
     assert likelihood["bits_per_dimension"]["value"] == pytest.approx(-likelihood["mean"]["value"] / 64 / np.log(2))
     assert results["knn5"]["value"] > 0.9 and results["nmi"]["low"] <= results["nmi"]["value"]
     limits = results["information"]
-    assert limits["at_least"]["low"] < limits["at_most"]["high"] and limits["top_at_least"]["n"] == 80
+    assert limits["lower"]["value"] < limits["at_most"]["value"] + limits["at_most"]["error"]
+    assert limits["top_ceiling"] == pytest.approx(np.log(80))
     assert np.isfinite(results["as_published"]["MI"]) and results["as_published"]["knn5"]["value"] > 0.5
     for name in ("samples", "reconstructions", "pseudo_inputs", "latents"):
         pixels = np.asarray(Image.open(run / "images" / f"{name}.png"))
