@@ -146,7 +146,7 @@ class Counted(TorchDispatchMode):
     ) -> None:
         space, _, name = function._schema.name.partition("::")
         here = [tensor for tensor in (*taken, *given) if tensor.device.type == self.device_type]
-        if space != "aten" or not here or function.is_view or name.startswith(NO_KERNEL):
+        if space not in ("aten", "mi_ml_gen") or not here or function.is_view or name.startswith(NO_KERNEL):
             return
         n_bytes = sum(map(memory_of, here))
         counts.launches += 1

@@ -27,8 +27,8 @@ PLUMBING_BEFORE = (
     "files", "hub", "model_card", "pickle_machine", "runs", "runtime", "sharing",
 )  # fmt: skip
 """The same, in the layout of version 0.1, when they stood side by side at the top of the package."""
-NO_PLUMBING = ("core/resnet.py", "core/schedules.py")
-"""Files of these rooms that are science."""
+NO_PLUMBING = ("core/resnet.py", "core/schedules.py", "core/fixed.py", "core/norms.py")
+"""Files of these rooms that are networks and their training: layers, norms, schedules."""
 
 
 # --- imports ------------------------------------------------------------------------------------------------------

@@ -290,6 +290,14 @@ def _processes(n: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _as_cudnn_lays_it(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
+    """How the result of a convolution lies in memory; asked without cuDNN, torch has it channels-first always."""
+    is_last = any(
+        tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous() for tensor in (x, weight)
+    )
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
 @contextlib.contextmanager
 def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
     """A CUDA device without numbers, for what runs within; gives the counter, entered, not yet counting.
@@ -307,6 +315,7 @@ def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
         mock.patch.object(sys.modules["torch.optim.optimizer"], "_foreach_supported_types", with_foreach),
         mock.patch.object(sys.modules["torch.utils._foreach_utils"], "_foreach_supported_types", with_foreach),
         mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _as_cudnn_lays_it),
         mock.patch.object(torch.cuda, "get_device_capability", lambda *_, **__: (9, 0)),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         mock.patch.object(runtime, "resolve_device", lambda name: CUDA),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Continuous sampling against stored images: seconds and energy of an epoch, for the same small encoder.
+"""Compare continuous sampling with stored images: seconds and energy of an epoch of the same small encoder.
 
     python scripts/benchmark_sampling.py --source generator --generator tiny-bigbigan --samples_per_epoch 4096
     python scripts/benchmark_sampling.py --g_path BigBiGAN_x1.pth --data_path datasets/generated --device cuda \\
         --source generator torch ffcv --batch_sizes 32 64 128 256 --num_epochs 20               (the paper's Figure 5)
 
-Sources measured by several calls with the same --out share one table and figure: sampling.md and
-images/sampling.png. What is there is not measured again, so the same command goes on after a stop.
+Several calls with the same --out share one table (sampling.md) and one figure (images/sampling.png). Nothing is
+measured twice, so the same command resumes after a stop.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Hold every estimator of mutual information against pairs whose information is known.
+"""Test every estimator of mutual information on pairs whose information is known.
 
     python scripts/calibrate_information.py --quick --out quick        # a few minutes
     python scripts/calibrate_information.py                            # hours on one core; stop it when you like
 
-Writes information.html (errors, intervals and verdicts, with every estimate), information.json and images/.  The same
-command goes on with what is left; Ctrl-C writes the page of what is done.
+Writes information.html (errors, intervals and verdicts, with every estimate), information.json and images/. Ctrl-C
+stops the run and writes the page of what is done. The same command then does what is left.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Which views make the better encoder: real, generated, randomly or learnedly perturbed? One table.
+"""Compare encoders trained on real images, on generated ones, and on generated ones that a walker perturbs.
 
     python scripts/compare_views.py                          (tiny-bigbigan against Fashion-MNIST, on a CPU)
     python scripts/compare_views.py --num_samples 60000 --seeds 0 --out short
     python scripts/compare_views.py --width 64 --num_samples 3000000 --device cuda --precision bf16 --out large
 
-Trains a walker per chunk where none are given, a SimCLR encoder for every row and seed, and probes each on real
-images. comparison.md, .csv, .json and .png grow with every encoder. The same command goes on after a stop; more --seeds
-or --rows add to what is there.
+Trains a SimCLR encoder for every row and seed, and probes it on real images. Also trains a walker for each chunk if
+you give none. Each encoder adds to comparison.md, .csv, .json and .png. The same command resumes after a stop, and you
+can add --seeds and --rows later.
 """
 
 from __future__ import annotations

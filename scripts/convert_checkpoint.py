@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Turn a published file into this package's own: safetensors with its configuration. Nothing in the file is run.
+"""Convert a published file to safetensors with its configuration. No code in the file is run.
 
     python scripts/convert_checkpoint.py stylegan2-car-config-f.pkl cars.safetensors
     python scripts/convert_checkpoint.py BigBiGAN_x1.pth bigbigan.safetensors
     python scripts/convert_checkpoint.py w_COPGen_60032.pth walker.safetensors
     python scripts/convert_checkpoint.py encoder_imagenet_chunks_learned/last.ckpt encoder.safetensors
 
-Reads StyleGAN2 pickles (TensorFlow's and PyTorch's), BigBiGAN state dicts, walkers, and encoders (Lightning's
-checkpoints of SimSiam and BYOL, COP-Gen's and torchvision's ResNets), told apart by their content.
-A walker's description goes to a .json file beside it. What already exists is not overwritten.
+Reads StyleGAN2 pickles (TensorFlow's and PyTorch's), BigBiGAN state dicts, NVAE checkpoints, walkers, and encoders
+(Lightning's checkpoints of SimSiam and BYOL, COP-Gen's and torchvision's ResNets). The kind is detected from the
+content. A walker's description goes to a .json file beside it. Existing files are not overwritten.
 """
 
 from __future__ import annotations

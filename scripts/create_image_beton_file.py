@@ -5,8 +5,8 @@
     python scripts/create_image_beton_file.py --out pets --with_labels --train_folder pets/train \\
         --val_folder pets/val --test_folder pets/test
 
-Sizes of the paper's sets: ImageNet and most downstream sets 256, LSUN cars 512, Birdsnap 224, CIFAR-100 32. Needs no
-FFCV; only reading the files through it does.
+The paper's sets have these sizes: ImageNet and most downstream sets 256, LSUN cars 512, Birdsnap 224, CIFAR-100 32.
+Writing the files does not need FFCV.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Look at this machine: Python, torch, GPUs, FFCV, caches, disk, weights; and how to mend what is not right.
+"""Check this machine: Python, torch, GPUs, FFCV, caches, disk and weights. Prints a command for each problem.
 
     python scripts/doctor.py
 
-ok: works; none: optional, and not there; warn: works in part; fail: required, and it does not work. Exits with 0 when
-all that is required works, else with 4.
+ok: it works; none: it is optional and missing; warn: it works in part; fail: it is required and does not work. The
+exit code is 0 if everything that is required works, and 4 otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mi_ml_gen.hub import doctor
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(works_anywhere=True, description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="do not start processes by torchrun")
+    parser.add_argument("--quick", action="store_true", help="skip the check that starts processes with torchrun")
     arguments = parser.parse_args(argv)
     if sys.stderr.isatty():
         print("checking this machine; this can take half a minute ...", file=sys.stderr, flush=True)

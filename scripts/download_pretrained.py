@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Fetch published weights: by name, by kind, or by glob; checked, resumed, and, if asked for, converted.
+"""Download published weights by name, kind or pattern. Downloads are checked, and resume after an interruption.
 
     python scripts/download_pretrained.py --list
     python scripts/download_pretrained.py bigbigan-x1 walker-bigbigan-1_6
     python scripts/download_pretrained.py --walkers bigbigan --convert
     python scripts/download_pretrained.py 'runs/walkers/*chunk0*' hf://owner/repo/file.pth@v1 --out weights
 
-Files go into the Hugging Face cache (HF_HOME), or into --out. --list asks the repositories what they hold, unless
-HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --out, or here. Each file has a licence of its own,
-which is shown before it comes. The names stand for paths in the flags of all scripts: --g_path bigbigan-x1.
+Files go into the Hugging Face cache (HF_HOME), or into --out. --list asks the repositories for their files, unless
+HF_HUB_OFFLINE is set. --convert writes NAME.safetensors into --out, or into the current folder. Each file has its own
+licence, which is shown before the download. All scripts accept these names in place of paths: --g_path bigbigan-x1.
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ from mi_ml_gen.hub.assets import KINDS, is_reference
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="a name from --list, hf://owner/repo/file, a web address, or a glob")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a name from --list, hf://owner/repo/file, a web address, or a pattern such as 'runs/*'",
+    )
     for kind in KINDS:
         add(f"--{kind}s", nargs="?", const="*", metavar="FAMILY", help=f"all {kind}s, or those of a family")
-    add("--list", action="store_true", help="show what can be fetched, then stop")
-    add("--dry-run", action="store_true", help="show what would be fetched, then stop")
+    add("--list", action="store_true", help="list what can be downloaded, and stop")
+    add("--dry-run", action="store_true", help="list what would be downloaded, and stop")
     add("--revision", metavar="NAME", help="branch, tag or commit of the repositories (default: main)")
     add("--out", type=Path, metavar="PATH", help="folder for the files (default: the Hugging Face cache)")
     add("--local-dir", type=Path, dest="out", help=argparse.SUPPRESS)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Hold a linear classifier against the test images of a labelled set.
+"""Evaluate a linear classifier on the test images of a labelled data set.
 
     python scripts/eval_classifier.py --lin_cls_path classifier_runs/LinCls-fashion-mnist-0 --data_path fashion-mnist
     python scripts/eval_classifier.py --lin_cls_path LinCls-StanfordCars-.../last.ckpt --dataset StanfordCars \\
         --data_path datasets/StanfordCars/ffcv --batch_size 16 --out_log_file cars
 
-Prints top-1 and top-5 with their 95% intervals. With --out_log_file NAME, NAME.csv gets them as a table, and the folder
-NAME the accuracy of each class and the confusion figure.
+Prints top-1 and top-5 accuracies with their 95% intervals. --out_log_file NAME writes them to NAME.csv, and the
+accuracy of each class and the confusion figure to the folder NAME.
 """
 
 from __future__ import annotations

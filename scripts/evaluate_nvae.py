@@ -4,10 +4,10 @@
     python scripts/evaluate_nvae.py --generator tiny-nvae --data_path fashion-mnist --importance_samples 10
     python scripts/evaluate_nvae.py --g_path last.pt --data_path torchvision:CIFAR10:data --features encoder_runs/mine
 
-The Frechet distance of samples is measured with --features in the features of an encoder or a linear classifier of
-yours, and with --frechet in those of a small classifier that is trained on the labelled training images. The output
-says which. These numbers compare generators with one another, not with published distances, which use the features of
-another network. Nothing is downloaded.
+--features measures the Frechet distance of samples in the features of your encoder or linear classifier. --frechet
+trains a small classifier on the labelled training images, and uses its features. The output says which were used. You
+can compare these distances with one another, but not with published ones, which use another network. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, NVAEEvaluationConfig)
     parser.add_argument(
-        "--fact", nargs=2, action="append", default=[], metavar=("NAME", "TEXT"), help="row of the card"
+        "--fact", nargs=2, action="append", default=[], metavar=("NAME", "TEXT"), help="add a row to the card"
     )
     arguments = parser.parse_args(argv)
     settings = config.from_arguments(NVAEEvaluationConfig, arguments)

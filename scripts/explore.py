@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A page with a slider for each latent variable of a generator: one HTML file, to be opened, mailed or put on the web.
+"""Make a page with a slider for each latent variable of a generator: one HTML file that you can open, mail or publish.
 
     python scripts/explore.py tiny-bigbigan --out explorer.html
     python scripts/explore.py tiny-bigbigan --walkers t1 --table t1/table1.json --map map.json
     python scripts/explore.py stylegan2 --g_path stylegan2-car-config-f.pkl --sliders 3 --image_size 96
 
-GENERATOR is a name as in --generator of the other scripts. All images that the sliders can reach are decoded beforehand
-and lie in the page, so it needs no server and fetches nothing. A page of more than 10 MB is refused.
+GENERATOR is a name as in --generator of the other scripts. The page holds all images that the sliders can reach, so it
+needs no server and downloads nothing. A page of more than 10 MB is refused.
 """
 
 from __future__ import annotations

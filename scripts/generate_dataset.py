@@ -7,7 +7,7 @@
     python scripts/generate_dataset.py --generator bigbigan --g_path BigBiGAN_x1.pth --n_images 1300000 \\
         --Tz w_COPGen_60032.pth --layout cop-gen --out pairs     # for offline SimCLR
 
-The same command goes on with a set that was stopped.
+The same command resumes an interrupted data set.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""The map of a generator: what every range of its latent variables (chunks) says about the image, in nats.
+"""Map a generator: measure what every range of its latent variables (chunks) says about the image, in nats.
 
     python scripts/map_generator.py --generator tiny-bigbigan
     python scripts/map_generator.py --generator tiny-stylegan --ranges tree --classifier classifier_runs/mine
     python scripts/map_generator.py --generator bigbigan --g_path BigBiGAN_x1.pth --device cuda --n_train 16384
 
-For each range: delta of redrawing it, the information that is left when it is redrawn, the information that it carries
-alone, and what a label loses when it is redrawn; each with a 95% interval and a verdict. Writes map.html, map.json and
-the table as table.md, .csv, .json and .tex into --out. The same command resumes an interrupted run.
+For each range, the table has: the delta of redrawing it, the information that remains when it is redrawn, the
+information that it carries alone, and the information about a label that is lost when it is redrawn. Each information
+has a 95% interval and a verdict. Writes map.html, map.json, and table.md, .csv, .json and .tex into --out. The same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations

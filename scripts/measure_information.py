@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Hold the critic's bound against a known mutual information: the table and figure of docs/information.md.
+"""Compare the critic's bound with a known mutual information: the table and figure of docs/information.md.
 
     python scripts/measure_information.py
     python scripts/measure_information.py --nats 2 1 --steps 300 --steps_more 200 --out quick
     python scripts/measure_information.py --estimator doe                        # another estimator, the same pairs
     python scripts/measure_information.py --estimator doe --pairs mine.npz       # your pairs: arrays x and y
 
-Trains the critic on pairs of the linear Gaussian generator from much information to little, measures each
-level on fresh draws, and writes calibration.md, .csv, .json and images/calibration.png.  The same command
-resumes an interrupted run.  With --estimator, estimates are printed with interval and verdict, and nothing is written.
+Trains the critic on pairs of the linear Gaussian generator, from the most information to the least. Measures each
+level on new draws, and writes calibration.md, .csv, .json and images/calibration.png. The same command resumes an
+interrupted run. --estimator prints estimates with intervals and verdicts instead, and writes nothing.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Table 1: how far each walker of a folder moves its latent variable (delta), and what the pair still shares.
+"""Make Table 1: how far each walker of a folder moves its latent variable (delta), and what the pair still shares.
 
     python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path table1 --all_chunks
-    python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path t4 --all_chunks \
+    python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path t4 --all_chunks \\
         --train walkers=4 --curves --page
     python scripts/monte_carlo_simulation.py --walkers_base_path walkers --walkers_iter 60032 120000 ...
     python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all_chunks
 
-The folder has one subfolder per chunk or group: run folders of train_navigator.py, or the published layout
-(chunk0/w_COPGen_N.pth, F_loss_values.npy). Generator, weights, their use and the noise are those that the runs
-recorded; a flag that says something else is used, and named in a warning and in the table's caption. --all_chunks first
-trains what is missing; --train walkers=4 trains four walkers for each chunk at once, and delta gets an interval over
-trainings. With the generator's weights at hand, fresh critics measure what the pairs still share, unless that would
-cost more than the training did (--fresh_critics). Prints the table and writes table1.md, .csv, .json, .tex and .png.
+The folder has one subfolder for each chunk or group: run folders of train_navigator.py, or the published layout
+(chunk0/w_COPGen_N.pth, F_loss_values.npy). The generator, its weights and options, and the noise are those that the
+runs recorded. A flag that differs is used instead; a warning and the table's caption name it.
+
+--all_chunks first trains the missing walkers. --train walkers=4 trains four walkers for each chunk at once, and delta
+gets an interval over trainings. If the generator's weights are available, fresh critics (--fresh_critics) measure what
+the pairs still share, unless that would cost more than the training did. Prints the table and writes table1.md, .csv,
+.json, .tex and .png.
 """
 
 from __future__ import annotations

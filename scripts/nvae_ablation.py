@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What each latent variable of an NVAE is used for: learned walkers beside the model's own KL divergence.
+"""Compare learned walkers with an NVAE's own KL divergence: what is each latent variable used for?
 
     python scripts/nvae_ablation.py --generator tiny-nvae --data_path fashion-mnist
 
 Trains one walker for each group and each scale, and writes one page: Table 1 with the KL divergences, their rank
-correlations, and images. Interrupted, the same command goes on. The settings of the walkers are those of
-train_navigator.py; for tiny-nvae the defaults are those of mi_ml_gen/configs/navigator/nvae.yaml.
+correlations, and images. The same command resumes an interrupted run. The settings of the walkers are those of
+train_navigator.py. For tiny-nvae, the defaults are those of mi_ml_gen/configs/navigator/nvae.yaml.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 """From bundled generators to Table 1 in a few minutes: train walkers, measure delta, write a page.
 
     python scripts/quickstart.py                             (what `make quickstart` runs)
-    python scripts/quickstart.py --num_samples 64000         (longer, nearer to convergence)
+    python scripts/quickstart.py --num_samples 64000         (longer, closer to convergence)
     python scripts/quickstart.py --generator tiny-stylegan --groups 2
 
-Without --generator or --config: a walker for each chunk of tiny-bigbigan, and for the coarse and the fine half of
-tiny-stylegan's. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and every flag of train_navigator.py
-overrides them. Interrupted, the same command goes on. The page is quickstart/index.html.
+Without --generator or --config, it trains a walker for each chunk of tiny-bigbigan, and one for the coarse and one for
+the fine half of the chunks of tiny-stylegan. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and
+every flag of train_navigator.py overrides them. The same command resumes an interrupted run. The page is
+quickstart/index.html.
 """
 
 from __future__ import annotations

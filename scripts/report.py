@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs side by side on one page: the settings that differ, curves, last numbers with their verdicts, and pictures.
+"""Show runs side by side on one page: settings that differ, curves, last numbers with their verdicts, and pictures.
 
     python scripts/report.py walker_runs/0_tiny-bigbigan_0_1_none walker_runs/1_tiny-bigbigan_0_1_none --out report.html
     python scripts/report.py encoder_runs/*
 
-RUN is a run folder of any training script. The page is one file, which fetches nothing.
+RUN is a run folder of any training script. The page is one file that needs no other file and no network.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Compare MIM with VAE over a range of widths and seeds, as published: one command a section.
+"""Compare MIM with the VAE over a range of widths and seeds, as published: one command for each section.
 
     python scripts/sweep_mim.py expressiveness              # toy4, hidden units 5 to 500
-    python scripts/sweep_mim.py entropy                     # the same, entropy added to VAE and taken from MIM
+    python scripts/sweep_mim.py entropy                     # the same, with entropy added to VAE and taken from MIM
     python scripts/sweep_mim.py bottleneck                  # 20-D mixture, latent dimensions 2 to 20
     python scripts/sweep_mim.py bottleneck-pca              # PCA of Fashion-MNIST, latent dimensions 2 to 20
     python scripts/sweep_mim.py expressiveness --seeds 3 --quick
 
-The same command goes on with an interrupted sweep and reads back what is finished. At the end stand, in the sweep's
-folder, figure.png (mutual information, NLL, reconstruction error and KNN accuracy with a band of one standard error
-over seeds), table.csv (and .md, .tex, .json), runs.csv and, of toy4, models.png: what one seed's models have learnt.
+The same command resumes an interrupted sweep. The sweep's folder then holds figure.png (mutual information, NLL,
+reconstruction error and KNN accuracy, with a band of one standard error over seeds), table.csv (and .md, .tex, .json),
+runs.csv, and for toy4 models.png, which shows what the models of one seed have learned.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Probe a frozen encoder: a linear classifier by SGD, nearest neighbours, and ridge regression on its features.
+"""Probe a frozen encoder: train a linear classifier, nearest neighbours and ridge regression on its features.
 
     python scripts/train_classifier.py --encoder_path encoder_runs/mine --data_path fashion-mnist
     python scripts/train_classifier.py --encoder_path last.ckpt --data_path datasets/StanfordCars/ffcv \\
         --config classifier_lsun --dataset StanfordCars --run_name mine --seed 0             (the paper's protocol)
 
---config names one of the bundled configurations (classifier, classifier_imagenet, classifier_lsun) or a YAML file. The
-run folder, classifier_runs/LinCls-DATASET-NAME, holds the accuracies with their intervals, those of each class, the
-confusion figure, the classifier, and the features. The same command resumes an interrupted run, as does --resume_from
-with its folder and the same settings.
+--config names a bundled configuration (classifier, classifier_imagenet, classifier_lsun) or a YAML file. The run
+folder, classifier_runs/LinCls-DATASET-NAME, holds the accuracies with their intervals, the accuracy of each class, the
+confusion figure, the classifier, and the features. The same command resumes an interrupted run, and so does
+--resume_from with its folder and the same settings.
 """
 
 from __future__ import annotations

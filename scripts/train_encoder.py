@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Train an encoder (SimCLR, SimSiam, BYOL) on views of generated or of stored images.
+"""Train an encoder (SimCLR, SimSiam, BYOL) on views of generated or stored images.
 
     python scripts/train_encoder.py --config small/chunks_random --seed 0
     python scripts/train_encoder.py --encoder simsiam --config simsiam_bigbigan/encoder_imagenet_chunks_learned --seed 0
     torchrun --nproc_per_node 8 scripts/train_encoder.py --encoder simsiam \\
         --config simsiam_bigbigan/encoder_imagenet_baseline_real --data_path datasets/imagenet/ffcv --seed 0
 
---config names one of the bundled configurations of encoders, or a YAML file. Every setting is also a flag. The run
+--config names a bundled configuration of an encoder, or a YAML file. Every setting is also a flag. The run
 folder holds the settings, metrics, curves, grids of views, and the encoder (encoder.safetensors). The same command
 resumes an interrupted run, and so does --resume_from with its folder.
 """

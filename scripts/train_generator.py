@@ -3,43 +3,41 @@
 
     python scripts/train_generator.py --family bigbigan
     python scripts/train_generator.py --family stylegan
+    python scripts/train_generator.py --family diffusion --objective flow
 
-The same command resumes an interrupted run. The run folder then holds generator.safetensors (load it with
---g_path), card.md, samples.png, quality.json, and the course of training.
+Each family has settings of its own: --family diffusion --help shows those of diffusion. The same command resumes an
+interrupted run. The run folder then holds generator.safetensors (load it with --g_path), card.md, samples.png,
+quality.json, and the course of training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mi_ml_gen.core import cli, config
-from mi_ml_gen.generators.gan.settings import GanConfig
+from mi_ml_gen.generators.trainers import chosen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, GanConfig)
+    trainer = chosen(argv)
+    config.add_arguments(parser, trainer.settings)
     about = "CPU threads (default: as many as this process may use)"
     parser.add_argument("--threads", type=int, metavar="N", help=about)
     cli.add_dry_run(parser)
     arguments = parser.parse_args(argv)
-    settings = config.from_arguments(GanConfig, arguments)
+    settings: Any = config.from_arguments(trainer.settings, arguments)
     settings.check()
     if cli.is_dry_run(arguments, settings):
         return
     cli.loading()
     import torch
 
-    from mi_ml_gen.data.idx import fashion_mnist
-    from mi_ml_gen.generators.gan.card import describe_run
-    from mi_ml_gen.generators.gan.training import train_generator
-
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    settings = settings.resolved()
-    train, held_out = (fashion_mnist(split, settings.data_path) for split in ("train", "test"))
-    path = train_generator(settings, train.images)
-    print(describe_run(path, settings, train, held_out))
+    card, path = trainer.run(settings)
+    print(card)
     print(f"weights, card and samples: {path}")
 
 

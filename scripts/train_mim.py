@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a Mutual Information Machine, a VAE or an auto-encoder on toy and low-dimensional data.
+"""Train a Mutual Information Machine (MIM), a VAE or an auto-encoder on toy and low-dimensional data.
 
     python scripts/train_mim.py --dataset toy4 --z-dim 2 --mid-dim 50 --min-logvar 6 --seed 1 --batch-size 128 \\
         --epochs 200 --warmup-steps 3 --mim-loss --mim-samp
@@ -7,8 +7,8 @@
         --vis-progress
     python scripts/train_mim.py --dataset toy4 --mid-dim 50 --min-logvar 6 --epochs 200 --warmup-steps 3 --seeds 10
 
-The run folder holds the settings, metrics, the best model and its results.csv. The same command goes on with an
-interrupted run.
+The run folder holds the settings, metrics, the best model and its results.csv. The same command resumes an interrupted
+run.
 """
 
 from __future__ import annotations

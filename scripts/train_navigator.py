@@ -10,8 +10,8 @@
 The defaults shown below are the paper's (--config navigator/paper). Without --config, the small generators that come
 with the package take the bundled navigator/small instead, which needs a minute or two on a CPU.
 
-One walker is the published procedure. With --walkers 4, four are trained at once, each against a critic of its own, and
-delta gets an interval over trainings; the run ends when all of them have converged.
+One walker is the published procedure. --walkers 4 trains four at once, each against its own critic, and delta gets an
+interval over trainings. The run then ends when all walkers have converged.
 
 The run folder holds the settings, metrics, curves, grids of pairs, every saved walker, and the selected one
 (walker.safetensors). The same command resumes an interrupted run.

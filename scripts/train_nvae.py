@@ -5,8 +5,8 @@
     python scripts/train_nvae.py --config nvae/cifar10 --data_path torchvision:CIFAR10:data
 
 The same command resumes an interrupted run. The run folder holds generator.safetensors (load it with --generator nvae
---g_path), the course of training with the bits per dimension and the KL divergence of each group, and grids of samples
-and reconstructions.
+--g_path), metrics with the bits per dimension and the KL divergence of each group, and grids of samples and
+reconstructions.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Estimate an NVAE's batch statistics for a temperature, and write a generator that uses them at that temperature.
+"""Estimate the batch-norm statistics of an NVAE at a temperature, and write a generator that uses them there.
 
     python scripts/update_bn_stats.py --g_path last.pt --temperature 0.6 --output nvae-0.6.safetensors
 
-At a temperature below 1 the features are distributed otherwise than in training, so images improve with statistics of
-their own. The output holds those of all temperatures that the input had, and the new ones.
+Below temperature 1, features have another distribution than in training, so images improve if each temperature has its
+own statistics. The output holds the new statistics, and those of all temperatures that the input had.
 """
 
 from __future__ import annotations

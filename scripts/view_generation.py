@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Generate images and, of each, several positives: what a perturbation of chosen chunks does.
+"""Generate images (anchors), and several perturbed versions (positives) of each, to see what a perturbation does.
 
     python scripts/view_generation.py --config view_generation/bigbigan --g_path BigBiGAN_x1.pth \\
         --out views
     python scripts/view_generation.py --config mine.yaml --out views --seeds published
 
-A configuration is a YAML file or the name of a bundled one; any of its keys can be given as a flag too. Writes
+--config takes a YAML file or the name of a bundled one. Each of its keys is also a flag. Writes
 idx=0_var=0.png (anchor 0), idx=0_var=1.png (its first positive) ... and grid.png, a row per anchor.
 """
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Look at a generator: samples, and what each of its latent variables changes when it is exchanged for another's.
+"""Show what a generator does: samples, and what changes when images exchange one of their latent variables.
 
     python scripts/visualize_generator.py --generator tiny-stylegan --groups 2
     python scripts/visualize_generator.py --generator stylegan2 --g_path stylegan2-car-config-f.pkl --groups 4
 
-Writes samples.png and swaps.png into --out: the anchors, a row per chunk (or group of --groups chunks) with that part
-of the latents taken from the donors, and the donors. Nothing is trained.
+Writes samples.png and swaps.png into --out. The first row of swaps.png holds images, the last one other images
+(donors). Each row between them shows the first images with one chunk (or --groups chunks) of the donors. Nothing is
+trained.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Look at a walker: anchors and positives along training and along the size of the perturbation, and the curves.
+"""Show what a walker does: anchors and positives along the training and along the perturbation's strength, and curves.
 
     python scripts/visualize_walker.py --run walker_runs/0_tiny-bigbigan_0_1_none
     python scripts/visualize_walker.py --Tz w_COPGen_60032.pth --generator bigbigan --g_path BigBiGAN_x1.pth
     python scripts/visualize_walker.py --Tz "0_1=0.5 1_6=walker_runs/fine" --generator tiny-bigbigan
 
-Writes training.png (a row per saved walker, runs only), strength.png (a row per multiple of the perturbation) and
-curves.png into --out. Generator and noise are those that the run recorded; a flag that says something else is used, and
-named in a warning.
+Writes strength.png (a row for each multiple of the perturbation) into --out, and for a run training.png (a row for
+each saved walker) and curves.png. The generator and the noise are those that the run recorded. A flag that differs is
+used instead, with a warning.
 """
 
 from __future__ import annotations

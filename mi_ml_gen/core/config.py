@@ -296,6 +296,20 @@ def _read_file(config_class: type, path: str | Path | None) -> dict[str, Any]:
     return values
 
 
+def in_file(path: str | Path | None, name: str) -> str | None:
+    """The text that a file of --config, or a bundled one of that name, has for a setting at its top; None where it has
+    none, and for a file that cannot be read, of which its reader will complain."""
+    if path is None:
+        return None
+    found = next((file for file in (Path(path), BUNDLED / f"{path}.yaml") if file.is_file()), None)
+    try:
+        content = None if found is None else parse_yaml(found.read_bytes(), as_text=True)
+    except (TextError, OSError):
+        return None
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, str) else None
+
+
 def _entries(config_class: type, content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """The settings of a file. A section (a key that is no setting, with a mapping) only groups those that are in it."""
     names = {name for spec in _specs(config_class) for name in (spec.name, *spec.spellings)}

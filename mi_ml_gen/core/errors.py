@@ -49,7 +49,7 @@ class NonFiniteError(MiMlGenError, ArithmeticError):
 
 
 class Preempted(MiMlGenError):
-    """A signal asked the run to stop; it was saved, and the same command goes on with it."""
+    """A signal asked the run to stop; it was saved, and the same command resumes it."""
 
     exit_code = 75
 

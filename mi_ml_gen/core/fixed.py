@@ -8,6 +8,7 @@ its weight would need (`convolve`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from mi_ml_gen.core import kernels
 
 _aten = torch.ops.aten
 
@@ -136,7 +139,9 @@ def _by_hand(*inputs: Tensor) -> bool:
 def working_dtype(x: Tensor) -> torch.dtype:
     """What autocast makes of x for a convolution or a matrix product; outside autocast its own dtype."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    # The meta device, for example, has no autocast. A compiler cannot ask for that, and does not run there.
+    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+    if x.dtype == torch.float64 or not has_autocast or not torch.is_autocast_enabled(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
 
@@ -156,10 +161,12 @@ class Conv2d(FixedWeights, nn.Conv2d):
             return {}
         return {"half_weight": weight.bfloat16()} | ({} if self.bias is None else {"half_bias": self.bias.bfloat16()})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
+        """with_bias: False where the caller adds the bias elsewhere."""
         if not self.is_current():
-            return super().forward(x)
+            return self._conv_forward(x, self.weight, self.bias if with_bias else None)
         weight, bias = self.operands(x, self.weight)
+        bias = bias if with_bias else None
         return convolve(x, weight, bias, self.stride[0], int(self.padding[0]), groups=self.groups)
 
     def operands(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -230,16 +237,45 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def scaled_activation(
-    x: Tensor, scale: Tensor, offset: Tensor, slope: float | None = 0.0, bound: float | None = None
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None = None,
+    slope: float | None = 0.0,
+    bound: float | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
-    """A leaky ReLU of x * scale + offset, within +-bound: maps (n, c, h, w), scale (n, c, 1, 1).
+    """A leaky ReLU of x * scale + offset, within +-bound: maps (n, c, h, w), scale (n, c, 1, 1) or (1, c, 1, 1).
 
-    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. The same as the plain operations, with a
-    backward pass that makes no copy of x and keeps no map but x and the result.
+    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. overwrite: nobody needs x afterwards, so
+    its memory may take the result where no gradient is wanted. The result has the type of x; scale and offset may be
+    float32 where x is not. The same as the plain operations, with a backward pass that makes no copy of x and keeps no
+    map but x, and where no kernel of ours is to be had the result.
     """
+    if _kernel_takes(x, scale, offset):
+        if offset is not None and offset.ndim < 4:
+            offset = offset.expand(1, *offset.shape)
+        if offset is not None and offset.shape[2:] != (1, 1):
+            offset = offset.contiguous(memory_format=torch.channels_last)
+        if _by_hand(x, scale, *(() if offset is None else (offset,))):
+            return _FusedActivation.apply(x, scale, offset, slope, bound)
+        return kernels.scaled_activation(x, scale, offset, slope, bound)
+    scale = scale.to(x.dtype)
+    if offset is None:
+        return _activate(x * scale, slope, bound)
+    offset = offset.to(x.dtype)
     if _by_hand(x, scale, offset):
         return _ScaledActivation.apply(x, scale, offset, slope, bound)
-    return _activate(torch.addcmul(offset, x, scale), slope, bound)
+    is_wanted = torch.is_grad_enabled() and any(one.requires_grad for one in (x, scale, offset))
+    out = x if overwrite and not is_wanted and not torch.compiler.is_compiling() else None
+    return _activate(torch.addcmul(offset, x, scale, out=out), slope, bound)
+
+
+def _kernel_takes(x: Tensor, scale: Tensor, offset: Tensor | None) -> bool:
+    if not kernels.usable(x) or scale.shape[2:] != (1, 1) or scale.stride(1) != 1:
+        return False
+    if offset is None or offset.shape[2:] == (1, 1):
+        return offset is None or (offset.ndim == 4 and offset.stride(1) == 1)
+    return offset.shape[-3:] == x.shape[1:] and not offset.requires_grad
 
 
 def _activate(y: Tensor, slope: float | None, bound: float | None) -> Tensor:
@@ -249,7 +285,46 @@ def _activate(y: Tensor, slope: float | None, bound: float | None) -> Tensor:
     return y if bound is None else y.clamp_(-bound, bound)
 
 
+class _FusedActivation(torch.autograd.Function):
+    """By the kernels, which compute again in the backward pass what was before the activation."""
+
+    @staticmethod
+    def forward(ctx, x, scale, offset, slope, bound):
+        ctx.save_for_backward(x, scale, offset)
+        ctx.how = slope, bound
+        return kernels.scaled_activation(x, scale, offset, slope, bound)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, scale, offset = ctx.saved_tensors
+        _, to_scale, to_offset, *_ = ctx.needs_input_grad
+        gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        to_x, of_scale, of_offset = kernels.scaled_activation_backward(
+            gradient, x, scale, offset, *ctx.how, to_scale, to_offset
+        )
+        return (
+            to_x,
+            _summed_to(of_scale, scale) if to_scale else None,
+            _summed_to(of_offset, offset) if to_offset else None,
+            None,
+            None,
+        )
+
+
+def _summed_to(sums: Tensor, like: Tensor) -> Tensor:
+    """Sums per sample and channel (n, c) as the gradient of a tensor (n, c, 1, 1) or (1, c, 1, 1)."""
+    return sums[:, :, None, None].sum_to_size(like.shape).to(like.dtype)
+
+
+@functools.cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=dtype).item()
+
+
 class _ScaledActivation(torch.autograd.Function):
+    """By torch's operators."""
+
     @staticmethod
     def forward(ctx, x, scale, offset, slope, bound):
         y = _activate(torch.addcmul(offset, x, scale), slope, bound)
@@ -263,6 +338,7 @@ class _ScaledActivation(torch.autograd.Function):
         x, scale, y = ctx.saved_tensors
         slope, bound, offset_shape = ctx.how
         if bound is not None:
+            bound = _rounded(bound, y.dtype)  # as y has it, where it was cut
             gradient = _aten.hardtanh_backward(gradient, y, -bound, bound)
         if slope is not None:
             is_relu = slope == 0
@@ -280,17 +356,26 @@ class _ScaledActivation(torch.autograd.Function):
         return to_x, to_scale, to_offset, None, None
 
 
-def add_doubled(x: Tensor, small: Tensor) -> Tensor:
-    """x (n, c, 2 h, 2 w) plus small (n, c, h, w) doubled by nearest neighbour; x is overwritten."""
-    if torch.compiler.is_compiling() or not (is_channels_last(x) and is_channels_last(small)):
+def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (n, c, 2 h, 2 w) plus small (n, c, h, w) doubled by nearest neighbour, plus bias (c,); x is overwritten.
+
+    The bias is one that stays as it is: it gets no gradient.
+    """
+    by_kernel = kernels.usable(x) and is_channels_last(small) and small.dtype == x.dtype
+    if bias is not None and not by_kernel:
+        small, bias = small + bias[:, None, None], None
+    if not by_kernel and (torch.compiler.is_compiling() or not (is_channels_last(x) and is_channels_last(small))):
         with torch.autocast(x.device.type, enabled=False):  # which would double in float32
             return x.add_(functional.interpolate(small, scale_factor=2.0, mode="nearest"))
     if _by_hand(x, small):
-        return _AddDoubled.apply(x, small)
-    return _add_doubled(x, small)
+        return _AddDoubled.apply(x, small, bias)
+    return _add_doubled(x, small, bias)
 
 
-def _add_doubled(x: Tensor, small: Tensor) -> Tensor:
+def _add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> Tensor:
+    if kernels.usable(x):
+        kernels.add_doubled(x, small, bias)
+        return x
     n, c, h, w = small.shape
     x.view(n, c, h, 2, w, 2).add_(small[:, :, :, None, :, None])
     return x
@@ -298,18 +383,61 @@ def _add_doubled(x: Tensor, small: Tensor) -> Tensor:
 
 class _AddDoubled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, small):
+    def forward(ctx, x, small, bias):
         ctx.mark_dirty(x)
-        return _add_doubled(x, small)
+        return _add_doubled(x, small, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        to_small = functional.avg_pool2d(gradient, 2, divisor_override=1) if ctx.needs_input_grad[1] else None
-        return gradient, to_small
+        to_small = _summed_in_twos(gradient) if ctx.needs_input_grad[1] else None
+        return gradient, to_small, None
+
+
+def _summed_in_twos(maps: Tensor) -> Tensor:
+    """The sums of 2x2 pixels."""
+    if kernels.usable(maps):
+        ones = torch.ones(2, 2, device=maps.device)
+        return kernels.filtered(maps, ones, 1, 2, 0, maps.shape[2] // 2, maps.shape[3] // 2)
+    return functional.avg_pool2d(maps, 2, divisor_override=1)
+
+
+# --- small filters, the same on each map ---------------------------------------------------------------------
+
+
+def filtered(x: Tensor, taps: Tensor, up: int, padding: int, out_height: int, out_width: int) -> Tensor | None:
+    """Each map of x (n, c, h, w), with up - 1 zeros between its samples, correlated with fixed taps (k, k).
+
+    y[o] = sum over i of taps[i] * x_up[o + i - padding], zeros outside of x. None where no kernel of ours takes x:
+    then a convolution of one group for each channel does the same, which cuDNN is slow at.
+    """
+    dense = x if is_channels_last(x) else x.contiguous()
+    if not kernels.usable(dense, channels_last=False):
+        return None
+    if _by_hand(x):
+        return _Filtered.apply(dense, taps, up, padding, out_height, out_width)
+    return kernels.filtered(dense, taps, up, 1, padding, out_height, out_width)
+
+
+class _Filtered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, taps, up, padding, out_height, out_width):
+        ctx.save_for_backward(taps)
+        ctx.how = up, padding, x.shape[2:]
+        return kernels.filtered(x, taps, up, 1, padding, out_height, out_width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (taps,) = ctx.saved_tensors
+        up, padding, (height, width) = ctx.how
+        gradient = gradient if is_channels_last(gradient) else gradient.contiguous()
+        adjoint = taps.flip(0, 1).contiguous()
+        padding = len(taps) - 1 - padding
+        return kernels.filtered(gradient, adjoint, 1, up, padding, height, width), None, None, None, None, None
 
 
 __all__ = [
-    "Conv2d", "FixedWeights", "add_doubled", "convolve", "fix", "hold", "is_channels_last", "scaled_activation",
-    "without_gradients", "working_dtype",
+    "Conv2d", "FixedWeights", "add_doubled", "convolve", "filtered", "fix", "hold", "is_channels_last",
+    "scaled_activation", "without_gradients", "working_dtype",
 ]  # fmt: skip

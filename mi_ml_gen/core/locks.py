@@ -84,6 +84,6 @@ def _warn(file: IO, error: OSError) -> None:
         _warned.add(device)
         folder = os.path.dirname(os.path.abspath(file.name))
         logger.warning(
-            f"{folder}: this disk has no file locks ({error.strerror}); the work goes on without them, so make sure "
+            f"{folder}: this disk has no file locks ({error.strerror}); the work continues without them, so make sure "
             "that no second process writes there"
         )

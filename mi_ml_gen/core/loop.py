@@ -297,13 +297,13 @@ class Session:
             self._save()
         if stop and not self.is_last:
             where = f"step {self.done:,} of {self._n_steps:,}"
-            raise Preempted(f"{self.run.path} is saved at {where}; the same command goes on from there")
+            raise Preempted(f"{self.run.path} is saved at {where}; the same command resumes from there")
 
     def stop_if_asked(self, what: str) -> None:
         """Between two parts of the work before the first step: raise Preempted after a signal. `what` is safe by now:
         "the features are saved"."""
         if runtime.broadcast_flag(self._preemption.requested):
-            raise Preempted(f"{self.run.path}: {what}; the same command goes on from there")
+            raise Preempted(f"{self.run.path}: {what}; the same command resumes from there")
 
     # what is seen
 

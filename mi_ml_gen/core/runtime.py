@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+_precision: str | None = None
+"""What `set_precision` has set."""
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,9 +42,10 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
 
     None and "auto" mean CUDA where it is there, else the CPU; Apple's mps is used only when asked for. "cuda"
     is this process's own card, which torchrun numbers by LOCAL_RANK. The card becomes the current one, so that
-    events, names and memory of what follows are this card's. Raises UsageError for a name of another form, and
-    for a numbered card where torchrun runs several processes; EnvironmentFault for a device that this machine
-    lacks.
+    events, names and memory of what follows are this card's, and float32 means float32 on it: torch's convolutions
+    would use TF32 there, which keeps three digits, unless `set_precision` has said so. Raises UsageError for a name of
+    another form, and for a numbered card where torchrun runs several processes; EnvironmentFault for a device that
+    this machine lacks.
     """
     text = "auto" if name is None else str(name)
     if text == "auto":
@@ -55,6 +58,8 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
             raise UsageError(f"--device {text}: each process of torchrun has a card of its own; write --device cuda")
         device = _cuda_device(text, int(index) if index else int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+        if _precision is None:
+            set_precision("fp32")
         return device
     if kind == "mps" and not torch.backends.mps.is_available():
         raise EnvironmentFault(f"--device {text}: no Apple GPU is usable; try --device cpu")
@@ -80,7 +85,9 @@ def set_precision(precision: str) -> None:
 
     It is forbidden for bf16 too: what `autocast` leaves in float32 (losses, statistics) is there on purpose.
     """
+    global _precision
     _check_precision(precision)
+    _precision = precision
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 

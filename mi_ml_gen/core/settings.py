@@ -94,5 +94,8 @@ class Resumed:
     SECTION: ClassVar[str] = "output"
 
     state_interval_s: float = option(
-        60.0, at_least=0, free=True, help="least seconds between saved states, from which a run resumes"
+        60.0,
+        at_least=0,
+        free=True,
+        help="shortest time between two saved states, in seconds; a run resumes from the last one",
     )

@@ -19,7 +19,7 @@ def add_flags(parser: Any) -> None:
     """Declare --logging and --wandb_id, what `tracker` is given."""
     about = "also send the metrics to a tracker: wandb (the default) or tensorboard"
     parser.add_argument("--logging", nargs="?", const="wandb", choices=TRACKERS, help=about)
-    about = "id of the Weights & Biases run that goes on; implies --logging wandb"
+    about = "id of the Weights & Biases run to continue; implies --logging wandb"
     parser.add_argument("--wandb_id", metavar="ID", help=about)
 
 

@@ -234,11 +234,6 @@ class Scan:
     twins: tuple[tuple[str, str], ...] = ()
     shared: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def n_other(self) -> int:
-        """Files that are no candidates."""
-        return sum(self.passed_by.values())
-
 
 def scan_folder(folder: str | os.PathLike[str], n_workers: int = 4, progress: bool = True) -> Scan:
     """Look at every image in a folder and below it, with a progress bar.

@@ -105,6 +105,10 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     run_name: str | None = redefined(  # type: ignore[assignment]
         InNamedFolder, "run_name", None, help="name of the run folder (default: from the settings)"
     )
+    cuda_graphs: bool = option(
+        False, free=True, later=True,
+        help="record what a step launches on the GPU and replay it as CUDA graphs, in a run of one process",
+    )  # fmt: skip
     decode_at_once: int | None = option(
         None, at_least=1, free=True, help="pairs that are decoded together (default: all of a batch)"
     )
@@ -112,6 +116,8 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     def __post_init__(self) -> None:
         METHODS.check(self.encoder)
         POLICIES.check(self.policy)
+        if self.cuda_graphs and self.compile:
+            raise UsageError("--cuda_graphs and --compile: choose one of them")
 
     @property
     def policy(self) -> str:

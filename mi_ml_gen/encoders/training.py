@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mi_ml_gen.core import config, loop, norms, optimizers, runs, runtime
+from mi_ml_gen.core import config, graphs, loop, norms, optimizers, runs, runtime
 from mi_ml_gen.core.errors import CollapseError, UsageError
 from mi_ml_gen.core.resnet import SMALL_IMAGE_PX
 from mi_ml_gen.core.schedules import LearningRate, peak_rate, warmup_steps
 from mi_ml_gen.data.loading import check_source, load_source
 from mi_ml_gen.data.source import ImageSource
-from mi_ml_gen.encoders.base import Architecture, Encoder, accumulate_gradients
+from mi_ml_gen.encoders.base import Architecture, Encoder, Gradients, accumulate_gradients
 from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.monitor import Health, KnnMonitor, health
 from mi_ml_gen.encoders.registry import METHODS
@@ -93,6 +93,14 @@ def train_encoder(
         if isinstance(sampler.origin, GeneratedImages):
             sampler.origin.compile()
 
+    def gradients(first: torch.Tensor, second: torch.Tensor) -> Gradients:
+        context = runtime.autocast(device, settings.precision)
+        return accumulate_gradients(encoder, first, second, settings.micro_batches, context, run_encoder)
+
+    if settings.cuda_graphs and not runtime.is_distributed():
+        sampler.record()
+        gradients = graphs.Recorded(gradients, f"the step of {settings.encoder}", encoder.parameters())  # type: ignore[assignment]
+
     # --- Steps and learning rates
     steps_per_epoch = epoch_length(settings, sampler.origin)
     n_steps = settings.max_epochs * steps_per_epoch
@@ -119,9 +127,8 @@ def train_encoder(
         for step in session.steps(n_steps, "image", settings.cumulative_bs, settings.encoder, progress):
             # --- Views, loss, gradients
             views = sampler(step)
-            context = runtime.autocast(device, settings.precision)
             optimizer.zero_grad(set_to_none=True)
-            loss, features = accumulate_gradients(encoder, *views, settings.micro_batches, context, run_encoder)
+            loss, features = gradients(*views)
             runtime.average_gradients(encoder)
 
             # --- Step

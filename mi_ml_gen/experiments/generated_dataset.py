@@ -294,7 +294,7 @@ def _write_missing(
                 _finish(running)
                 progress.save(stop)
             if preemption.requested:
-                raise Preempted(f"{settings.save_folder} holds {stop} of {n} images; the same command goes on")
+                raise Preempted(f"{settings.save_folder} holds {stop} of {n} images; the same command resumes")
         _finish(running)
         progress.save(n)
     return len(wanted)

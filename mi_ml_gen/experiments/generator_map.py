@@ -5,7 +5,7 @@ For a range of chunks, with z and z' independent draws of the noise:
 - *shared*: I(x; x') of an image x and of x', the same image with the range redrawn: what is left when the range goes.
 - *carried*: I(x; x') where everything but the range is redrawn: what the range brings alone.
 - *class lost*: H(L(x) | L(x')), what the label L of an image loses when the range is redrawn, in nats. The label is a
-  classifier's, or the number of the image's k-means cluster.
+  classifier's (of a run, or trained here on a labelled set), or the number of the image's k-means cluster.
 - *delta*: the length of the redrawing in the latents of the range.
 
 How. Images are decoded once, for all ranges together: each group of images mixes the chunks of two draws a and b in
@@ -31,10 +31,14 @@ from torch.nn import functional
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.progress import Bar
+from mi_ml_gen.data.loading import load_source
+from mi_ml_gen.data.source import held
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
+from mi_ml_gen.generators.gan.quality import train_classifier
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information import discrete
 from mi_ml_gen.information.canonical import Whitening, measure
@@ -234,6 +238,17 @@ def classifier_label(classifier: LinearClassifier, device: torch.device) -> Labe
     return label
 
 
+def learned_label(reference: str, side: int, seed: int, device: torch.device, progress: bool = True) -> Labeller:
+    """The class that a small classifier names, trained here on the grey images of a labelled set at the generator's
+    size. Raises UsageError for a set without labels."""
+    source = held(load_source(reference, "train", side))
+    if source.labels is None:
+        raise UsageError(f"--label_data {reference}: has no labels")
+    grey = source.images.float().mean(1, keepdim=True) / 255
+    classifier = train_classifier(grey, source.labels, seed, device, progress=progress)
+    return lambda decoded: classifier(decoded.mean(1, keepdim=True)).argmax(1).cpu()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The map
 
@@ -322,6 +337,8 @@ def draw_pairs(
     whitening = Whitening.of(sample, settings.n_inputs)
     if settings.classifier is not None:
         label = classifier_label(load_classifier(settings.classifier), device)
+    elif settings.label_data is not None:
+        label = learned_label(settings.label_data, generator.resolution, settings.seed, device, progress)
     else:
         label = cluster_label(sample, settings.n_labels, settings.seed)
     training = pool("train", settings.n_train)
@@ -371,7 +388,11 @@ def _measured(pairs: Pairs, mask: Mask) -> Estimate:
 def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     noise = settings.distribution
     truncation = noise.truncation if math.isfinite(noise.truncation) else None  # JSON has no infinity
-    kind = f"classifier {settings.classifier}" if settings.classifier is not None else f"k-means, {settings.n_labels}"
+    kind = f"k-means, {settings.n_labels}"
+    if settings.classifier is not None:
+        kind = f"classifier {settings.classifier}"
+    elif settings.label_data is not None:
+        kind = f"classes of {settings.label_data.partition(':')[0]}, by a small classifier"
     return {
         "generator": generator.name,
         "n_chunks": generator.layout.n_chunks,

@@ -157,7 +157,7 @@ def calibrate(settings: InformationConfig, progress: bool = True) -> list[Result
             write(folder, results, len(results) + n_left)
         if n_left:
             raise Preempted(
-                f"{folder.path}: {len(queue) - n_left} of {len(queue)} estimates are done; the same command goes on"
+                f"{folder.path}: {len(queue) - n_left} of {len(queue)} estimates are done; the same command resumes"
             )
     return results
 

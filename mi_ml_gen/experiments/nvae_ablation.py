@@ -174,12 +174,14 @@ def to_table(parts: Sequence[Part]) -> Table:
         [
             part.name, str(part.chunks), part.row.delta.n_samples, part.kl_nats, part.kl_error, part.row.delta.mean,
             part.row.delta.std, part.of_independent, part.row.bound_nats,
+            "–" if part.row.verdict is None else str(part.row.verdict.verdict), part.row.walker.training or "–",
             *(part.changes[t] for t in TEMPERATURES), part.random_change,
         ]
         for part in parts
     ]  # fmt: skip
     temperatures = [f"change at t = {t:g}" for t in TEMPERATURES]
     columns = ["part", "chunks", "draws", "KL (nats)", "KL error", "delta", "std", "of independent", "bound (nats)"]
+    columns += ["verdict", "training"]
     formats = {
         "draws": ",",
         "KL (nats)": ".2f",
@@ -207,9 +209,33 @@ def correlations(parts: Sequence[Part]) -> dict[str, Correlation]:
     return found
 
 
+def in_words(parts: Sequence[Part]) -> str:
+    """What the correlations and the groups with the largest KL divergence and the least information left say."""
+    found = correlations(parts)
+    decided = [name for name, r in found.items() if r.low > 0 or r.high < 0]
+    single = [part for part in parts if part.name.startswith("group")]
+    text = f"These {len(single)} groups do not decide it: the interval of every rank correlation holds 0. "
+    if decided:
+        said = "; ".join(f"KL divergence and {name}: {found[name]}" for name in decided)
+        text = f"The interval of {len(decided)} of {len(found)} rank correlations excludes 0 ({said}). "
+    largest = max(single, key=lambda part: part.kl_nats)
+    text += f"The largest KL divergence is that of {largest.name}, {largest.kl_nats:.1f} nats"
+    if largest.row.bound_nats is None:
+        return text + "."
+    least = min(single, key=lambda part: part.row.bound_nats or 0.0)
+    text += f"; its walker leaves at least {largest.row.bound_nats:.2f} nats. "
+    if least is largest:
+        return text + "No other walker leaves less."
+    return text + (
+        f"The walker of {least.name} leaves least, {least.row.bound_nats:.2f} nats, where the KL divergence is "
+        f"{least.kl_nats:.1f} nats."
+    )
+
+
 def _with_columns(table: Table, columns: Sequence[str], caption: str) -> Table:
+    """Some columns of a table; the first one, of names, is not broken into lines."""
     places = [table.columns.index(name) for name in columns]
-    rows = [[row[place] for place in places] for row in table.rows]
+    rows = [[str(row[places[0]]).replace(" ", "\u00a0"), *(row[place] for place in places[1:])] for row in table.rows]
     return Table(list(columns), rows, caption, {k: v for k, v in table.formats.items() if k in columns})
 
 
@@ -225,26 +251,31 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     )
     whole = to_table(parts)
     changes = [name for name in whole.columns if name.startswith("change at")] + ["random directions"]
-    table = _with_columns(whole, [name for name in whole.columns if name not in changes], whole.caption)
+    n_draws = parts[0].row.delta.n_samples
+    shown = [name for name in whole.columns if name not in (*changes, "draws")]
+    table = _with_columns(whole, shown, f"{whole.caption} Each delta is a mean of {n_draws:,} draws.")
     page.section("Table 1 of NVAE, and the KL divergence").table(table)
     page.text(
-        "`of independent` is delta over the length between two independent draws. `bound` is a lower bound on the "
-        "information that a pair still shares; it has no interval. `KL error` is the standard error over the test "
-        "images (of a scale: the sum of its groups', which is at least its own)."
+        "`of independent` is delta divided by the distance between two independent draws. `bound` is a lower bound on "
+        "the information that a pair still shares; it has no interval, and `verdict` says whether it may be believed. "
+        "`KL error` is the standard error over the test images (for a scale, the sum of its groups' errors, which is "
+        "at least its own). `training` says how the training of the walker ended."
     )
     most = min(math.log(2 * part.row.walker.n_pairs - 1) for part in parts)
     samples = sorted({part.row.walker.samples for part in parts})
     trained = f"{samples[0]:,}" if len(samples) == 1 else f"{samples[0]:,} to {samples[-1]:,}"
+    n_converged = sum(part.row.walker.training == "converged" for part in parts)
     page.text(
-        f"Limits: one walker for each part, one seed; the walkers that were kept had seen {trained} samples. "
-        f"{len(single)} groups of one network are few for a correlation, so look at its interval. The candidates of "
-        f"a batch can show at most {most:.2f} nats, so a bound close to that says only that much information remains."
+        f"Limits: each part has one walker, trained with one seed, and no column covers another training. "
+        f"{n_converged} of {len(parts)} walkers converged; the walkers that were kept had seen {trained} samples. The "
+        f"candidates of a batch can show at most {most:.2f} nats, so a bound close to that only says that much "
+        "information remains."
     )
     found = correlations(parts)
     page.section("Do walkers and KL divergence agree?")
-    page.facts({f"KL divergence and {name}": f"{r.value:+.2f}" for name, r in found.items()})
-    page.text("Rank correlations over the groups, with intervals of 95%: " + "; ".join(
-        f"KL divergence and {name} {r}" for name, r in found.items()) + ".")  # fmt: skip
+    page.text(in_words(parts))
+    page.facts({f"KL and {name}: rank correlation (95% interval {r.low:+.2f} to {r.high:+.2f})": f"{r.value:+.2f}"
+                for name, r in found.items()})  # fmt: skip
     page.text(
         "If both measure how much a latent variable is used, a group with a large KL divergence needs a longer "
         "perturbation, changes the image more, or leaves less information behind. An interval that holds 0 decides "
@@ -277,7 +308,7 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     page.figure(
         bars(ratios, x_label="change by the walker / by random steps", number_format=".2f"),
         "How much more a learned walker changes the image than random steps",
-        "Random steps have the same lengths. 1: the learned direction does no more than any direction.",
+        "Random steps have the same lengths. At 1, the learned direction changes the image no more than a random one.",
     )
     page.section("Images").text(
         "The same anchors in every group of rows, at temperature "

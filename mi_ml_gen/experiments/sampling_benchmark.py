@@ -125,7 +125,7 @@ def benchmark(settings: BenchmarkConfig, progress: bool = True) -> list[Measurem
             for batch_size in wanted:
                 found = measure(settings, origin, source, batch_size, device, measure_energy, preemption, progress)
                 if found is None:
-                    raise Preempted(f"{run.path} holds {len(kept)} measurements; the same command goes on from there")
+                    raise Preempted(f"{run.path} holds {len(kept)} measurements; the same command resumes from there")
                 run.log(len(kept), **vars(found))
                 kept.append(found)
         shown = sorted(kept, key=lambda m: (SOURCES.index(m.source), m.batch_size))

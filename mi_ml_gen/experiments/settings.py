@@ -77,28 +77,26 @@ class InformationConfig(OnDevice, Seeded, InFolder):
 
     estimators: list[str] = option(
         ["doe", "gaussian", "ksg", "minde", "infonce", "dv", "nwj", "smile"],
-        free=True, help="estimators, by their names in the registry",
+        free=True, help="names of the estimators to test",
     )  # fmt: skip
     tasks: list[str] = option(
         ["normal", "normal-dense", "half-cube", "wiggly", "bimodal", "asinh-cauchy", "student", "spiral", "tangled",
          "additive-uniform", "gamma-exponential", "clusters"],
-        help="families of tasks of known information: see docs/tasks.md",
+        help="families of tasks of known information, which docs/tasks.md describes",
     )  # fmt: skip
     nats: list[float] = option([0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0], at_least=0, help="levels of information, in nats")
-    dims: list[int] = option([1, 2, 5, 20, 50], at_least=1, help="pairs of coordinates")
-    sizes: list[int] = option([500, 2000, 10_000, 50_000], at_least=200, flag="n", help="numbers of pairs")
+    dims: list[int] = option([1, 2, 5, 20, 50], at_least=1, help="numbers of dimensions of x, and of y")
+    sizes: list[int] = option([500, 2000, 10_000, 50_000], at_least=200, flag="n", help="numbers of pairs in a task")
     n_tasks: int = option(
-        60, at_least=0, free=True, help="tasks that are drawn from the grid of all; each goes to every estimator"
+        60, at_least=0, free=True, help="number of tasks drawn from the grid; every estimator gets each of them"
     )
-    most_values: int = option(
-        500_000, positive=True, help="tasks with more pairs times coordinates than this are not drawn"
-    )
+    most_values: int = option(500_000, positive=True, help="largest size of a task, in pairs times dimensions")
     table: bool = option(True, free=True, help="leave out the tasks of mutinfo's public table (10,000 normal pairs)")
-    picture: bool = option(True, free=True, help="leave out the picture of the bounds (20 + 20 normal numbers)")
-    quick: bool = option(False, help="a small grid of a few minutes: few values, and neither table nor picture")
+    picture: bool = option(True, free=True, help="leave out the picture of the bounds (20-dimensional normal pairs)")
+    quick: bool = option(False, help="run a small grid that takes a few minutes, without table and picture")
     save_folder: Path = redefined(
         InFolder, "save_folder", Path("information_calibration"), flag="out",
-        help="folder of all results; the same one goes on with what is left",
+        help="folder for all results; give the same folder to resume",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -193,7 +191,7 @@ class QuickstartConfig:
     n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
     fresh_critics: bool = option(
         False,
-        help="also measure what the pairs still share by fresh critics, where they cost less than the training did",
+        help="also measure what the pairs still share with fresh critics, if they cost less than the training did",
     )
     out: Path = option(Path("quickstart"), help="folder for all results; give the same folder to resume")
 
@@ -229,13 +227,13 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
     )
     walkers_batch_size: int = option(64, at_least=1, help="batch size of published runs, which do not record it")
     n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
-    dim_z: int | None = option(None, at_least=1, help="length of z; it is checked against the generator's")
+    dim_z: int | None = option(None, at_least=1, help="length of z, which must be the generator's")
     all_chunks: bool = option(False, help="first train a walker for every chunk that has none")
     groups: int = option(1, at_least=1, help="number of chunks that each walker perturbs, with --all_chunks")
     fresh_critics: Literal["auto", "yes", "no"] = option(
         "auto",
-        help="measure what the pairs still share by critics that are trained anew on the finished walkers; auto: with "
-        "--all_chunks or --page, where they cost less than the training did",
+        help="measure what the pairs still share with new critics, trained on the finished walkers; auto: with "
+        "--all_chunks or --page, if they cost less than the training did",
     )
     curves: bool = option(
         False, help="also measure curves of nats against delta, for learned and random perturbations of each chunk"
@@ -267,12 +265,12 @@ class NVAEEvaluationConfig(OnDevice, Seeded, FromGenerator):
     )
     n_images: int | None = option(None, at_least=1, help="number of test images (default: all)")
     importance_samples: int = option(1, at_least=1, help="samples for each image, for the bits per dimension")
-    batch_size: int = option(100, at_least=1, help="images at a time")
+    batch_size: int = option(100, at_least=1, help="images that are measured together")
     frechet: bool = option(
-        False, help="also measure samples in the features of a small classifier, which is trained here on the labels"
+        False, help="also measure samples, in the features of a small classifier that is trained on the labels"
     )
     features: str | None = option(
-        None, help="also measure samples in the features of this encoder or classifier: a file, or a run folder"
+        None, help="also measure samples, in the features of this encoder or classifier (a file or a run folder)"
     )
     card: Path | None = option(None, help="folder for a model card and its picture")
     output: Path | None = option(None, help="JSON file for the numbers")
@@ -389,14 +387,20 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
         "auto", help="ranges of chunks: all of them, a binary tree, or single chunks; auto takes all up to 8 chunks"
     )
     classifier: str | None = option(
-        None, help="file or run folder of a classifier whose label is followed (default: clusters of the pixels)"
+        None, help="classifier that gives the labels: a file or run folder (default: clusters of the pixels)"
     )
-    n_labels: int = option(10, at_least=2, help="clusters of k-means, where no classifier is given")
-    n_train: int = option(2048, at_least=64, help="groups of images from which the critics are made")
-    n_eval: int = option(1024, at_least=64, help="pairs of images that each number is measured on")
-    n_inputs: int = option(192, at_least=1, help="principal components of the images that the critics see, at most")
-    critic_size: int = option(32, at_least=4, help="side in pixels of the images that the critics see, at most")
-    n_images: int = option(8, at_least=1, free=True, help="images of a row on the page")
+    label_data: str | None = option(
+        None, later=True,
+        help="labelled images, such as fashion-mnist, on which a small classifier is trained whose label is followed",
+    )  # fmt: skip
+    n_labels: int = option(
+        10, at_least=2, help="number of k-means clusters, if neither a classifier nor labels are given"
+    )
+    n_train: int = option(2048, at_least=64, help="number of image groups that the critics are trained on")
+    n_eval: int = option(1024, at_least=64, help="number of image pairs that each number is measured on")
+    n_inputs: int = option(192, at_least=1, help="largest number of principal components that the critics see")
+    critic_size: int = option(32, at_least=4, help="largest side of the images that the critics see, in pixels")
+    n_images: int = option(8, at_least=1, free=True, help="images in each row of the page")
     save_folder: Path | None = redefined(
         InFolder, "save_folder", None, flag="out", help="folder of the map (default: maps/ and the generator's name)"
     )
@@ -411,6 +415,10 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
         self.check_prior()
         if self.classifier is not None:
             check_path("--classifier", self.classifier)
+        if self.label_data is not None:
+            check_data_path("--label_data", self.label_data)
+            if self.classifier is not None:
+                raise UsageError("--label_data and --classifier: both name the label; give one of them")
 
 
 # --- the explorer -------------------------------------------------------------------------------------------
@@ -423,17 +431,24 @@ class ExplorerConfig(OnDevice, Seeded, AnchorNoise, FromGenerator):
     out: Path = option(Path("explorer.html"), free=True, help="the HTML file to write")
     walkers: str | None = option(
         None, aliases=("Tz",),
-        help="learned walkers beside random directions: a run folder, a folder with one for each chunk, or a T_z",
+        help=(
+            "learned walkers to add to the random directions: a run folder, a folder with one for each "
+            "chunk, or a T_z"
+        ),
     )  # fmt: skip
-    map: Path | None = option(None, help="map.json of map_generator.py: what was measured stands beside the sliders")
-    table: Path | None = option(None, help="table1.json of Table 1, for the same")
-    sliders: int = option(4, at_least=1, help="sliders at most, where no walkers say which chunks go together")
+    map: Path | None = option(
+        None, help="map.json of map_generator.py, whose measurements the page then shows beside the sliders"
+    )
+    table: Path | None = option(
+        None, help="table1.json of monte_carlo_simulation.py, whose measurements the page shows too"
+    )
+    sliders: int = option(4, at_least=1, help="largest number of sliders, if no walkers define the groups of chunks")
     positions: int | None = option(
         None, at_least=3, at_most=101,
-        help="odd number of positions of each slider (default: 11, or fewer so that 8,000 images are enough)",
+        help="number of positions of each slider, odd (default: 11, or fewer to stay below 8,000 images)",
     )  # fmt: skip
-    n_anchors: int = option(3, at_least=1, help="images that the sliders can begin with")
-    image_size: int = option(128, at_least=8, help="side of the images in the page, in pixels, at most the generator's")
+    n_anchors: int = option(3, at_least=1, help="number of images to start from")
+    image_size: int = option(128, at_least=8, help="side of the images in the page, in pixels; at most the generator's")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
@@ -502,8 +517,7 @@ class ViewGenerationConfig(Anchors, FromGenerator):
     starting_seed: int = option(42, flag="seed", help="random seed for anchors and positives", at_least=0)
     seeds: Literal["own", "published"] = option(
         "own",
-        help="published draws what the reference draws from this seed, and rounds bytes down as it does; own draws "
-        "every noise anew",
+        help="published: the noise and the rounding of the published script; own: independent noise for each positive",
     )
 
     @property
@@ -550,14 +564,14 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
         help="write pairs by this walker: a file, a run folder, a YAML of groups, or '0_1=0,0.2,1 1_4=w.safetensors'",
     )
     layout: Literal["plain", "cop-gen"] = option(
-        "plain", help="names of the files: 000.png (of pairs in anchor/ and positive/), or as in COP-Gen's data sets"
+        "plain", help="names of the files: 000.png (pairs: in anchor/ and positive/), or as in COP-Gen's data sets"
     )
     format: str = option("png", help="format of the images: png, jpg, or beton, which writes one file that FFCV reads")
     quality: int = option(90, help="quality of JPEG images, also inside .beton", at_least=1, at_most=100)
     std: float = redefined(AnchorNoise, "std", 1.0, above=None, at_least=0)
     starting_seed: int = option(0, flag="seed", help="random seed for all noise", at_least=0)
     published_seeds: bool = option(
-        False, help="draw as the reference does: by SciPy, from starting_seed + the number of the batch"
+        False, help="draw the published noise, with SciPy from the seed plus the number of the batch"
     )
     batch_size: int = option(64, help="images that are decoded together", at_least=1)
     n_workers: int = option(
@@ -623,10 +637,12 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     seeds: list[int] = option(
         [0, 1, 2], at_least=0, free=True, help="random seeds; each row is trained and probed once for each of them"
     )
-    samples: int = option(120_000, at_least=2, flag="num_samples", help="images on which each encoder is trained")
+    samples: int = option(
+        120_000, at_least=2, flag="num_samples", help="number of images that each encoder is trained on"
+    )
 
     generator: str = redefined(FromGenerator, "generator", "tiny-bigbigan")
-    data_path: str = option("fashion-mnist", help="real, labelled images to judge by")
+    data_path: str = option("fashion-mnist", help="real, labelled images for the probes")
     skip_bad: bool = option(False, free=True, help="leave out images that cannot be read (otherwise they are an error)")
     walkers: Path | None = option(
         None, flag="walkers_base_path",
@@ -649,8 +665,8 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     temperature: float = option(0.2, above=0, aliases=("temp",), help="temperature of SimCLR's loss")
     weight_decay: float = option(1e-4, at_least=0, help="weight decay of SGD")
 
-    probe_images: int = option(20_000, at_least=10, help="labelled training images for the probes, at most")
-    probe_epochs: int = option(60, at_least=1, help="epochs of the probe by SGD")
+    probe_images: int = option(20_000, at_least=10, help="largest number of labelled training images for the probes")
+    probe_epochs: int = option(60, at_least=1, help="epochs of the linear probe")
     save_folder: Path = redefined(
         InFolder,
         "save_folder",

@@ -102,12 +102,16 @@ class ModulatedNorm(nn.Module):
         scale = self.gain(chunk) * torch.rsqrt(self.stored_var + self.eps)
         return scale, self.bias(chunk) - self.stored_mean * scale
 
-    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matrix (2 channels, chunk_dim) and constant (2 channels,) that give scale and offset from a chunk."""
+    def affine(self, ahead: torch.Tensor | float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrix (2 channels, chunk_dim) and constant (2 channels,) that give scale and offset from a chunk.
+
+        ahead: what (channels,) was to be added to the maps before the norm, and was not.
+        """
         rate = torch.rsqrt(self.stored_var + self.eps)
         gain, bias = self.gain.weight * rate[:, None], self.gain.bias * rate
-        matrix = torch.cat([gain, self.bias.weight - self.stored_mean[:, None] * gain])
-        return matrix, torch.cat([bias, self.bias.bias - self.stored_mean * bias])
+        mean = self.stored_mean - ahead
+        matrix = torch.cat([gain, self.bias.weight - mean[:, None] * gain])
+        return matrix, torch.cat([bias, self.bias.bias - mean * bias])
 
 
 class UpsampledConv(fixed.Conv2d):
@@ -131,22 +135,24 @@ class UpsampledConv(fixed.Conv2d):
         folded = folded.contiguous(memory_format=layout)
         return {"folded": folded} | self._halved(folded)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         if not self.is_current():
             with torch.autocast(x.device.type, enabled=False):  # which would double in float32
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            return nn.Conv2d.forward(self, x)
+            return self._conv_forward(x, self.weight, self.bias if with_bias else None)
         assert self.folded is not None
         weight, bias = self.operands(x, self.folded)
-        return fixed.convolve(x, weight, bias, stride=2, padding=1, transposed=True)
+        return fixed.convolve(x, weight, bias if with_bias else None, stride=2, padding=1, transposed=True)
 
 
 class Block(fixed.FixedWeights):
     """Residual block that doubles the resolution (BigGAN, appendix B)."""
 
-    follows = ("matrix", "constant")
+    follows = ("matrix", "constant", "biases")
     matrix: torch.Tensor | None
     constant: torch.Tensor | None
+    biases: torch.Tensor | None
+    """(out_channels,), of the two last convolutions together."""
 
     def __init__(self, in_channels: int, out_channels: int, config: BigBiGANConfig):
         super().__init__()
@@ -156,40 +162,74 @@ class Block(fixed.FixedWeights):
         self.conv2 = fixed.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = fixed.Conv2d(in_channels, out_channels, 1)
 
-    def sources(self) -> list[torch.Tensor]:  # the convolutions look after their own
-        return [tensor for norm in (self.norm1, self.norm2) for tensor in (*norm.parameters(), *norm.buffers())]
+    def sources(self) -> list[torch.Tensor]:  # the convolutions look after their own weights
+        of_norms = [tensor for norm in (self.norm1, self.norm2) for tensor in (*norm.parameters(), *norm.buffers())]
+        return [*of_norms, *(conv.bias for conv in (self.conv1, self.conv2, self.shortcut) if conv.bias is not None)]
 
     def derive(self) -> dict[str, torch.Tensor]:
-        """Both norms' factors as one affine map of the chunk, for bf16: float32 keeps the order of its roundings."""
+        """For bf16 both norms' factors as one affine map of the chunk, which takes conv1's bias along, and what the
+        other biases come to; float32 keeps the order of its roundings."""
         if not self.in_bf16:
             return {}
-        matrices, constants = zip(self.norm1.affine(), self.norm2.affine(), strict=True)
-        return {"matrix": torch.cat(matrices), "constant": torch.cat(constants)}
+        assert self.conv1.bias is not None and self.conv2.bias is not None and self.shortcut.bias is not None
+        matrices, constants = zip(self.norm1.affine(), self.norm2.affine(ahead=self.conv1.bias), strict=True)
+        biases = (self.conv2.bias + self.shortcut.bias).bfloat16()
+        return {"matrix": torch.cat(matrices), "constant": torch.cat(constants), "biases": biases}
 
     def forward(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
         if self.training:
             h = self.conv1(torch.relu(self.norm1(x, chunk)))
             h = self.conv2(torch.relu(self.norm2(h, chunk)))
+        elif self._in_bf16(x):  # where the biases of the convolutions are in what follows them
+            first, second = self._factors(chunk, torch.bfloat16)
+            h = self.conv1(fixed.scaled_activation(x.to(torch.bfloat16), *first), with_bias=False)
+            h = self.conv2(fixed.scaled_activation(h, *second), with_bias=False)
+            return fixed.add_doubled(h, self.shortcut(x, with_bias=False), self.biases)
         else:
             first, second = self._factors(chunk, fixed.working_dtype(x))
             h = self.conv1(fixed.scaled_activation(x.to(first[0].dtype), *first))
-            h = self.conv2(fixed.scaled_activation(h, *second))
+            h = self.conv2(fixed.scaled_activation(h, *second, overwrite=True))
         # A 1x1 convolution commutes with the doubling and is four times cheaper before it.
         return fixed.add_doubled(h, self.shortcut(x))
 
+    def _in_bf16(self, x: torch.Tensor) -> bool:
+        return fixed.working_dtype(x) == torch.bfloat16 and self.is_current() and self.matrix is not None
+
     def _factors(self, chunk: torch.Tensor, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Scale and offset (n, channels, 1, 1) of both norms, computed in the weights' dtype whatever autocast says, so
-        that they come in the maps' dtype and do not bring the maps to float32."""
+        """Scale and offset (n, channels, 1, 1) of both norms, computed in the weights' dtype whatever autocast says;
+        where nothing is held for bf16 they come in the maps' dtype, so that they do not bring the maps to float32."""
         norms = (self.norm1, self.norm2)
         with torch.autocast(chunk.device.type, enabled=False):
             chunk = chunk.to(self.norm1.gain.weight.dtype)
             if dtype == torch.bfloat16 and self.is_current() and self.matrix is not None:
-                both = F.linear(chunk, self.matrix, self.constant).to(dtype)[:, :, None, None]
+                both = F.linear(chunk, self.matrix, self.constant)[:, :, None, None]
                 sizes = [len(norm.stored_mean) for norm in norms for _ in range(2)]
                 parts = both.split(sizes, dim=1)
                 return [(parts[0], parts[1]), (parts[2], parts[3])]
             factors = [norm.factors(chunk) for norm in norms]
         return [(scale.to(dtype)[:, :, None, None], offset.to(dtype)[:, :, None, None]) for scale, offset in factors]
+
+
+class OutputNorm(fixed.FixedWeights, nn.BatchNorm2d):
+    """The last batch normalisation and the ReLU after it. Frozen, it holds both factors of the stored statistics for
+    bf16; float32 keeps the order of its roundings."""
+
+    follows = ("scale", "offset")
+    scale: torch.Tensor | None
+    offset: torch.Tensor | None
+
+    def derive(self) -> dict[str, torch.Tensor]:
+        if not self.in_bf16:
+            return {}
+        assert self.running_mean is not None and self.running_var is not None
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        offset = self.bias - self.running_mean * scale
+        return {"scale": scale[None, :, None, None], "offset": offset[None, :, None, None]}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and self.is_current() and self.scale is not None and self.offset is not None:
+            return fixed.scaled_activation(x, self.scale, self.offset)
+        return F.relu(nn.BatchNorm2d.forward(self, x), inplace=True)
 
 
 class SelfAttention(nn.Module):
@@ -234,7 +274,7 @@ class BigBiGAN(MultiLatentGenerator):
             self.blocks.append(Block(c_in, c_out, config))
             if config.bottom_width * 2 ** (i + 1) == config.attention_resolution:
                 self.attention[str(i)] = SelfAttention(c_out)
-        self.out_norm = nn.BatchNorm2d(channels[-1], eps=config.output_norm_eps)
+        self.out_norm = OutputNorm(channels[-1], eps=config.output_norm_eps)
         self.out_conv = fixed.Conv2d(channels[-1], 3, 3, padding=1)
 
     def config(self) -> dict[str, Any]:
@@ -260,7 +300,7 @@ class BigBiGAN(MultiLatentGenerator):
         return h
 
     def _head(self, h: torch.Tensor) -> torch.Tensor:
-        h = self.out_conv(F.relu(self.out_norm(h), inplace=True))
+        h = self.out_conv(self.out_norm(h))
         return torch.tanh(h.float() if h.dtype == torch.bfloat16 else h)  # the image's last rounding is float32's
 
     def first_weights(self, chunks: Chunks) -> torch.Tensor:

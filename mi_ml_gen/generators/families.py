@@ -114,6 +114,16 @@ def _nvae() -> Family:
     )  # fmt: skip
 
 
+@FAMILIES.lazily("diffusion")
+def _diffusion() -> Family:
+    from mi_ml_gen.generators.diffusion import generator, published
+
+    return Family(
+        generator.build, published.read_published, published_as="a folder of diffusers with a UNet2DModel",
+        is_checked=True,
+    )  # fmt: skip
+
+
 @FAMILIES.lazily("linear-gaussian")
 def _linear_gaussian() -> Family:
     from mi_ml_gen.generators import linear_gaussian

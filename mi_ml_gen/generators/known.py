@@ -13,10 +13,12 @@ from mi_ml_gen.generators.families import canonical, check_name
 from mi_ml_gen.hub.assets import check_path
 from mi_ml_gen.latents import Chunks
 
-NEED_WEIGHTS = ("bigbigan", "nvae", "stylegan2")
+NEED_WEIGHTS = ("bigbigan", "diffusion", "nvae", "stylegan2")
 """Families whose weights are neither bundled nor unneeded."""
-SIZES = {"tiny-bigbigan": (4, 32), "tiny-nvae": (6, 32), "tiny-stylegan": (8, 32)}
+SIZES = {"tiny-bigbigan": (4, 32), "tiny-diffusion": (5, 32), "tiny-nvae": (6, 32), "tiny-stylegan": (8, 32)}
 """Number of chunks, and side of the images in pixels, of the bundled generators."""
+CUT_BY_USE = ("tiny-diffusion",)
+"""Bundled generators whose number of chunks --g_use may change."""
 
 
 def check_generator_settings(
@@ -40,7 +42,7 @@ def check_generator_settings(
     for use in g_use:
         if "=" not in use:
             raise UsageError(f"--g_use: override {use!r}: must have the form key=value")
-    if chunks is not None and generator in SIZES and g_path is None:
+    if chunks is not None and generator in SIZES and g_path is None and not (g_use and generator in CUT_BY_USE):
         Chunks.parse(chunks, SIZES[generator][0], generator)
     elif chunks is not None and re.fullmatch(r"\s*-?\d+_-?\d+\s*", chunks, re.ASCII) is None:
         raise UsageError(f"--chunks {chunks}: write START_STOP, first included, last excluded, such as 0_1 for chunk 0")

@@ -193,7 +193,9 @@ def _read(name: str, family: Family | None, path: Path) -> MultiLatentGenerator:
 
 
 def _told(path: Path) -> str | None:
-    """The family of a published file, told by its content; None for one that cannot be read."""
+    """The family of a published file, told by its content; None for one that cannot be read, and for a folder."""
+    if path.is_dir():
+        return None
     try:
         with CheckpointFile(path, published_names) as file:
             return family_of(file.root)

@@ -23,7 +23,7 @@ class FromGenerator:
         help="file with the generator's weights; needed unless they come with the package",
     )  # fmt: skip
     g_use: list[str] = option(
-        [], help="how the generator is used, as KEY=VALUE: psi=0.7 crop=256 size=128 label=3 noise_mode=random"
+        [], help="options of the generator, as KEY=VALUE: psi=0.7 crop=256 size=128 label=3 noise_mode=random"
     )
 
 
@@ -40,7 +40,7 @@ class Anchors:
         help="prior: random noise; real: the noise of encoded images, for a generator that can encode (NVAE)",
     )  # fmt: skip
     anchors_data: str | None = option(
-        None, later=True, help="images for --anchors real: fashion-mnist, a folder ...; of its training split"
+        None, later=True, help="images for --anchors real, from the training split: fashion-mnist, a folder ..."
     )
 
     def check_anchors(self) -> None:

@@ -340,7 +340,7 @@ def _fill(address: Address, partial: _Partial, file: IO[bytes], show: Show) -> N
         furthest = max(furthest, partial.size_bytes)
         if n_failed > len(PAUSES_S):
             kept = partial.size_bytes and partial.can_go_on
-            more = f"; {in_units(partial.size_bytes)} are kept, the same command goes on there" if kept else ""
+            more = f"; {in_units(partial.size_bytes)} are kept, and the same command resumes there" if kept else ""
             raise _given_up(error, n_failed, more) from error
         if not partial.can_go_on:
             partial.restart(file)

@@ -316,7 +316,41 @@ def truncated(log_weights: Tensor) -> Tensor:
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-class GaussianLayer(nn.Module):
+class _Layer(nn.Module):
+    """A density given features, from `parts` numbers for each of its dimensions; a mixture of K where n_components > 0.
+
+    A subclass makes the density of these numbers, or of those of each component.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        dim: int,
+        floor: float,
+        n_components: int,
+        parts: int,
+        n_models: int | None,
+        rng: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.floor, self.n_components = dim, floor, n_components
+        per_component = parts * dim + (1 if n_components else 0)
+        self.linear = StackedLinear(n_in, per_component * max(1, n_components), n_models, rng)
+
+    def forward(self, features: Tensor) -> Gaussian | Bernoulli | Mixture:
+        """(..., n, in) -> a batch (..., n)."""
+        out = self.linear(features)
+        if not self.n_components:
+            return self.density(out)
+        out, log_weights = out.split([out.shape[-1] - self.n_components, self.n_components], -1)
+        return Mixture(log_weights, self.density(out.unflatten(-1, (self.n_components, -1))))
+
+    def density(self, out: Tensor) -> Gaussian | Bernoulli:
+        """Numbers (..., parts * dim) -> a batch (...)."""
+        raise NotImplementedError
+
+
+class GaussianLayer(_Layer):
     """A diagonal Gaussian given features; a mixture of K of them where n_components > 0.
 
     std = exp(linear) + floor; with `fixed`, the floor alone (what makes an auto-encoder's encoder).
@@ -332,28 +366,17 @@ class GaussianLayer(nn.Module):
         n_models: int | None = None,
         rng: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.floor, self.n_components, self.fixed = dim, floor, n_components, fixed
-        parts = 1 if fixed else 2
-        per_component = parts * dim + (1 if n_components else 0)
-        self.linear = StackedLinear(n_in, per_component * max(1, n_components), n_models, rng)
+        super().__init__(n_in, dim, floor, n_components, 1 if fixed else 2, n_models, rng)
+        self.fixed = fixed
 
-    def forward(self, features: Tensor) -> Gaussian | Mixture:
-        """(..., n, in) -> a batch (..., n)."""
-        out = self.linear(features)
-        if not self.n_components:
-            return self._gaussian(out)
-        out, log_weights = out.split([out.shape[-1] - self.n_components, self.n_components], -1)
-        return Mixture(log_weights, self._gaussian(out.unflatten(-1, (self.n_components, -1))))
-
-    def _gaussian(self, out: Tensor) -> Gaussian:
+    def density(self, out: Tensor) -> Gaussian:
         if self.fixed:
             return Gaussian(out, torch.full_like(out, self.floor))
         loc, log_scale = out.split(self.dim, -1)
         return Gaussian(loc, log_scale.exp() + self.floor)
 
 
-class BernoulliLayer(nn.Module):
+class BernoulliLayer(_Layer):
     """Coins given features, probabilities within [floor, 1 - floor]; a mixture where n_components > 0."""
 
     def __init__(
@@ -366,20 +389,10 @@ class BernoulliLayer(nn.Module):
         n_models: int | None = None,
         rng: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.floor, self.n_components, self.relaxed = dim, floor, n_components, relaxed
-        per_component = dim + (1 if n_components else 0)
-        self.linear = StackedLinear(n_in, per_component * max(1, n_components), n_models, rng)
+        super().__init__(n_in, dim, floor, n_components, 1, n_models, rng)
+        self.relaxed = relaxed
 
-    def forward(self, features: Tensor) -> Bernoulli | Mixture:
-        """(..., n, in) -> a batch (..., n)."""
-        out = self.linear(features)
-        if not self.n_components:
-            return self._bernoulli(out)
-        out, log_weights = out.split([out.shape[-1] - self.n_components, self.n_components], -1)
-        return Mixture(log_weights, self._bernoulli(out.unflatten(-1, (self.n_components, -1))))
-
-    def _bernoulli(self, out: Tensor) -> Bernoulli:
+    def density(self, out: Tensor) -> Bernoulli:
         return Bernoulli(_probabilities(out, self.floor), self.relaxed)
 
 

@@ -20,13 +20,15 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
     dataset: str = option(
         "toyMIM", inside=True, help="data set: toyN, toy-N, toyN_D, toyTEXT, ToyN ..., mnist, pca-fashion-mnistK"
     )
-    batch_size: int = option(128, at_least=1, help="items in each step, and draws of MIM's sampling half")
+    batch_size: int = option(
+        128, at_least=1, help="data items in each step, and the model's own draws in MIM's sampling half"
+    )
     epochs: int = option(
         50, at_least=1, free=True, flag="max_epochs", help="largest number of passes over the training items"
     )
     seed: int = redefined(Seeded, "seed", 1)
     seeds: int = option(
-        1, at_least=1, help="number of seeds, from --seed on, that are trained together as one vectorised model"
+        1, at_least=1, help="number of seeds, starting with --seed, that are trained together as one vectorised model"
     )
     lr: float = option(1e-3, above=0, help="highest learning rate (Noam schedule, Adam)")
     warmup_steps: int = option(
@@ -35,12 +37,12 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
     log_interval: int = option(10, at_least=1, free=True, help="steps between updates of the progress bar")
     show_detailed: bool = option(False, free=True, help="draw the best model in more detail")
     plot_x_recon_err: bool = option(False, free=True, help="draw reconstruction errors into that picture")
-    vis_progress: bool = option(False, free=True, help="draw a picture in every epoch, and an animation of all")
+    vis_progress: bool = option(False, free=True, help="draw a picture in every epoch, and make an animation of them")
 
     mim_loss: bool = option(False, help="train MIM instead of a VAE")
     mim_samp: bool = option(False, help="train MIM with its sampling half, which makes it symmetric")
-    ae_loss: bool = option(False, help="train an auto-encoder: beta 0, the encoder's deviation fixed to its floor")
-    inv_H_loss: bool = option(False, help="add the joint entropy to the loss of VAE and AE, take it from MIM's")
+    ae_loss: bool = option(False, help="train an auto-encoder: beta is 0, and the encoder's standard deviation 10**-M")
+    inv_H_loss: bool = option(False, help="add the joint entropy to the loss of VAE and AE, or subtract it from MIM's")
     learn_P_z: bool = option(False, help="draw the sampling half from p(z) instead of N(0, I)")
 
     z_dim: int = option(2, at_least=1, help="latent dimensions")
@@ -57,7 +59,7 @@ class MimConfig(OnDevice, Seeded, Resumed, InFolder):
 
     as_published: bool = option(False, help="follow the published code where it differs from the paper")
     mi_interval: int = option(
-        10, at_least=0, free=True, help="epochs between two KSG estimates; 0 estimates at the end only"
+        10, at_least=0, free=True, help="epochs between two KSG estimates; 0: only one at the end"
     )
     save_folder: str = redefined(InFolder, "save_folder", "./mim_runs")
     data_root: str | None = option(

@@ -260,7 +260,7 @@ def several_report(summary: Mapping[str, Any]) -> list[str]:
     """The lines that a run of several walkers ends with, from the content of summary.json."""
     s = summary
     low, high = s["delta_interval"]
-    longer = f"; the same command with --num_samples {2 * s['trained_samples']} goes on from here"
+    longer = f"; the same command with --num_samples {2 * s['trained_samples']} continues from here"
     return [
         f"stopped: {s['stopped_because']}",
         *(
@@ -291,7 +291,7 @@ def report(summary: Mapping[str, Any]) -> list[str]:
         bound += ". The bound is saturated: a larger --batch_size could show more"
     elif finding.verdict.is_warning:
         bound += f" ({finding.verdict})"
-    longer = f"; the same command with --num_samples {2 * s['trained_samples']} goes on from here"
+    longer = f"; the same command with --num_samples {2 * s['trained_samples']} continues from here"
     return [
         f"stopped: {s['stopped_because']}",
         f"selected: the walker of {s['selected_samples']:,} samples, {s['selected_because']}",

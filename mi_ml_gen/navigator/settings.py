@@ -27,8 +27,8 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
 
     Tx: str = option(
         "",
-        help="augmentation of the images: a name that train_encoder.py takes, or FILE.py:CLASS (default: what the next "
-        "three flags say, else none, the centre crop)",
+        help="augmentation of the images: a name that train_encoder.py takes, or FILE.py:CLASS (default: the next "
+        "three flags decide; without them, none, the centre crop)",
     )
     simclr_aug: bool = option(False, help="augment the images by random crops, flips, colours and grayscale")
     removeCrop: bool = option(False, help="augment as --simclr_aug does, but crop at the centre")
@@ -39,15 +39,15 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
 
     walkers: int = option(
         1, at_least=1,
-        help="walkers to train at once, each against a critic of its own; 1 is the published procedure, several give "
-        "delta with an interval over trainings",
+        help="number of walkers to train at once, each against its own critic; 1 is the published procedure, several "
+        "give delta an interval over trainings",
     )  # fmt: skip
-    keep_going: bool = option(False, free=True, help="with several walkers, go on when every one of them has converged")
+    keep_going: bool = option(False, free=True, help="with several walkers, continue after all of them have converged")
     batch_size: int = option(64, at_least=2, help="pairs of each step, in each process")
     micro_batches: int = option(
         1, at_least=1, free=True,
-        help="parts in which the generator decodes a batch, to use less memory at about 1.5 times its work; loss and "
-        "gradients stay those of the whole batch",
+        help="number of parts in which the generator decodes a batch: less memory, about 1.5 times the generator's "
+        "work, and the same loss and gradients",
     )  # fmt: skip
     lr_walk: float = option(8e-5, above=0, help="learning rate of the walker")
     lr_MI: float = option(5e-5, above=0, help="learning rate of the critic")
@@ -70,7 +70,7 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
         200_000, at_least=1, free=True,
         help="stop when the smoothed loss has not risen for this many samples; none turns the rule off",
     )  # fmt: skip
-    image_freq: int = option(16, at_least=1, free=True, help="saved walkers between two grids of pairs")
+    image_freq: int = option(16, at_least=1, free=True, help="number of saved walkers between two grids of pairs")
 
     def __post_init__(self) -> None:
         flags = [name for name in ("simclr_aug", "removeCrop", "removeColor") if getattr(self, name)]

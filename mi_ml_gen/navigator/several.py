@@ -22,12 +22,9 @@ import torch
 from torch import nn
 
 from mi_ml_gen import delta
-from mi_ml_gen.core import config, loop, optimizers, runtime
+from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.fingerprint import fingerprint_record
-from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.image_critic import PairCritic
 from mi_ml_gen.information.infonce import cross_side_cross_entropy
 from mi_ml_gen.navigator.selection import (
@@ -39,12 +36,11 @@ from mi_ml_gen.navigator.selection import (
     several_answer,
 )
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.navigator.training import LOG_INTERVAL, next_row, views_of, walker_name
-from mi_ml_gen.views.records import view_record
+from mi_ml_gen.navigator.setup import prepare
+from mi_ml_gen.navigator.training import LOG_INTERVAL, next_row, walker_name
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import learned_walker
-from mi_ml_gen.walkers.origins import origin
 from mi_ml_gen.walkers.spec import load_walker
 
 LEAST_SAVED = 20
@@ -85,47 +81,29 @@ def train_several(
     for name, flag in OF_ONE_WALKER.items():
         if getattr(settings, name) != getattr(NavigatorConfig, name):
             raise UsageError(f"{flag}: is possible with one walker only; leave it out or give --walkers 1")
-    device = runtime.resolve_device(settings.device)
-    runtime.setup_distributed(device)
-    runtime.set_precision(settings.precision)
-    if generator is None:
-        generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    chunks = generator.chunks(settings.chunks)
-    distribution = anchor_distribution(settings, generator)
+    setup = prepare(settings, generator, path)
+    device, generator, chunks, distribution = setup.device, setup.generator, setup.chunks, setup.distribution
+    augment, independent = setup.augment, setup.independent
     at = generator.layout.slice(chunks)
-    augment = views_of(settings, generator).to(device)
     n = settings.walkers
-    torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     own = [learned_walker(generator, chunks).to(device) for _ in range(n)]
     walkers = nn.ModuleList(own)  # one part of the state
     critics = nn.ModuleList(PairCritic(augment.crop_size, settings.critic_width) for _ in range(n)).to(device).train()
-    adam: dict[str, Any] = dict(betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay)
-    optimizer_walk = optimizers.Adam(walkers.parameters(), lr=settings.lr_walk, **adam)
-    optimizer_mi = optimizers.Adam(critics.parameters(), lr=settings.lr_MI, **adam)
+    optimizer_walk = setup.optimizer(walkers, settings.lr_walk)
+    optimizer_mi = setup.optimizer(critics, settings.lr_MI)
 
-    # --- Scales that the course of training is held against
-    pairs_per_step = settings.batch_size * runtime.world_size()
-    n_steps = max(1, settings.num_samples // pairs_per_step)
+    # --- Run folder
     ceiling_nats = torch.tensor(settings.batch_size).log().item()
-    independent = delta.independent_delta(
-        generator, chunks, distribution=distribution, seed=settings.seed, device=device
-    )
     course = loop.Course(
         totals=torch.zeros(2, n, device=device),  # sums of losses and deltas since the last row of metrics
         finished=None,  # why a stopping rule ended the run
     )
-
-    # --- Run folder
-    path = Path(path) if path is not None else settings.folder
-    described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
-    described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
-    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, distribution))
-    with loop.Session.open(path, described, **config.resuming(NavigatorConfig)) as session:
+    with loop.Session.open(setup.path, setup.recorded, **config.resuming(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walkers=walkers, critics=critics, optimizer_walk=optimizer_walk,
                        optimizer_mi=optimizer_mi)  # fmt: skip
         shown = distribution.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))
-        steps = session.steps(n_steps, "anchor", pairs_per_step, f"chunks {chunks}, {n} walkers", progress)
+        steps = session.steps(setup.n_steps, "anchor", setup.pairs_per_step, f"chunks {chunks}, {n} walkers", progress)
         for step in steps if course.finished is None else ():
             # --- Anchors, a positive of each by every walker, and their images
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
@@ -172,7 +150,7 @@ def train_several(
             if save:
                 session.check()
                 if runtime.is_main():
-                    about = dict(samples=session.samples, **trained_on)
+                    about = dict(samples=session.samples, **setup.trained_on)
                     for i, walker in enumerate(own):
                         save_walker(run.path / "walkers" / file_name(session.samples, i), walker, **about)
                     if session.is_last:
@@ -198,7 +176,7 @@ def train_several(
             ]
             median = sorted(range(n), key=lambda i: measured[i].mean)[n // 2]
             for i, (one, selection) in enumerate(zip(chosen, selections, strict=True)):
-                about = dict(samples=selection.samples, rule=selection.reason, **trained_on)
+                about = dict(samples=selection.samples, rule=selection.reason, **setup.trained_on)
                 save_walker(run.path / f"walker_{i}", one, **about)
                 if i == median:
                     save_walker(run.path / "walker", one, **about)
@@ -208,7 +186,7 @@ def train_several(
                                      chosen[0], run.path)  # fmt: skip
             run.write_json("summary.json", outcome)
         runtime.barrier()
-    return SeveralResult(path, selections, rows[-1]["samples"], reason, outcome)
+    return SeveralResult(setup.path, selections, rows[-1]["samples"], reason, outcome)
 
 
 def file_name(samples: int, walker: int) -> str:

@@ -20,12 +20,9 @@ import torch
 from torch import nn
 
 from mi_ml_gen import delta
-from mi_ml_gen.core import config, fixed, loop, norms, optimizers, runtime
+from mi_ml_gen.core import config, fixed, loop, norms, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
-from mi_ml_gen.generators.fingerprint import fingerprint_record
-from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
 from mi_ml_gen.navigator.parts import Parts
@@ -39,12 +36,10 @@ from mi_ml_gen.navigator.selection import (
     summary,
 )
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.views.records import view_record
+from mi_ml_gen.navigator.setup import prepare
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import learned_walker
-from mi_ml_gen.walkers.origins import origin
 from mi_ml_gen.walkers.spec import load_walker
 
 LOG_INTERVAL = 16
@@ -79,53 +74,31 @@ def train_navigator(
     # --- Networks
     if settings.walkers != 1:
         raise UsageError(f"--walkers {settings.walkers}: train_navigator trains one; several.train_several trains more")
-    device = runtime.resolve_device(settings.device)
-    runtime.setup_distributed(device)
-    runtime.set_precision(settings.precision)
-    if generator is None:
-        generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    generator.hold(settings.precision)
-    chunks = generator.chunks(settings.chunks)
-    distribution = anchor_distribution(settings, generator)
-    augment = views_of(settings, generator).to(device)
-    torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
+    setup = prepare(settings, generator, path)
+    device, generator, chunks, distribution = setup.device, setup.generator, setup.chunks, setup.distribution
+    augment, independent = setup.augment, setup.independent
     walker = learned_walker(generator, chunks).to(device)
     critic: nn.Module = norms.synchronise(Critic(augment.crop_size, width=settings.critic_width))
     critic = critic.to(device).to(memory_format=torch.channels_last).train()
-    adam: dict[str, Any] = dict(betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay)
-    adam["fused"] = device.type == "cuda"
-    optimizer_walk = optimizers.Adam(walker.parameters(), lr=settings.lr_walk, **adam)
-    optimizer_mi = optimizers.Adam(critic.parameters(), lr=settings.lr_MI, **adam)
+    optimizer_walk = setup.optimizer(walker, settings.lr_walk)
+    optimizer_mi = setup.optimizer(critic, settings.lr_MI)
     decode_pair: Callable[..., ImagePair] = generator.decode_pair
     score: Callable[..., torch.Tensor] = critic
     if settings.compile:
         decode_pair, score = runtime.compiled(generator.decode_pair), runtime.compiled(score)
         augment.view = runtime.compiled(augment.view)  # type: ignore[method-assign]
 
-    # --- Scales that the course of training is held against
-    pairs_per_step = settings.batch_size * runtime.world_size()
-    n_steps = max(1, settings.num_samples // pairs_per_step)
-    n_pairs = pairs_per_step if settings.negatives == "global" else settings.batch_size
-    independent = delta.independent_delta(
-        generator, chunks, distribution=distribution, seed=settings.seed, device=device
-    )
+    # --- Run folder
+    n_pairs = setup.pairs_per_step if settings.negatives == "global" else settings.batch_size
     course = loop.Course(
         totals=torch.zeros(2, device=device),  # sums of loss and delta since the last row of metrics
         finished=None,  # why a stopping rule ended the run
     )
-
-    # --- Run folder
-    path = Path(path) if path is not None else settings.folder
-    described = config.to_dict(settings) | {"n_processes": runtime.world_size()}
-    for name in ("walkers", "keep_going"):  # of several walkers; a run of one stays what it was
-        del described[name]
-    described |= view_record(path, settings.policy, flag=None) | fingerprint_record(path, generator)
-    trained_on = dict(generator=settings.generator, seed=settings.seed, **origin(generator, distribution))
-    with loop.Session.open(path, described, **config.resuming(NavigatorConfig)) as session:
+    with loop.Session.open(setup.path, setup.recorded, **config.resuming(NavigatorConfig)) as session:
         run = session.run
         session.resume(course, walker=walker, critic=critic, optimizer_walk=optimizer_walk, optimizer_mi=optimizer_mi)
         shown = distribution.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))
-        steps = session.steps(n_steps, "pair", pairs_per_step, f"chunks {chunks}", progress)
+        steps = session.steps(setup.n_steps, "pair", setup.pairs_per_step, f"chunks {chunks}", progress)
         for step in steps if course.finished is None else ():
             # --- A pair, its images, its views
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
@@ -184,7 +157,7 @@ def train_navigator(
             if save:
                 session.check()
                 if runtime.is_main():
-                    about = dict(samples=session.samples, **trained_on)
+                    about = dict(samples=session.samples, **setup.trained_on)
                     save_walker(run.path / "walkers" / walker_name(session.samples), walker, **about)
                     n_saved = sum(row["saved"] for row in session.rows)
                     if session.is_last or n_saved % settings.image_freq == 0:
@@ -202,7 +175,7 @@ def train_navigator(
         outcome: dict[str, Any] = {}
         if runtime.is_main():
             chosen = load_walker(run.path / "walkers" / f"{walker_name(selection.samples)}.safetensors")
-            about = dict(samples=selection.samples, rule=selection.reason, **trained_on)
+            about = dict(samples=selection.samples, rule=selection.reason, **setup.trained_on)
             save_walker(run.path / "walker", chosen, **about)
             pictures.save_pairs(run.images / "selected.png", generator, chosen.to(device), shown)
             pictures.save_curves(run.images / "curves.png", rows)
@@ -216,7 +189,7 @@ def train_navigator(
             outcome |= {"bound_verdict": str(finding.verdict), "bound_verdict_because": finding.reason}
             run.write_json("summary.json", outcome)
         runtime.barrier()
-    return NavigatorResult(path, selection, rows[-1]["samples"], reason, outcome)
+    return NavigatorResult(setup.path, selection, rows[-1]["samples"], reason, outcome)
 
 
 def _part_stream(seed: int, step: int, device: torch.device, part: int) -> torch.Generator:
@@ -235,15 +208,6 @@ def _infonce(features: torch.Tensor, settings: NavigatorConfig) -> torch.Tensor:
     if settings.negatives == "global":
         paired = runtime.gather(paired)
     return infonce_loss(paired, settings.temp)
-
-
-def views_of(settings: NavigatorConfig, generator: MultiLatentGenerator) -> Augment:
-    """The augmentation of a run. Raises UsageError where `image_size` is not the generator's."""
-    if settings.img_size not in (None, generator.resolution):
-        raise UsageError(
-            f"--image_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px; omit the flag"
-        )
-    return Augment(settings.policy, generator.resolution)
 
 
 def next_row(rows: Sequence[dict[str, Any]], step: int, loss: float, length: float) -> dict[str, float]:

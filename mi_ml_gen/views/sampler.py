@@ -6,20 +6,23 @@ two processes draw the same. T_x itself is in `augment`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import runtime
+from mi_ml_gen.core import graphs, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.source import ImageSource, batches
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
-from mi_ml_gen.views.augment import Augment, unit_range
+from mi_ml_gen.views.augment import Augment, ViewParameters, unit_range
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
+
+logger = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------------------------------------------
 # T_z, decode, T_x
@@ -95,6 +98,11 @@ class GeneratedImages:
         self.decode = torch.compile(self.generator.decode)  # type: ignore[method-assign]
         self.decode_pair = torch.compile(self.generator.decode_pair)  # type: ignore[method-assign]
 
+    def record(self) -> None:
+        """Decode by CUDA graphs from now on, where the generator draws nothing while it decodes."""
+        self.decode = _RecordedDecoding(self.generator.decode)  # type: ignore[method-assign, assignment]
+        self.decode_pair = _RecordedDecoding(self.generator.decode_pair)  # type: ignore[method-assign, assignment]
+
     @torch.no_grad()
     def pair(self, key: BatchKey) -> ImagePair:
         z = self.distribution.sample((key.n, self.generator.noise_dim), key.rng("anchors"))
@@ -110,6 +118,31 @@ class GeneratedImages:
         decoded = [self.decode_pair(anchor, positive, span, rng) for anchor, positive in parts]
         anchors, positives = zip(*decoded, strict=True)
         return ImagePair(torch.cat(anchors), torch.cat(positives))
+
+
+class _RecordedDecoding:
+    """A generator's `decode` or `decode_pair` as a CUDA graph; what follows the latents must stay the same."""
+
+    def __init__(self, decode: Callable[..., Any]) -> None:
+        self.decode = decode
+        self.draws = False
+        self._rest: tuple[Any, ...] = ()
+        self._graph = graphs.Recorded(lambda *latents: decode(*latents, *self._rest), "decoding")
+
+    def __call__(self, *arguments: Any) -> Any:
+        latents = [argument for argument in arguments if isinstance(argument, Tensor)]
+        rest = arguments[len(latents) :]
+        if self.draws:
+            return self.decode(*arguments)
+        if self._graph.is_recorded:
+            return self._graph(*latents)
+        before = rest[-1].get_state()
+        self._rest = rest
+        made = self._graph(*latents)
+        if not torch.equal(rest[-1].get_state(), before):  # a replay would give the same noise each time
+            self.draws = True
+            logger.warning("the generator draws noise while it decodes, so this is not recorded as a CUDA graph")
+        return made
 
 
 class StoredImages:
@@ -150,6 +183,22 @@ class StoredImages:
         return ImagePair(images, images)
 
 
+def _recorded_view(augment: Augment) -> Callable[[Tensor, ViewParameters | None], Tensor]:
+    """`augment.view` as a CUDA graph."""
+    view, names = augment.view, [field.name for field in fields(ViewParameters)]
+
+    def of_tensors(images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        return view(images, ViewParameters(**{name: drawn.get(name) for name in names}) if drawn else None)  # type: ignore[arg-type]
+
+    graph = graphs.Recorded(of_tensors, "the augmentation")
+
+    def recorded(images: Tensor, parameters: ViewParameters | None) -> Tensor:
+        drawn = {} if parameters is None else {name: getattr(parameters, name) for name in names}
+        return graph(images, {name: value for name, value in drawn.items() if value is not None})  # type: ignore[no-any-return]
+
+    return recorded
+
+
 class ViewSampler:
     """Two batches of views for each step: T_z, decode, T_x, or T_x of stored images.
 
@@ -186,6 +235,12 @@ class ViewSampler:
 
     def key(self, step: int) -> BatchKey:
         return BatchKey(self.seed, step, self.rank, self.world_size, self.batch_size, self.device)
+
+    def record(self) -> None:
+        """Decode and augment by CUDA graphs from now on; on the CPU nothing changes."""
+        if isinstance(self.origin, GeneratedImages):
+            self.origin.record()
+        self.augment.view = _recorded_view(self.augment)  # type: ignore[method-assign, assignment]
 
     @torch.no_grad()
     def images(self, step: int) -> ImagePair:

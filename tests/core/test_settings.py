@@ -22,6 +22,7 @@ from mi_ml_gen.data.loading import NAMED
 from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.experiments.settings import BenchmarkConfig, CalibrationConfig, ComparisonConfig, ExportConfig
 from mi_ml_gen.generators import known
+from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
 from mi_ml_gen.generators.families import FAMILIES, bundled
 from mi_ml_gen.generators.gan import settings as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
@@ -79,6 +80,8 @@ def test_a_redefined_option_keeps_its_rule_and_place():
         (MimConfig, "epochs log_interval show_detailed plot_x_recon_err vis_progress mi_interval save_folder "
          "data_root device no_cuda state_interval_s"),
         (gan.GanConfig, "steps device data_path save_every state_interval_s save_folder run_name"),
+        (DiffusionTrainConfig, "steps device data save_every state_interval_s save_folder run_name sampler_steps block "
+         "scale quality_images compare_samplers"),
         (CalibrationConfig, "device save_folder save_freq state_interval_s estimator pairs n_pairs"),
         (BenchmarkConfig, "source batch_sizes g_path data_path skip_bad energy save_folder"),
         (NVAETrainConfig, "epochs device log_every save_every state_interval_s save_folder run_name"),
@@ -118,6 +121,7 @@ def test_names_that_lead_out_of_a_folder_are_refused(name):
         (MimConfig, {"dataset": name}),
         (MimConfig, {"tag": f"/{name}" if not name.startswith("/") else name}),
         (gan.GanConfig, {"run_name": name}),
+        (DiffusionTrainConfig, {"run_name": name}),
     ):
         with pytest.raises(UsageError, match="must not lead out of the folder"):
             config.load(cls, None, given)

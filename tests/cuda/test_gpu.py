@@ -9,18 +9,26 @@ import pytest
 import torch
 
 from bench import counting, workloads
-from mi_ml_gen.core import runtime
+from mi_ml_gen.core import kernels, runtime
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.mim.training import train_seeds
 from mi_ml_gen.navigator.training import train_navigator
 from mi_ml_gen.views.augment import POLICIES, Augment
 from tests.conftest import StopAt, make_small_generator
+from tests.core.test_kernels import kernel_cases, results
 from tests.cuda.test_draws import DRAWS
 from tests.encoders.test_training import SETTINGS as ENCODER
 from tests.faults import trainers
 from tests.mim.test_training import SETTINGS as MIM
 from tests.navigator.test_training import SETTINGS as NAVIGATOR
+
+
+@pytest.fixture(autouse=True)
+def full_float32():
+    """Torch's convolutions would use TF32."""
+    runtime.set_precision("fp32")
+
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = "cuda:0"
@@ -51,6 +59,83 @@ def test_images_equal_the_hosts(name):
     generator.to(CUDA).to(memory_format=torch.channels_last)
     there = generator.decode(generator.latents(z.to(CUDA)), runtime.stream(0, "x", 0, 0, CUDA))
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
+
+
+def no_kernels():
+    return mock.patch.object(kernels, "usable", lambda *_, **__: False)
+
+
+def assert_as_good(ours, plain, exact, what):
+    """Results in bfloat16 may differ, as each rounds elsewhere; ours must not be further off than torch's."""
+    for one, other, truth in zip(ours, plain, exact, strict=True):
+        errors = [(each.float() - truth.float()).abs().mean().item() for each in (one, other)]
+        assert errors[0] <= 1.5 * errors[1] + 1e-3 * truth.float().abs().mean().item(), f"{what}: {errors}"
+
+
+def test_kernels_equal_torchs_operators():
+    assert kernels.triton_works()
+    for what, function, inputs in kernel_cases(CUDA):
+        ours = results(function, inputs)
+        with no_kernels():
+            plain = results(function, inputs)
+        for one, other in zip(ours, plain, strict=True):
+            scale = other.abs().max().item()
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * scale, msg=lambda t, what=what: f"{what}: {t}")
+
+
+def test_kernels_in_bfloat16_are_as_exact_as_torchs_operators():
+    for what, function, inputs in kernel_cases(CUDA, torch.bfloat16):
+        ours = results(function, inputs)
+        with no_kernels():
+            plain, exact = results(function, inputs), results(function, [one.float() for one in inputs])
+        assert_as_good(ours, plain, exact, what)
+
+
+@pytest.mark.parametrize("name", ["small-bigbigan", "small-stylegan2"])
+def test_pairs_and_their_gradients_equal_those_without_kernels(name):
+    torch.manual_seed(0)
+    generator = workloads.GENERATORS[name]().freeze().to(CUDA).to(memory_format=torch.channels_last)
+    chunks = generator.chunks("1_2")
+    anchor = generator.latents(torch.randn(64, generator.noise_dim, device=CUDA))
+
+    def pair(precision):
+        positive = (anchor + 0.3).requires_grad_()
+        generator.hold(precision)
+        with runtime.autocast(torch.device(CUDA), precision):
+            made = generator.decode_pair(anchor, positive, chunks, runtime.stream(0, "x", 0, 0, CUDA))
+        (slope,) = torch.autograd.grad(made.positive.float().square().sum(), positive)
+        return made.anchor.detach(), made.positive.detach(), slope
+
+    ours, ours_in_bf16 = pair("fp32"), pair("bf16")
+    with no_kernels():
+        plain, plain_in_bf16 = pair("fp32"), pair("bf16")
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3 * other.abs().max().item())
+    assert_as_good(ours_in_bf16, plain_in_bf16, plain, name)
+
+
+@pytest.mark.parametrize("method", ["simclr", "simsiam", "byol"])
+def test_cuda_graphs_change_nothing(method, tmp_path, caplog):
+    settings = dataclasses.replace(
+        ENCODER, encoder=method, device=CUDA, samples_per_epoch=96, max_epochs=1, base_lr=0.01
+    )
+    losses = []
+    for cuda_graphs in (False, True):
+        rows = []
+        how = dataclasses.replace(settings, cuda_graphs=cuda_graphs)
+        generator = make_small_generator().to(CUDA)
+        train_encoder(how, generator, path=tmp_path / str(cuda_graphs), progress=False, on_row=rows.append)
+        losses.append(torch.tensor([row["loss"] for row in rows]))
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
+    assert "without one" not in caplog.text
+
+
+def test_noise_that_is_drawn_while_decoding_is_not_recorded(tmp_path, caplog):
+    torch.manual_seed(0)
+    generator = workloads.GENERATORS["small-stylegan2"]().freeze().to(CUDA).use(["noise_mode=random"])
+    settings = dataclasses.replace(ENCODER, device=CUDA, samples_per_epoch=64, max_epochs=1, cuda_graphs=True)
+    train_encoder(settings, generator, path=tmp_path / "run", progress=False)
+    assert "draws noise while it decodes" in caplog.text
 
 
 def test_every_trainer(tmp_path):

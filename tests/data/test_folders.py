@@ -105,7 +105,7 @@ def test_bad_files_are_found_first_and_all_named(tmp_path: Path) -> None:
     ]
     assert "cut short" in problems["ant/cut.jpg"] and "not an image" in problems["bee/page.png"]
     assert "32-bit" in problems["bee/numbers.tiff"]
-    assert len(scan.files) == 7 and scan.n_other == 1
+    assert len(scan.files) == 7 and sum(scan.passed_by.values()) == 1
 
     with pytest.raises(UsageError, match=r"6 of 13 images cannot be read: .*cut\.jpg.*--skip_bad") as caught:
         FolderImages(tmp_path, SIZE, progress=False)

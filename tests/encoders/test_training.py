@@ -110,7 +110,7 @@ def test_the_grid_shows_the_views_that_were_used(whole_run):
 def stopped(path, monkeypatch, n_steps: int, **changes):
     with monkeypatch.context() as patch:
         StopAt(patch, n_steps)
-        with pytest.raises(Preempted, match="the same command goes on"):
+        with pytest.raises(Preempted, match="the same command resumes"):
             train(path, **changes)
 
 

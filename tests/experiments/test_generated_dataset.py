@@ -147,7 +147,7 @@ def test_stopped_and_resumed_equals_uninterrupted(settings, monkeypatch, form: s
         plain(path, *rest)
 
     monkeypatch.setattr(generated_dataset, "_write", interrupted)
-    with pytest.raises(Preempted, match="of 70 images; the same command goes on"):
+    with pytest.raises(Preempted, match="of 70 images; the same command resumes"):
         export_images(stopped)
     assert 40 <= len(n_written) < 140
     done = export_images(stopped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scipy import stats
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.experiments.nvae_ablation import groups, random_steps, rank_correlation, scales
+from mi_ml_gen.delta import DeltaEstimate
+from mi_ml_gen.experiments.nvae_ablation import Part, groups, in_words, random_steps, rank_correlation, scales
 from mi_ml_gen.experiments.settings import NVAEAblationConfig
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
@@ -84,6 +86,8 @@ def test_the_page_of_a_small_network(tmp_path, capsys):
         assert row["KL error"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "group 1:1: delta" in page and "Do walkers and KL divergence agree?" in page
+    assert "These 4 groups do not decide it" in page  # with four groups every interval holds 0 or reaches down to it
+    assert {row["training"] for row in rows} == {"too short to tell"} and "0 of 6 walkers converged" in page
     main(command)  # nothing is trained again
     assert json.loads((tmp_path / "out" / "table1.json").read_text()) is not None
     with pytest.raises(UsageError, match="is not an NVAE"):
@@ -100,6 +104,28 @@ def test_the_same_order_in_both_lists_is_no_certainty():
     assert (opposite.low, opposite.high) == (pytest.approx(-1), pytest.approx(-found.low))
     same = rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])
     assert (same.low, same.high) == (-1, 1)
+
+
+def part(name: str, kl: float, bound: float | None, of_independent: float, change: float) -> Part:
+    """A part as far as its correlations and its words need it."""
+    delta = DeltaEstimate(of_independent, 0.0, 100)
+    trained = SimpleNamespace(training="converged")
+    row = SimpleNamespace(delta=delta, independent=DeltaEstimate(1.0, 0.0, 100), bound_nats=bound, walker=trained)
+    return Part(name, Chunks(0, 1), kl, 0.0, row, {1.0: change}, 1.0)  # type: ignore[arg-type]
+
+
+def test_the_words_say_what_the_intervals_decide():
+    """Seven groups whose delta and bound rise with KL, and whose change has no order."""
+    changes = [0.3, 0.6, 0.1, 0.7, 0.2, 0.5, 0.4]
+    parts = [part(f"group 0:{i}", 10.0 * i, 4.0 - 0.1 * i, 0.1 * i + 0.1, changes[i]) for i in range(7)]
+    said = in_words(parts)
+    assert "The interval of 2 of 3 rank correlations excludes 0 (KL divergence and delta of independent: +1.00" in said
+    assert "largest KL divergence is that of group 0:6, 60.0 nats; its walker leaves at least 3.40 nats" in said
+    assert said.endswith("No other walker leaves less.")
+    parts[2] = part("group 0:2", 20.0, 1.0, 0.3, 0.1)
+    assert "The walker of group 0:2 leaves least, 1.00 nats, where the KL divergence is 20.0 nats." in in_words(parts)
+    unknown = [part(f"group 0:{i}", 10.0 * i, None, change, change) for i, change in enumerate(changes)]
+    assert in_words(unknown).startswith("These 7 groups do not decide it") and "leaves" not in in_words(unknown)
 
 
 def test_random_steps_have_the_lengths_and_places_of_the_learned_ones():

@@ -135,7 +135,7 @@ def test_stopped_and_resumed_equals_uninterrupted(name, whole, tmp_path):
             if wanted == trainer.n_steps:  # where it cannot stop before its end
                 trainer.train(path)
             else:
-                with pytest.raises(Preempted, match=rf"saved at step {wanted} of .*the same command goes on"):
+                with pytest.raises(Preempted, match=rf"saved at step {wanted} of .*the same command resumes"):
                     trainer.train(path)
         assert newest(path)[0] == wanted
     trainer.train(path)

@@ -16,6 +16,8 @@ from mi_ml_gen.core import loop
 from mi_ml_gen.encoders import training as encoders
 from mi_ml_gen.experiments import critic_calibration
 from mi_ml_gen.experiments.critic_calibration import CalibrationConfig
+from mi_ml_gen.generators.diffusion import training as diffusion
+from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
 from mi_ml_gen.generators.gan import training as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
 from mi_ml_gen.generators.nvae import training as nvae
@@ -129,6 +131,17 @@ def train_nvae(path: Path, **changes: Any) -> None:
         nvae.train_nvae(nvae.NVAETrainConfig(**(sizes | place | changes)), images, progress=False)
 
 
+def train_diffusion(path: Path, **changes: Any) -> None:
+    sizes = dict(
+        resolution=4, widths=(4,), patch=2, steps=5, batch_size=4, warmup_steps=2, save_every=2, flip=True,
+        state_interval_s=0.0,
+    )  # fmt: skip
+    place = dict(save_folder=str(path.parent), run_name=path.name, device="cpu")
+    images = torch.randint(256, (10, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with mock.patch.object(diffusion, "_save_samples", _nothing), mock.patch.object(diffusion, "LOG_INTERVAL", 3):
+        diffusion.train_diffusion(DiffusionTrainConfig(**(sizes | place | changes)), images, progress=False)
+
+
 def calibrate(path: Path, **changes: Any) -> None:
     settings = dict(
         nats=[1.0, 2.0], eval_pairs=[16], n_eval_batches=4, n_chunks=2, chunk_size=1, resolution=2, batch_size=8,
@@ -162,6 +175,7 @@ TRAINERS = {
     "mim image": Trainer(train_mim_image, 12, (4, 8, 12), dict(lr=0.5), is_distributed=True),
     "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5)),
     "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True),
+    "diffusion": Trainer(train_diffusion, 5, (2, 4, 5), dict(lr=0.5)),
     "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
     "example": Trainer(train_example, 125, (50, 100, 125), dict(lr=0.5), is_distributed=True),
 }  # fmt: skip

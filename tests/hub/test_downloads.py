@@ -104,7 +104,9 @@ def test_a_file_that_changes_half_way_is_not_pieced_together(server, tmp_path):
 def test_the_next_call_goes_on(server, tmp_path):
     server.faults.append(Fault("file.pth", times=1, cut_after=70_000))
     server.faults.append(Fault("file.pth", status=503))
-    with pytest.raises(EnvironmentFault, match=r"HTTP 503.*\(5 attempts\); 70.0 kB are kept, the same command goes on"):
+    with pytest.raises(
+        EnvironmentFault, match=r"HTTP 503.*\(5 attempts\); 70.0 kB are kept, and the same command resumes"
+    ):
         get(server, tmp_path / "file.pth")
     assert os.listdir(tmp_path) == [".file.pth.incomplete"]
     server.faults.clear()

@@ -214,7 +214,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, views):
     for looks in (2, 4, 5, 4, 8):  # three looks while features are computed, then one a step, of which there are 12
         with monkeypatch.context() as patch:
             StopAt(patch, looks)
-            with pytest.raises(Preempted, match="the same command goes on"):
+            with pytest.raises(Preempted, match="the same command resumes"):
                 probe(tmp_path / "run", views=views)
     probe(tmp_path / "run", views=views)
     assert_same(tmp_path / "run", tmp_path / "whole")

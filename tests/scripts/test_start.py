@@ -60,6 +60,7 @@ WRONG = [
     ("train_navigator", [*TINY, "--chunks", "4"], "--chunks 4: write START_STOP"),
     ("train_navigator", [*TINY, "--chunks", "4_2"], "--chunks 4_2: start must be below stop"),
     ("train_navigator", [*TINY, "--chunks", "0_9"], "--chunks 0_9: stop must be at most 4"),
+    ("train_navigator", ["--generator", "tiny-diffusion", "--chunks", "5_6"], "--chunks 5_6: stop must be at most 5"),
     ("train_navigator", ["--generator", "tinybigan", "--chunks", "0_1"], "--generator tinybigan: must be one of"),
     ("train_navigator", ["--generator", "bigbigan", "--chunks", "0_1"], "give --g_path"),
     ("train_navigator", ["--generator", "bigbigan", "--g_path", "no/x.pth", "--chunks", "0_1"], "no/x.pth: no such"),
@@ -76,6 +77,10 @@ WRONG = [
     ("train_mim", ["--tag", "/../.."], "--tag /../..: must not lead out"),
     ("train_generator", ["--lr", "1e39"], "--lr 1e39: must be at most"),
     ("train_generator", ["--data_path", "no/idx"], "--data_path no/idx: no such folder"),
+    ("train_generator", ["--family", "x"], "--family x: must be one of"),
+    ("train_generator", ["--family", "diffusion", "--width", "8"], "unknown flag --width; nearest"),
+    ("train_generator", ["--family", "diffusion", "--data_path", "no/set"], "--data_path no/set: no such file"),
+    ("map_generator", [*TINY, "--label_data", "no/set"], "--label_data no/set: no such file"),
     ("eval_classifier", ["--lin_cls_path", "no/run", "--data_path", "digits"], "--lin_cls_path no/run: no such"),
     ("generate_dataset", ["--generator", "x", "--n_images", "1", "--out", "o"], "--generator x: must be one of"),
     ("view_generation", ["--config", "view_generation/bigbigan", "--out", "o"], "give --g_path"),
@@ -91,7 +96,7 @@ WRONG = [
     ("benchmark_sampling", ["--generator", "x"], "--generator x: must be one of"),
     ("measure_information", ["--steps", "0"], "--steps 0: must be at least 1"),
     ("sweep_mim", ["everything"], "section 'everything' is unknown"),
-    ("train_mim_image", ["--model_name", "convhvae"], "convhvae: unknown model; nearest known model: convhvae_2"),
+    ("train_mim_image", ["--model_name", "convhvae"], "unknown model; nearest known model: convhvae_2level"),
     ("train_mim_image", ["--model_name", "vae-mims"], "--model_name vae-mims: unknown loss; vae may end in"),
     ("sweep_mim_image", ["--set", "epochs=0"], "--set epochs=0: must be at least 1"),
     ("quickstart", ["--groups", "2"], "--groups 2: give --generator, too"),
@@ -114,6 +119,7 @@ DRY = [
     ("train_classifier", ["--encoder_path", ".", "--data_path", "digits"]),
     ("train_mim", []),
     ("train_generator", []),
+    ("train_generator", ["--family", "diffusion"]),
     ("compare_views", []),
     ("benchmark_sampling", [*TINY]),
     ("measure_information", []),
@@ -124,7 +130,7 @@ DRY = [
 ]
 
 
-@pytest.mark.parametrize(("script", "argv"), DRY, ids=[script for script, _ in DRY])
+@pytest.mark.parametrize(("script", "argv"), DRY, ids=[" ".join([script, *argv[:2]]) for script, argv in DRY])
 def test_a_dry_run_prints_the_settings_without_torch(script, argv):
     code, heavy, output, errors = start(script, *argv, "--dry-run")
     assert (code, heavy, errors) == (0, [], "") and "device: auto" in output

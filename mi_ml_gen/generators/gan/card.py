@@ -11,13 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from mi_ml_gen.core import config, files, runs, runtime
-from mi_ml_gen.data.idx import LabelledImages
+from mi_ml_gen.data.idx import LabelledImages, fashion_mnist
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.gan.quality import Quality, measure_quality, train_classifier
 from mi_ml_gen.generators.gan.settings import GanConfig
+from mi_ml_gen.generators.gan.training import train_generator
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
+
+
+def train_and_describe(settings: GanConfig) -> tuple[str, Path]:
+    """Train a generator on Fashion-MNIST, and describe it; its card, and its run folder."""
+    settings = settings.resolved()
+    train, held_out = (fashion_mnist(split, settings.data_path) for split in ("train", "test"))
+    path = train_generator(settings, train.images)
+    return describe_run(path, settings, train, held_out), path
 
 
 def describe_run(path: Path, settings: GanConfig, train: LabelledImages, held_out: LabelledImages) -> str:
@@ -43,7 +52,7 @@ def describe_run(path: Path, settings: GanConfig, train: LabelledImages, held_ou
             "steps": f"{settings.steps:,} of {settings.batch_size} images, Adam",
             "seed": str(settings.seed),
             "time": f"{rows[-1]['elapsed_s'] / 60:.0f} minutes" if rows else "less than a minute",
-            "machine": f"{_machine(device)}, torch {torch.__version__.split('+')[0]}",
+            "machine": machine(device),
             "licence": "MIT, as the package; the data's licence is MIT too",
         },
         quality=quality,
@@ -63,10 +72,13 @@ def _command(settings: GanConfig) -> list[str]:
     return ["--family", settings.family, *changed]
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
+    """The device and the version of torch, for a card."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()})"
+        what = torch.cuda.get_device_name(device)
+    else:
+        what = f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()})"
+    return f"{what}, torch {torch.__version__.split('+')[0]}"
 
 
 def generator_card(
@@ -76,11 +88,12 @@ def generator_card(
     data: str,
     command: str,
     facts: dict[str, str],
-    quality: Quality,
+    quality: Quality | None,
     classes: tuple[str, ...],
     picture: str,
 ) -> str:
-    """Markdown text; `facts` are further rows of the first table (steps, seeds, time, machine ...)."""
+    """Markdown text; `facts` are further rows of the first table (steps, seeds, time, machine ...). quality: None
+    where it was not measured."""
     sizes = ", ".join(map(str, generator.layout.sizes))
     n_parameters = sum(parameter.numel() for parameter in generator.parameters())
     about = {
@@ -90,14 +103,7 @@ def generator_card(
         "command": f"`{command}`",
         **facts,
     }
-    q = quality
-    measured = [
-        ("Fréchet distance (lower is better)", q.frechet, q.floor_frechet, q.n),
-        ("precision", q.precision, q.floor_precision, q.n_neighbours),
-        ("recall", q.recall, q.floor_recall, q.n_neighbours),
-        ("classifier's mean confidence", q.confidence, q.floor_confidence, q.n),
-    ]
-    lines = [
+    head = [
         f"# {generator.name}",
         "",
         f"![samples]({picture})",
@@ -108,6 +114,18 @@ def generator_card(
         "",
         "## Quality",
         "",
+    ]
+    if quality is None:
+        return "\n".join([*head, "Not measured.", ""])
+    q = quality
+    measured = [
+        ("Fréchet distance (lower is better)", q.frechet, q.floor_frechet, q.n),
+        ("precision", q.precision, q.floor_precision, q.n_neighbours),
+        ("recall", q.recall, q.floor_recall, q.n_neighbours),
+        ("classifier's mean confidence", q.confidence, q.floor_confidence, q.n),
+    ]
+    lines = [
+        *head,
         "In the 128 features of a small classifier trained on the same training images "
         f"({100 * q.classifier_accuracy:.1f}% accurate on the {q.n:,} held-out test images); noise is a standard "
         "normal truncated at 2. The floor is what as many real training images get against the held-out ones.",

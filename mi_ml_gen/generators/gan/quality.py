@@ -17,7 +17,7 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 
 VALUES_AT_ONCE = 2**22
 """Numbers of noise that are decoded at a time, which bounds the memory; at most 500 images."""
@@ -105,11 +105,13 @@ def measure_quality(
     seed: int,
     n: int = 10_000,
     n_neighbours: int = 5_000,
+    distribution: NoiseDistribution | None = None,
 ) -> Quality:
     """Hold n generated images, and n real training images as the floor, against n held-out real ones; all the images
     that there are where there are fewer.
 
-    All real images grey, (m, 1, 32, 32) in [0, 1]. Generated ones are averaged over colour.
+    All real images grey, (m, 1, 32, 32) in [0, 1]. Generated ones are averaged over colour. distribution: of the noise
+    (default: a standard normal truncated at 2).
     Raises UsageError for fewer real images than precision and recall need.
     """
     n = min(n, len(held_out), len(train_images))
@@ -117,6 +119,7 @@ def measure_quality(
     if n <= N_NEAREST:
         raise UsageError(f"{n} images are too few to measure a generator by; give more than {N_NEAREST} of both splits")
     device = next(classifier.parameters()).device
+    distribution = distribution or TruncatedNormal()
     order = torch.randperm(len(train_images), generator=runtime.stream(seed, "quality floor", 0, 0))
 
     def features(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +131,7 @@ def measure_quality(
         parts = []
         for i in range(0, n, 500):
             rng = runtime.stream(seed, "quality", i, 0, device)
-            z = TruncatedNormal().sample((min(500, n - i), generator.noise_dim), rng)
+            z = distribution.sample((min(500, n - i), generator.noise_dim), rng)
             for latents in generator.latents(z).split(max(1, min(500, VALUES_AT_ONCE // generator.noise_dim))):
                 parts.append(generator.decode(latents, rng).mean(dim=1, keepdim=True).cpu())
         return torch.cat(parts)

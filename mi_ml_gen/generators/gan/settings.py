@@ -18,16 +18,16 @@ FAMILIES = ("bigbigan", "stylegan2")
 class GanConfig(Precise, Seeded, Resumed, InNamedFolder):
     """What `scripts/train_generator.py` takes; None: as the family's recipe has it (`resolved`)."""
 
-    family: str = option("bigbigan", choices=(*FAMILIES, *ALIASES), help="family of the network, and its recipe")
+    family: str = option("bigbigan", choices=(*FAMILIES, *ALIASES), help="family of the generator")
     data_path: str | None = option(
         None, free=True, aliases=("data_root",),
-        help="folder with the files of Fashion-MNIST (default: the usual folders)",
+        help="folder with the Fashion-MNIST files (default: the usual folders)",
     )  # fmt: skip
     steps: int = option(12000, at_least=1, free=True, aliases=("n_steps",), help="updates of each network")
     batch_size: int = option(64, at_least=4, help="images in each step")
-    width: int | None = option(None, at_least=4, help="channels of the generator at 32 px; it has more below")
+    width: int | None = option(None, at_least=4, help="channels of the generator at 32 px; lower resolutions have more")
     discriminator_width: int | None = option(
-        None, at_least=4, help="channels of the discriminator at 32 px; it has more below"
+        None, at_least=4, help="channels of the discriminator at 32 px; lower resolutions have more"
     )
     lr: float | None = option(None, above=0, help="learning rate of the generator")
     lr_discriminator: float | None = option(None, above=0, help="learning rate of the discriminator")

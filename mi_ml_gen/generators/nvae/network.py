@@ -471,7 +471,7 @@ class AutoEncoder(nn.Module):
         return Prior(x, *self.dec_sampler[f"sampler_{group}"](x).chunk(2, 1))
 
     def absorb(self, i: int, x: Tensor, z: Tensor) -> Tensor:
-        """Mix the latent variable of group i into the features; the last group of a scale goes on to the next scale."""
+        """Mix the latent variable of group i into the features; the last group of a scale leads to the next scale."""
         group = self.config.groups[i]
         x = self.decoder_combiners[f"combiner_{group}"](torch.cat([x, z], 1))
         last_of_scale = group.index == self.config.groups_per_scale[group.scale] - 1

@@ -15,19 +15,22 @@ class NVAETrainConfig(Precise, Seeded, Resumed, InNamedFolder):
     """What `scripts/train_nvae.py` takes."""
 
     resolution: tuple[int, int, int] = option((3, 32, 32), help="channels, height and width of an image")
-    num_scales: int = option(3, at_least=1, help="latent resolutions")
-    num_groups_per_scale: int = option(1, at_least=1, help="groups of a scale (of the largest one if adaptive)")
+    num_scales: int = option(3, at_least=1, help="number of scales, each with its own latent resolution")
+    num_groups_per_scale: int = option(1, at_least=1, help="groups in each scale (in the largest one if adaptive)")
     is_adaptive: bool = option(False, help="halve the groups from each scale to the next deeper one")
-    min_groups_per_scale: int = option(1, at_least=1, help="least number of groups of a scale if adaptive")
-    num_cells_per_group: int = option(2, at_least=1, help="residual cells of a group")
+    min_groups_per_scale: int = option(1, at_least=1, help="smallest number of groups in a scale if adaptive")
+    num_cells_per_group: int = option(2, at_least=1, help="residual cells in each group")
     num_latent_per_group: int = option(16, at_least=1, help="channels of each latent variable")
-    num_nf_cells: int | None = option(None, at_least=1, help="blocks of a normalising flow per group")
+    num_nf_cells: int | None = option(None, at_least=1, help="normalising-flow blocks in each group (default: no flow)")
     initial_channels: int = option(128, at_least=1, help="channels at the resolution of the image")
     num_pre_post_process_blocks: int = option(
-        1, at_least=1, flag="num_pre-post_process_blocks", help="halvings of the image before the first scale"
+        1,
+        at_least=1,
+        flag="num_pre-post_process_blocks",
+        help="blocks before the first scale, each of which halves the image",
     )
     num_pre_post_process_cells: int = option(
-        2, at_least=1, flag="num_pre-post_process_cells", help="residual cells of each of these blocks"
+        2, at_least=1, flag="num_pre-post_process_cells", help="residual cells in each of these blocks"
     )
     num_logistic_mixtures: int = option(10, at_least=1, help="components of the output distribution")
 
@@ -39,18 +42,22 @@ class NVAETrainConfig(Precise, Seeded, Resumed, InNamedFolder):
         flag="max_epochs",
         help="passes through the training images; the schedules end with them",
     )
-    warmup_epochs: float | None = option(5, at_least=0, help="epochs of the rise of the learning rate")
+    warmup_epochs: float | None = option(5, at_least=0, help="epochs over which the learning rate rises")
     cumulative_bs: int = option(64, at_least=1, aliases=("batch_size",), help="images in a step, over all processes")
     base_lr: float = option(1e-2, above=0, help="highest learning rate of Adamax")
     min_lr: float = option(1e-4, at_least=0, help="learning rate at the end of the cosine")
     weight_decay: float = option(3e-4, at_least=0, help="weight decay of Adamax")
     eps: float = option(1e-3, above=0, help="epsilon of Adamax")
     weight_decay_norm: float = option(1e-2, at_least=0, help="weight of the spectral regularisation")
-    weight_decay_norm_anneal: bool = option(False, help="move that weight from weight_decay_norm_init to its value")
-    weight_decay_norm_init: float = option(10.0, above=0, help="where the annealed weight starts")
-    kl_anneal_portion: float = option(0.3, at_least=0, at_most=1, help="share of the steps of the KL warm-up")
-    kl_const_portion: float = option(1e-4, at_least=0, at_most=1, help="share of the steps before the KL warm-up")
-    kl_const_coeff: float = option(1e-4, at_least=0, at_most=1, help="least weight of the KL divergence")
+    weight_decay_norm_anneal: bool = option(
+        False, help="change that weight gradually, starting from --weight_decay_norm_init"
+    )
+    weight_decay_norm_init: float = option(10.0, above=0, help="first value of the annealed weight")
+    kl_anneal_portion: float = option(
+        0.3, at_least=0, at_most=1, help="share of the steps over which the KL weight rises"
+    )
+    kl_const_portion: float = option(1e-4, at_least=0, at_most=1, help="share of the steps before the KL weight rises")
+    kl_const_coeff: float = option(1e-4, at_least=0, at_most=1, help="smallest weight of the KL divergence")
 
     data: str = option(
         "fashion-mnist", flag="data_path",

@@ -95,8 +95,14 @@ def _stored_filter(taps: tuple[float, ...]) -> torch.Tensor:
     return torch.tensor(row if len(taps) >= 8 else [[a * b for b in row] for a in row])
 
 
+def _taps(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The low-pass filter with gain 4 as (taps, taps), turned for a correlation."""
+    square = torch.outer(stored, stored) if stored.ndim == 1 else stored
+    return (4 * square).to(dtype).flip(0, 1)
+
+
 def _kernel(stored: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
-    """The low-pass filter with gain 4 as a depthwise kernel (channels, 1, taps, taps)."""
+    """The low-pass filter with gain 4 as a depthwise kernel (channels, 1, taps, taps), for a transposed convolution."""
     square = torch.outer(stored, stored) if stored.ndim == 1 else stored
     return (4 * square).to(dtype).expand(channels, 1, *square.shape)
 
@@ -107,9 +113,14 @@ def upsample(image: torch.Tensor, stored: torch.Tensor, held: Window, side: int,
     `image` (n, C, h, h) is window `held` of the plane; returns window `wanted` of the doubled one. It works in the
     image's precision inside autocast too.
     """
-    channels = image.shape[1]
+    channels, n_taps = image.shape[1], stored.shape[-1]
+    doubled = LowPass(n_taps).image(wanted)
+    size = doubled.stop - doubled.start
+    padding = n_taps - 1 + 2 * held.start - doubled.start
+    whole = fixed.filtered(image, _taps(stored, image.dtype), 2, padding, size, size)
+    if whole is not None:
+        return whole
     kernel = _kernel(stored, channels, image.dtype)
-    doubled = LowPass(stored.shape[-1]).image(wanted)
     with torch.autocast(image.device.type, enabled=False):
         y, padding = _transposed(image, held, side, kernel, doubled, groups=channels)
     return F.pad(y, (padding,) * 4) if padding else y
@@ -203,15 +214,15 @@ class SynthesisLayer(fixed.FixedWeights):
     Per sample, each kernel is multiplied by the style along its inputs and normalised per output. Both act on
     channels, so the style scales the input and the norm the output of one convolution that all samples share.
 
-    Frozen, it holds the sums of squares that the norm needs, the low-pass filter as a kernel, and what constant noise
+    Frozen, it holds the sums of squares that the norm needs, the low-pass filter with its gain, and what constant noise
     and bias come to; in bf16 also the kernel.
     """
 
-    follows = ("squares", "low_pass", "kernel", "offset", "noise_offset", "bias_offset")
+    follows = ("squares", "taps", "kernel", "offset", "noise_offset", "bias_offset")
     squares: torch.Tensor | None
     """(out, in)"""
-    low_pass: torch.Tensor | None
-    """(out, 1, taps, taps), for a true convolution."""
+    taps: torch.Tensor | None
+    """(taps, taps), of the low-pass filter."""
     kernel: torch.Tensor | None
     """The weight in bfloat16, as the convolution reads it."""
     offset: torch.Tensor | None
@@ -239,8 +250,7 @@ class SynthesisLayer(fixed.FixedWeights):
     def derive(self) -> dict[str, torch.Tensor]:
         made = {"squares": self._squares()}
         if self.up:
-            dtype = torch.bfloat16 if self.in_bf16 else self.weight.dtype
-            made["low_pass"] = self._low_pass(len(self.weight), dtype).contiguous()
+            made["taps"] = _taps(self.resample_filter, self.weight.dtype)
         gain = _GAINS[self.activation]
         made["bias_offset"] = self.bias[:, None, None] * gain
         if self.use_noise:
@@ -264,20 +274,18 @@ class SynthesisLayer(fixed.FixedWeights):
             squares = self.squares if is_fixed and self.squares is not None else self._squares()
             norm = torch.rsqrt(style.square() @ squares.T + 1e-8)  # (n, out)
         x = features.x
-        x = self._convolve(x * style[:, :, None, None].to(x.dtype), features.held, wanted, is_fixed)
+        x = fixed.scaled_activation(x, style[:, :, None, None], slope=None)
+        x = self._convolve(x, features.held, wanted, is_fixed)
         # Activations are positively homogeneous: their gain may act before them, on the factors of addcmul.
         offset = self._offset(x, len(w), wanted, noise, gain, is_fixed)
         gain = gain * _GAINS[self.activation]
-        factor = (norm * gain)[:, :, None, None].to(x.dtype)
+        factor = (norm * gain)[:, :, None, None]
         slope = _SLOPE if self.activation == "lrelu" else None
         bound = None if self.conv_clamp is None else self.conv_clamp * gain / _GAINS[self.activation]
-        return Features(fixed.scaled_activation(x, factor, offset, slope, bound), wanted)
+        return Features(fixed.scaled_activation(x, factor, offset, slope, bound, overwrite=True), wanted)
 
     def _squares(self) -> torch.Tensor:
         return self.weight.square().sum(dim=(2, 3))
-
-    def _low_pass(self, channels: int, dtype: torch.dtype) -> torch.Tensor:
-        return _kernel(self.resample_filter, channels, dtype).flip(2, 3)  # true convolution
 
     def _offset(
         self, x: torch.Tensor, n: int, wanted: Window, noise: NoiseSource, gain: float, is_fixed: bool
@@ -307,10 +315,12 @@ class SynthesisLayer(fixed.FixedWeights):
         filtered = LowPass(self.resample_filter.shape[-1]).features(wanted)
         weight = self.kernel if in_bf16 and self.kernel is not None else self.weight.transpose(0, 1)
         x, padding = _transposed(x, held, self.resolution // 2, weight, filtered)
-        low_pass = self.low_pass if is_fixed else None
-        if low_pass is None or low_pass.dtype != x.dtype:
-            low_pass = self._low_pass(x.shape[1], x.dtype)
-        return fixed.convolve(x, low_pass, padding=padding, groups=x.shape[1])
+        side = x.shape[-1] + 2 * padding - self.resample_filter.shape[-1] + 1
+        taps = self.taps if is_fixed and self.taps is not None else _taps(self.resample_filter, torch.float32)
+        if (y := fixed.filtered(x, taps, 1, padding, side, side)) is not None:
+            return y
+        kernel = taps.to(x.dtype).expand(x.shape[1], 1, *taps.shape)
+        return fixed.convolve(x, kernel, padding=padding, groups=x.shape[1])
 
 
 class NoiseSource:

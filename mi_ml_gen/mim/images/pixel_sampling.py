@@ -59,6 +59,7 @@ def _sample(model: PixelHVAE, z: Latents, uniforms: Tensor) -> Tensor:
     first, norm = model.pixelcnn[0], model.pixelcnn[1]
     assert isinstance(first, MaskedConv)
     of_maps = norm(first(torch.cat((torch.zeros_like(uniforms), maps), 1))).permute(2, 3, 0, 1).contiguous()
+    assert isinstance(first.weight, Tensor) and isinstance(first.mask, Tensor)
     first_image = _weight(first.weight * first.mask, channels) * _scale(norm)
     # What each layer sees, by position: a row above, and a column on either side, are empty.
     seen = [uniforms.new_zeros(height + 1, width + 2, n, channels)]
