@@ -124,7 +124,7 @@ def sampling_half(
     if x is None:
         mean = model.p_x(z).mean
         x = mean.detach() if model.binary else mean
-    # At draws x, the gradient of log p(x|z) itself has the expectation 0: left out, it costs no noise and no time.
+    # At draws x, the gradient of log p(x|z) itself has the expectation 0: it would only add noise, and take time.
     with torch.set_grad_enabled(torch.is_grad_enabled() and (score_function or as_published)):
         log_p_x = model.log_p_x(x, z)
     log_q = model.log_q(model.features(x), z)
