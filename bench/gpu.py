@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -120,6 +121,9 @@ def measured(
             yield work, way, time_one(work, way, device)
         except torch.OutOfMemoryError:
             yield work, way, {"not_measured": "out of memory"}
+        except Exception as error:  # what fails must not cost the figures of the others; main ends with it
+            traceback.print_exc()
+            yield work, way, {"not_measured": f"failed: {error or type(error).__name__}"}
         torch.cuda.empty_cache()
 
 
@@ -141,8 +145,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# Training steps at batch 64 on {result['machine']}", "",
         f"{result['date']}, commit {result['commit']}. Tests on this GPU: {result['tests']['says']}.", "",
-        f"Measured: the median of {MEASURED} steps after {WARM_UP} (fewer of both where they take over {LONGEST_S:.0f} s "
-        "together), its quartiles, and the most memory in use. "
+        f"Measured: the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), its "
+        "quartiles, and the most memory in use. "
         f"`floor` is the time of the counted FLOPs at {TFLOP_PER_S} TFLOP/s, as a share of the measured time.", "",
         "| work | way | ms | quartiles | times faster than plain | floor | peak GiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -199,6 +203,10 @@ def main(argv: list[str] | None = None) -> None:
         atomic_write(RESULT.with_suffix(".json"), (json.dumps(result, indent=2) + "\n").encode())
         atomic_write(RESULT.with_suffix(".md"), markdown(result).encode())
     print(markdown(result))
+    failed = [f"{work}, {way}" for work, ways in result["steps"].items() for way, row in ways.items()
+              if row.get("not_measured", "").startswith("failed")]  # fmt: skip
+    if failed:
+        raise EnvironmentFault(f"not measured, because of errors (above): {'; '.join(failed)}")
     if result["tests"]["passed"] is False:
         raise EnvironmentFault(f"the tests on this GPU: {result['tests']['says']}")
 

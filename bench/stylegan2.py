@@ -26,6 +26,7 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 
+from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
 from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
 from mi_ml_gen.generators.stylegan2.network import Features, NoiseSource, SynthesisLayer, Window
@@ -68,11 +69,20 @@ def grouped_forward(
 
 
 def with_grouped_kernels(generator: StyleGAN2) -> StyleGAN2:
-    """The same generator, changed in place, with a kernel per sample in every 3x3 layer."""
+    """The same generator, changed in place, with a kernel per sample in every 3x3 layer. It decodes whole images before
+    it crops them, and anchor and positive one after the other."""
     for module in generator.modules():
         if isinstance(module, SynthesisLayer):
             module.forward = MethodType(grouped_forward, module)  # type: ignore[method-assign]
+    generator.decode = MethodType(decode_whole, generator)  # type: ignore[method-assign]
+    generator.decode_pair = MethodType(MultiLatentGenerator.decode_pair, generator)  # type: ignore[method-assign]
     return generator
+
+
+def decode_whole(generator: StyleGAN2, latents: torch.Tensor, rng: torch.Generator | None = None) -> torch.Tensor:
+    """`StyleGAN2.decode`, which here computes what the crop then cuts off."""
+    start, stop = generator._crop()
+    return generator._shown(generator.synthesize(latents, rng)[..., start:stop, start:stop])
 
 
 @torch.no_grad()

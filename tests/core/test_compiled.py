@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mi_ml_gen.core import fixed
 from mi_ml_gen.encoders.base import Architecture
 from mi_ml_gen.encoders.byol import BYOL
+from mi_ml_gen.encoders.simclr import SimCLR
 from mi_ml_gen.encoders.simsiam import SimSiam
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
 from mi_ml_gen.generators.nvae.generator import NVAE
@@ -83,7 +84,7 @@ def test_views():
         assert torch.equal(view(images, drawn), augment.view(images, drawn))
 
 
-@pytest.mark.parametrize("method", [SimSiam, BYOL])
+@pytest.mark.parametrize("method", [SimCLR, SimSiam, BYOL])
 def test_encoders(method):
     torch.manual_seed(0)
     encoder = method(SMALL).train()
@@ -92,7 +93,8 @@ def test_encoders(method):
         first, second = torch.rand(2, 4, 3, 8, 8)
         encoder.loss(run(first, second).parts).backward()
     counts = [value for key, value in encoder.state_dict().items() if key.endswith("encoder.bn1.num_batches_tracked")]
-    assert all(count == 2 * N_STEPS for count in counts)
+    n_passes = 1 if method is SimCLR else 2  # of a step; SimCLR's takes both views at once
+    assert counts and all(count == n_passes * N_STEPS for count in counts)
 
 
 class WeightGradients(TorchDispatchMode):

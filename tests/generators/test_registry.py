@@ -52,7 +52,9 @@ def every_generator(tmp_path_factory) -> list[MultiLatentGenerator]:
 
 
 def test_what_is_bundled():
-    assert bundled() == ["tiny-bigbigan", "tiny-diffusion", "tiny-nvae", "tiny-stylegan"] and set(bundled()) <= set(names())
+    assert bundled() == ["tiny-bigbigan", "tiny-diffusion", "tiny-nvae", "tiny-stylegan"] and set(bundled()) <= set(
+        names()
+    )
 
 
 def test_every_generator_keeps_the_interfaces_promises(every_generator):
