@@ -4,8 +4,8 @@
     python scripts/eval_mim_image.py mim_image_runs/dynamic_fashion_mnist/*/seed14
     python scripts/eval_mim_image.py RUN --S 500 --n_likelihood 1000        # a quick look
 
-Each run folder gets evaluation.json and images/samples.png, reconstructions.png, latents.png. What is measured already
-is read back.
+Writes evaluation.json and images/samples.png, reconstructions.png and latents.png into each run folder. What was
+measured before is read back.
 """
 
 from __future__ import annotations

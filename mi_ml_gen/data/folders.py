@@ -79,6 +79,14 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
         return to_rgb(image)
 
 
+def read_rgba(path: str | os.PathLike[str]) -> np.ndarray:
+    """The image in a file as uint8 (H, W, 4), with the opacity last: 255 where it is not transparent. Raises as
+    `read_rgb`."""
+    with _opened(path) as image:
+        _check_size(image)
+        return np.asarray(image.convert("RGBA"))
+
+
 def read_square(path: str | os.PathLike[str], framing: Framing) -> np.ndarray:
     """The image in a file as the square that a framing cuts, uint8 (cut_px, cut_px, 3). Raises as `read_rgb`."""
     with _opened(path) as image:
@@ -411,11 +419,7 @@ class _Memory:
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
         self._rows: dict[str, tuple[tuple[int, int], str | None]] = {}
         self._n_unsaved = 0
-        try:
-            cache = user_path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
-        except NoHome:
-            cache = Path(tempfile.gettempdir()) / f"mi_ml_gen-{os.getuid()}"
-        self.path = cache / "scans" / f"{key}.jsonl"
+        self.path = cache_folder() / "scans" / f"{key}.jsonl"
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             if lines and json.loads(lines[0]) == [_CACHE_FORMAT, _pillow_version()]:
@@ -449,6 +453,14 @@ class _Memory:
             atomic_write(self.path, ("\n".join(lines) + "\n").encode())
         except MiMlGenError as error:
             logger.warning("the scan is not remembered: %s", error)
+
+
+def cache_folder() -> Path:
+    """Where what was found out about images is remembered: MI_ML_GEN_CACHE, or ~/.cache/mi_ml_gen."""
+    try:
+        return user_path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+    except NoHome:
+        return Path(tempfile.gettempdir()) / f"mi_ml_gen-{os.getuid()}"
 
 
 def _pillow_version() -> str:

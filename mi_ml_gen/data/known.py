@@ -7,7 +7,7 @@ import os
 from mi_ml_gen.core.errors import UsageError, nearest
 from mi_ml_gen.core.files import user_path
 
-NAMES = ("fashion-mnist", "digits", "torchvision")
+NAMES = ("fashion-mnist", "digits", "torchvision", "emoji", "emoji-pairs")
 """What the part of a reference before its first colon may be; `data.loading` reads these, a test compares."""
 
 FRAMINGS = ("whole", "bigbigan", "stylegan", "classification")

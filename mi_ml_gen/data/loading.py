@@ -4,7 +4,7 @@
     source.batch(torch.tensor([3, 1, 4]))                       # (3, 3, 32, 32) uint8
     for images in batches(source, order, batch_size=256): ...   # read ahead in the background
 
-A reference is the name of a built-in set ("fashion-mnist", "digits"), torchvision's name and folder
+A reference is the name of a built-in set ("fashion-mnist", "digits", "emoji"), torchvision's name and folder
 ("torchvision:CIFAR10:data"), a folder of images, a .beton file, or a folder of .beton files. `layout` says how a folder
 becomes splits, classes and images. Where a folder of images has the name of a built-in set, "./digits" is the folder
 and "builtin:digits" the set.
@@ -174,10 +174,24 @@ def _torchvision(request: Request) -> ImageSource:
     return load_torchvision(request)
 
 
+def _emoji(request: Request) -> ImageSource:
+    from mi_ml_gen.data.emoji import load_emoji
+
+    return load_emoji(request)
+
+
+def _emoji_pairs(request: Request) -> ImageSource:
+    from mi_ml_gen.data.emoji import load_emoji_pairs
+
+    return load_emoji_pairs(request)
+
+
 NAMED: dict[str, Callable[[Request], ImageSource]] = {
     "fashion-mnist": _fashion_mnist,
     "digits": _digits,
     "torchvision": _torchvision,
+    "emoji": _emoji,
+    "emoji-pairs": _emoji_pairs,
 }
 """What the part of a reference before its first colon may be, and what then reads it."""
 

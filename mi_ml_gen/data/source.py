@@ -46,6 +46,17 @@ class Streaming(Protocol):
         ...
 
 
+@runtime_checkable
+class Paired(Protocol):
+    """A source that has several pictures of the same thing: positive pairs that people made. `batch` gives one of
+    each."""
+
+    def pairs(self, indices: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Two different pictures of each of these indices (n,), uint8 (n, 3, image_size, image_size) both; which ones
+        is decided by draws (n, 2), uniform in [0, 1)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Request:
     """What `load_source` was asked for, as a reader of one kind of source gets it.

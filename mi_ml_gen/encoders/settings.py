@@ -46,8 +46,8 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     )
     data_path: str | None = option(
         None,
-        help="stored images to train on: fashion-mnist, digits, torchvision:CIFAR10:data, a folder of images, or "
-        ".beton files",
+        help="stored images to train on: fashion-mnist, digits, emoji, torchvision:CIFAR10:data, a folder of images, "
+        "or .beton files; emoji-pairs gives pairs of pictures",
     )
     skip_bad: bool = option(
         False, free=True, help="leave out stored images that cannot be read (otherwise they are an error)"

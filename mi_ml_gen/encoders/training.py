@@ -34,7 +34,7 @@ from mi_ml_gen.report.images import pair_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.views.records import view_record
-from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler
+from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler, stored_images
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -213,7 +213,7 @@ def view_sampler(
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")
-        origin = StoredImages(source if source is not None else _load_source(settings, settings.data_path))
+        origin = stored_images(source if source is not None else _load_source(settings, settings.data_path))
     return ViewSampler(origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision)
 
 

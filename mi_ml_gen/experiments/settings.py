@@ -685,3 +685,28 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use, self.fine_chunks)
         check_data_path("--data_path", self.data_path)
+
+
+# --- pairs that people made -------------------------------------------------------------------------------------
+
+
+@dataclass
+class HumanPairsConfig(OnDevice, Seeded, FromGenerator):
+    """What `scripts/compare_pairs.py` takes."""
+
+    data_path: str = option(
+        "emoji-pairs::skin_tones=none", help="pairs that people made: emoji-pairs, or emoji-pairs:FOLDER"
+    )
+    generator: str = redefined(FromGenerator, "generator", "tiny-emoji")
+    walkers: list[str] = option(
+        ["0_1=1"], help="walkers whose pairs stand beside them: files, or noise such as 0_1=1 of standard deviation 1"
+    )
+    critic_width: int = option(32, at_least=1, help="channels of the critic's first stage")
+    batch_size: int = option(256, at_least=2, help="pairs in a training batch")
+    max_steps: int = option(600, at_least=1, help="training steps of each critic, at most")
+    out: Path = option(Path("pairs"), help="folder for the table")
+
+    def check(self) -> None:
+        """Refuse by UsageError what is wrong and can be seen without torch."""
+        check_generator_settings(self.generator, self.g_path, self.g_use)
+        check_data_path("--data_path", self.data_path)

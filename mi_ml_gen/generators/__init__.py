@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from mi_ml_gen.core.faces import face
 
 if TYPE_CHECKING:
+    from mi_ml_gen.generators.adapters import ModuleGenerator, from_module
     from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
-    from mi_ml_gen.generators.checking import check_generator
+    from mi_ml_gen.generators.checking import check_generator, examine_generator
     from mi_ml_gen.generators.families import FAMILIES, Family, bundled, names, register_generator
     from mi_ml_gen.generators.registry import (
         family_of,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from mi_ml_gen.core.config import option
+from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.settings import OnDevice, Seeded
 from mi_ml_gen.data.known import check_data_path
 from mi_ml_gen.latents import TruncatedNormal
 
@@ -25,6 +26,16 @@ class FromGenerator:
     g_use: list[str] = option(
         [], help="options of the generator, as KEY=VALUE: psi=0.7 crop=256 size=128 label=3 noise_mode=random"
     )
+
+
+@dataclass
+class CheckConfig(OnDevice, Seeded):
+    """What `scripts/check_generator.py` takes beside the generator's name."""
+
+    g_path: str | None = redefined(FromGenerator, "g_path", None)
+    g_use: list[str] = redefined(FromGenerator, "g_use", [])
+    n: int = option(2, at_least=2, aliases=("n_images",), help="images that are decoded at a time")
+    skip: list[str] = option([], help="promises to leave out, by the names that the command prints")
 
 
 @dataclass

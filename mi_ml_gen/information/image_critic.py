@@ -39,6 +39,20 @@ from mi_ml_gen.information.infonce import SATURATION_MARGIN_NATS, cross_side_cro
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """draw(n, rng) -> images (n, 3, H, W) in [0, 1] of both sides; row i of one is the partner of row i of the other."""
 
+
+class Uses(NamedTuple):
+    """A source whose pairs are few, so that each of them serves one use (`information/stored_pairs.py`)."""
+
+    train: Draw
+    held_out: Draw
+    """For when to stop."""
+    evaluate: Draw
+    """For the measurement."""
+
+    def of(self, use: str) -> Draw:
+        return self.train if use.startswith("train") else self.held_out if use == "held out" else self.evaluate
+
+
 ONE_SIDED_95 = 1.645
 """Standard errors below the estimate at which its one-sided 95% interval ends."""
 PIXELS = 8
@@ -197,7 +211,7 @@ class _Head(nn.Module):
 
 
 def measure_pairs(
-    draw: Draw,
+    draw: Draw | Uses,
     *,
     resolution: int,
     settings: CriticSettings | None = None,
@@ -210,11 +224,11 @@ def measure_pairs(
 
     draw: the frozen source, draw(n, rng) -> images of both sides, (n, 3, resolution, resolution) in [0, 1], on
     `device`, without gradients; every call with a new rng gives independent pairs. It may be called with any n up to
-    the larger of `settings.batch_size` and 512. settings: default `CriticSettings()`. seed: of initial weights and of
-    all draws: the same call gives the same number on one machine. warm: a critic to start from instead of new weights,
-    which is left as it is; it must be of the same resolution, width and points. A critic of pairs of the same generator
-    under another perturbation converges several times sooner than a new one, and the bound is as valid as before, since
-    any critic bounds the information from below.
+    the larger of `settings.batch_size` and 512. A source of few pairs gives a draw for each use. settings: default
+    `CriticSettings()`. seed: of initial weights and of all draws: the same call gives the same number on one machine.
+    warm: a critic to start from instead of new weights, which is left as it is; it must be of the same resolution,
+    width and points. A critic of pairs of the same generator under another perturbation converges several times sooner
+    than a new one, and the bound is as valid as before, since any critic bounds the information from below.
 
     The verdict of the estimate says whether the critic was still improving, whether the bound is near what its
     candidates can show, and whether its halves disagree. Its `details` hold the course of training ("course": steps and
@@ -230,7 +244,7 @@ def measure_pairs(
 
 
 def measure_together(
-    draws: Mapping[K, Draw],
+    draws: Mapping[K, Draw | Uses],
     *,
     resolution: int,
     settings: CriticSettings | None = None,
@@ -268,7 +282,7 @@ class _Source(Generic[K]):
     """A source of pairs with its held-out pairs; every use has random streams of its own."""
 
     def __init__(
-        self, name: K, draw: Draw, index: int, seed: int, resolution: int, settings: CriticSettings,
+        self, name: K, draw: Draw | Uses, index: int, seed: int, resolution: int, settings: CriticSettings,
         device: torch.device,
     ) -> None:  # fmt: skip
         self._pool: tuple[Tensor, Tensor] | None
@@ -279,7 +293,8 @@ class _Source(Generic[K]):
 
     @torch.no_grad()
     def pairs(self, n: int, use: str, step: int) -> tuple[Tensor, Tensor]:
-        a, b = self._draw(n, runtime.stream(self.seed, f"fresh critic {use}", step, self.index, self.device))
+        draw = self._draw.of(use) if isinstance(self._draw, Uses) else self._draw
+        a, b = draw(n, runtime.stream(self.seed, f"fresh critic {use}", step, self.index, self.device))
         for images in (a, b):
             if images.shape != (n, *self._shape):
                 expected = (n, *self._shape)
@@ -570,5 +585,5 @@ def _halves_differ(halves: Sequence[CrossSideBound]) -> verdicts.Finding | None:
     return verdicts.Finding(Verdict.NOT_TRUSTED, f"the two halves of the pairs differ by {apart:.2f} nats")
 
 
-__all__ = ["CriticSettings", "CrossSideBound", "Draw", "Measured", "MeasuredTogether", "PairCritic", "cross_side_bound",
-           "measure_pairs", "measure_together"]  # fmt: skip
+__all__ = ["CriticSettings", "CrossSideBound", "Draw", "Measured", "MeasuredTogether", "PairCritic", "Uses",
+           "cross_side_bound", "measure_pairs", "measure_together"]  # fmt: skip

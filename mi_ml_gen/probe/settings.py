@@ -28,7 +28,8 @@ class ProbeConfig(Precise, Seeded, Resumed, InNamedFolder, StoredImages):
     )
     data_path: str | None = option(
         None,
-        help="labelled images: fashion-mnist, digits, torchvision:CIFAR10:data, a folder of images, or .beton files",
+        help="labelled images: fashion-mnist, digits, emoji, torchvision:CIFAR10:data, a folder of images, or .beton "
+        "files",
     )
     save_folder: str = redefined(InFolder, "save_folder", "./classifier_runs")
     dataset: str | None = option(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mi_ml_gen.core import graphs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.data.source import ImageSource, batches
+from mi_ml_gen.data.source import ImageSource, Paired, batches
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.views.augment import Augment, ViewParameters, unit_range
@@ -181,6 +181,22 @@ class StoredImages:
         self._reading = replace(key, step=key.step + 1), self._reading[1]
         images = runtime.to_device(images, key.device)
         return ImagePair(images, images)
+
+
+class PairedImages(StoredImages):
+    """Pairs of a source that has several pictures of the same thing, as emoji by several houses: two pictures of each,
+    chosen anew at every step. Orders and epochs are those of `StoredImages`."""
+
+    def pair(self, key: BatchKey) -> ImagePair:
+        assert isinstance(self.source, Paired)
+        draws = torch.rand(key.n, 2, generator=runtime.stream(key.seed, "views: pairs", key.step, key.rank))
+        first, second = self.source.pairs(self.rest_of_epoch(key)[0], draws)
+        return ImagePair(runtime.to_device(first, key.device), runtime.to_device(second, key.device))
+
+
+def stored_images(source: ImageSource) -> StoredImages:
+    """What views are taken of: pairs where the source has pairs, else twice the same image."""
+    return PairedImages(source) if isinstance(source, Paired) else StoredImages(source)
 
 
 def _recorded_view(augment: Augment) -> Callable[[Tensor, ViewParameters | None], Tensor]:

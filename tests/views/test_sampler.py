@@ -13,7 +13,14 @@ from mi_ml_gen.generators.bigbigan import from_published
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.views.augment import Augment, unit_range
-from mi_ml_gen.views.sampler import BatchKey, GeneratedImages, StoredImages, ViewSampler
+from mi_ml_gen.views.sampler import (
+    BatchKey,
+    GeneratedImages,
+    PairedImages,
+    StoredImages,
+    ViewSampler,
+    stored_images,
+)
 from mi_ml_gen.walkers.base import IdentityWalker
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.grouped import GroupedWalker
@@ -283,3 +290,35 @@ def test_the_bundled_generator_gives_views():
     generator = load_generator("tiny-bigbigan")
     views = ViewSampler(GeneratedImages(generator), "simclr", 2)(0)
     assert views.first.shape == (2, 3, 28, 28) and views.first.isfinite().all()
+
+
+# --- pairs that people made
+
+
+class Numbered:
+    """Seven things, each drawn three times: picture p of thing t is grey 10 t + p."""
+
+    name, n_images, image_size, labels, classes = "numbered", 7, 8, None, ()
+
+    def batch(self, indices):
+        return (10 * indices).byte()[:, None, None, None].expand(-1, 3, 8, 8)
+
+    def pairs(self, indices, draws):
+        first = (draws[:, 0] * 3).long()
+        second = (first + 1 + (draws[:, 1] * 2).long()) % 3
+        return tuple((10 * indices + part).byte()[:, None, None, None].expand(-1, 3, 8, 8) for part in (first, second))
+
+
+def test_pairs_of_a_source_are_two_pictures_of_one_thing():
+    origin = stored_images(Numbered())
+    assert isinstance(origin, PairedImages) and not isinstance(stored_images(counted(9)), PairedImages)
+    sampler = ViewSampler(origin, "none", batch_size=3, seed=1)
+    seen: list[int] = []
+    for step in range(4):
+        first, second = (images[:, 0, 0, 0].mul(255).round().int() for images in sampler.images(step))
+        assert torch.equal(first // 10, second // 10) and (first != second).all()
+        seen += (first // 10).tolist()
+        assert torch.equal(sampler.images(step).positive, ViewSampler(origin, "none", 3, 1).images(step).positive)
+    assert len(set(seen[:6])) == len(set(seen[6:])) == 6  # each once in an epoch
+    others = ViewSampler(stored_images(Numbered()), "none", 3, 2).images(0)
+    assert not torch.equal(others.anchor, sampler.images(0).anchor)

@@ -1,7 +1,8 @@
 """How good a small generator is: Frechet distance, precision and recall in the features of a small classifier.
 
 The classifier is trained on the same labelled images, since features of large pretrained networks say little of
-32 px garments. Every figure stands beside its floor: what as many real training images get against the held-out set.
+32 px garments or emoji. Every figure stands beside its floor: what as many real training images get against the
+held-out set.
 """
 
 from __future__ import annotations
@@ -26,31 +27,33 @@ N_NEAREST = 3
 
 
 class SmallClassifier(nn.Module):
-    """Four convolutions, 128 features, one linear layer; grey images (n, 1, 32, 32) in [0, 1]."""
+    """Four convolutions, 128 features, one linear layer; images (n, n_channels, 32, 32) in [0, 1], one channel for grey
+    ones."""
 
-    def __init__(self, n_classes: int = 10):
+    def __init__(self, n_classes: int = 10, n_channels: int = 1):
         super().__init__()
+        self.n_channels = n_channels
         layers: list[nn.Module] = []
-        for c_in, c_out, stride in ((1, 32, 1), (32, 64, 2), (64, 96, 2), (96, 128, 2)):
+        for c_in, c_out, stride in ((n_channels, 32, 1), (32, 64, 2), (64, 96, 2), (96, 128, 2)):
             layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(128, n_classes)
 
-    def features(self, grey: torch.Tensor) -> torch.Tensor:
-        """(n, 1, 32, 32) -> (n, 128)."""
-        return self.body(grey * 2 - 1).mean(dim=(2, 3))
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, n_channels, 32, 32) -> (n, 128)."""
+        return self.body(images * 2 - 1).mean(dim=(2, 3))
 
-    def forward(self, grey: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(grey))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
 
 
 def train_classifier(
     images: torch.Tensor, labels: torch.Tensor, seed: int, device: torch.device, epochs: int = 4, progress: bool = True
 ) -> SmallClassifier:
-    """Train on grey images (n, 1, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule."""
+    """Train on images (n, 1 or 3, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule."""
     torch.manual_seed(seed)
     batch_size = min(128, len(images))
-    model = SmallClassifier(int(labels.max()) + 1).to(device).to(memory_format=torch.channels_last)
+    model = SmallClassifier(int(labels.max()) + 1, images.shape[1]).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     n_steps = epochs * (len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
@@ -87,6 +90,8 @@ class Quality:
     floor_recall: float
     class_shares: tuple[float, ...]
     """Share of each class among the generated images, as the classifier sees them."""
+    real_shares: tuple[float, ...]
+    """The same of the held-out images."""
     confidence: float
     """Mean largest class probability of generated images."""
     floor_confidence: float
@@ -110,8 +115,8 @@ def measure_quality(
     """Hold n generated images, and n real training images as the floor, against n held-out real ones; all the images
     that there are where there are fewer.
 
-    All real images grey, (m, 1, 32, 32) in [0, 1]. Generated ones are averaged over colour. distribution: of the noise
-    (default: a standard normal truncated at 2).
+    All real images (m, c, 32, 32) in [0, 1], with the classifier's channels. Where these are one, generated images are
+    averaged over colour. distribution: of the noise (default: a standard normal truncated at 2).
     Raises UsageError for fewer real images than precision and recall need.
     """
     n = min(n, len(held_out), len(train_images))
@@ -133,8 +138,13 @@ def measure_quality(
             rng = runtime.stream(seed, "quality", i, 0, device)
             z = distribution.sample((min(500, n - i), generator.noise_dim), rng)
             for latents in generator.latents(z).split(max(1, min(500, VALUES_AT_ONCE // generator.noise_dim))):
-                parts.append(generator.decode(latents, rng).mean(dim=1, keepdim=True).cpu())
+                images = generator.decode(latents, rng)
+                parts.append((images.mean(dim=1, keepdim=True) if classifier.n_channels == 1 else images).cpu())
         return torch.cat(parts)
+
+    def shares(probabilities: torch.Tensor) -> tuple[float, ...]:
+        counts = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1])
+        return tuple(round(share, 4) for share in (counts / n).tolist())
 
     real, real_probabilities = features(held_out[:n])
     floor, _ = features(train_images[order[:n]])
@@ -142,7 +152,6 @@ def measure_quality(
     m = n_neighbours
     precision, recall = precision_recall(real[:m], fake[:m])
     floor_precision, floor_recall = precision_recall(real[:m], floor[:m])
-    shares = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]) / n
     return Quality(
         n=n,
         n_neighbours=m,
@@ -153,7 +162,8 @@ def measure_quality(
         floor_precision=floor_precision,
         recall=recall,
         floor_recall=floor_recall,
-        class_shares=tuple(round(share, 4) for share in shares.tolist()),
+        class_shares=shares(probabilities),
+        real_shares=shares(real_probabilities),
         confidence=probabilities.max(dim=1).values.mean().item(),
         floor_confidence=real_probabilities.max(dim=1).values.mean().item(),
     )

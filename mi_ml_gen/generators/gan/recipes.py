@@ -47,7 +47,8 @@ class Recipe(ABC):
     """Weight of the gradient penalty on real images (Mescheder et al., 2018), 0 for none."""
 
     @abstractmethod
-    def __init__(self, width: int, discriminator_width: int): ...
+    def __init__(self, width: int, discriminator_width: int, n_channels: int = 1):
+        """n_channels: of the training images, 1 where they are grey."""
 
     def noise(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """Noise (n, noise_dim), of the distribution that everything here draws it from."""
@@ -77,7 +78,7 @@ class BigBiGANRecipe(Recipe):
     betas = (0.0, 0.99)
     r1_weight = 0.0
 
-    def __init__(self, width: int, discriminator_width: int):
+    def __init__(self, width: int, discriminator_width: int, n_channels: int = 1):
         self.generator = BigBiGAN(
             BigBiGANConfig(resolution=32, width=width, multipliers=(4, 2, 1), attention_resolution=16, chunk_dim=20),
             name="tiny-bigbigan",
@@ -123,10 +124,10 @@ class StyleGANRecipe(Recipe):
     r1_weight = 0.3
     mixing_probability = 0.9
 
-    def __init__(self, width: int, discriminator_width: int):
+    def __init__(self, width: int, discriminator_width: int, n_channels: int = 1):
         self.generator = StyleGAN2(
             StyleGAN2Config(
-                z_dim=64, w_dim=64, mapping_layers=4, img_resolution=32, img_channels=1,
+                z_dim=64, w_dim=64, mapping_layers=4, img_resolution=32, img_channels=n_channels,
                 channel_base=32 * width, channel_max=3 * width,
             ),
             name="tiny-stylegan",
@@ -135,8 +136,8 @@ class StyleGANRecipe(Recipe):
 
     def fakes(self, generator: Any, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         ws = self.mixed_styles(generator, z, rng)
-        grey = generator.synthesize(ws.flatten(1), rng, noise_mode="random")
-        return grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        images = generator.synthesize(ws.flatten(1), rng, noise_mode="random")
+        return images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def mixed_styles(self, generator: Any, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Noise (n, z_dim) -> W+ (n, rows, w_dim); with the mixing probability, rows from a crossover on, at
@@ -169,6 +170,41 @@ class StyleGANRecipe(Recipe):
 
 RECIPES: dict[str, type[Recipe]] = {"bigbigan": BigBiGANRecipe, "stylegan2": StyleGANRecipe}
 """By the name of the family that `load_generator` knows."""
+
+
+def augmented(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Images (n, 3, h, w) in [-1, 1] with other colours, moved by up to an eighth, without a square of half the side.
+
+    Differentiable, for real and for generated images alike, so that a discriminator cannot learn few training images
+    by heart, and the generator does not learn the augmentation (Zhao et al., 2020, sections 3.2 and 4).
+    """
+    n, _, height, width = images.shape
+    draws = runtime.uniform((n, 7), rng, images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        x = images.float()
+        brightness, saturation, contrast = (draw[:, None, None, None] for draw in draws[:, :3].T)
+        x = x + (brightness - 0.5)
+        grey = x.mean(dim=1, keepdim=True)
+        x = grey + (x - grey) * (2 * saturation)
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        x = mean + (x - mean) * (contrast + 0.5)
+        x = _shifts(draws[:, 3], height).transpose(1, 2)[:, None] @ x @ _shifts(draws[:, 4], width)[:, None]
+        left_out = _near(draws[:, 5], height)[:, None, :, None] & _near(draws[:, 6], width)[:, None, None, :]
+        return x.masked_fill(left_out, 0.0).contiguous(memory_format=torch.channels_last)
+
+
+def _shifts(draws: torch.Tensor, size: int) -> torch.Tensor:
+    """Matrices (n, size, size) that move rows of pixels by up to an eighth of them; what comes in is 0."""
+    most = round(size / 8)
+    by = (draws * (2 * most + 1)).floor().long() - most
+    axis = torch.arange(size, device=draws.device)
+    return (axis[:, None] + by[:, None, None] == axis).float()
+
+
+def _near(draws: torch.Tensor, size: int) -> torch.Tensor:
+    """(n, size): which pixels are within a quarter of the side from a pixel that is drawn."""
+    axis = torch.arange(size, device=draws.device)
+    return (axis - (draws[:, None] * size).floor()).abs() <= size // 4
 
 
 class Discriminator(nn.Module):

@@ -1,8 +1,8 @@
 """Adversarial training of the small generators that the package ships.
 
 One loop serves every family; what differs between them (network, loss, regularisation, what is done to the
-averaged weights at the end) is a `Recipe` of recipes.py. The data are grey images of at most the generator's
-size, padded with black.
+averaged weights at the end) is a `Recipe` of recipes.py. The data are images, grey or in colour, of at most the
+generator's size, padded with black.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import nn
 from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe
-from mi_ml_gen.generators.gan.settings import GanConfig
+from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe, augmented
+from mi_ml_gen.generators.gan.settings import FASHION_MNIST, GanConfig
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.report.images import image_grid, save_png
 
@@ -38,10 +38,12 @@ class RealImages:
     """The training images on the device as uint8, read in a new order each epoch."""
 
     def __init__(self, images: torch.Tensor, resolution: int, device: torch.device, seed: int):
-        height, width = images.shape[1:]
+        """images: uint8 (n, H, W), or (n, c, H, W) with c 1 or 3."""
+        images = with_channels(images)
+        height, width = images.shape[2:]
         top, left = (resolution - height) // 2, (resolution - width) // 2
         padded = F.pad(images, (left, resolution - width - left, top, resolution - height - top))
-        self.images = padded.to(device)  # (n, resolution, resolution) uint8
+        self.images = padded.to(device)  # (n, c, resolution, resolution) uint8
         self.seed = seed
         self.epoch = -1
 
@@ -53,12 +55,18 @@ class RealImages:
             order = torch.randperm(len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0))
             self.epoch, self.order = epoch, order.to(self.images.device)
         chosen = self.order[index * batch_size : (index + 1) * batch_size]
-        grey = self.images[chosen].float().div(127.5).sub(1)
-        return grey[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        images = self.images[chosen].float().div(127.5).sub(1)
+        return images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def with_channels(images: torch.Tensor) -> torch.Tensor:
+    """Images (n, H, W), which are grey, as (n, 1, H, W); others as they are."""
+    return images[:, None] if images.ndim == 3 else images
 
 
 def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = True) -> Path:
-    """Train a generator adversarially on grey images (n, H, W), uint8, H and W at most the generator's.
+    """Train a generator adversarially on images, uint8, grey (n, H, W) or with channels (n, 1 or 3, H, W), H and W at
+    most the generator's.
 
     Gives the run folder, whose generator.safetensors holds the averaged generator. The same settings resume.
     Raises NonFiniteError, Preempted, and UsageError for fewer images than a batch takes and for a folder that holds a
@@ -73,7 +81,10 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
-    recipe = RECIPES[settings.family](settings.width, settings.discriminator_width)
+    n_channels = with_channels(images).shape[1]
+    recipe = RECIPES[settings.family](settings.width, settings.discriminator_width, n_channels)
+    if settings.dataset != FASHION_MNIST:
+        recipe.generator.name = Path(settings.run_name).name
     generator = recipe.generator.to(device).to(memory_format=torch.channels_last).train()
     discriminator = recipe.discriminator.to(device).to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
@@ -101,6 +112,8 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
             z = recipe.noise(settings.batch_size, rng)
             with runtime.autocast(device, settings.precision):
                 fake = recipe.fakes(generator, z, rng)
+                if settings.augment:
+                    real, fake = augmented(real, rng), augmented(fake, rng)
                 discriminator.requires_grad_(True)
                 loss_d = recipe.discriminator_loss(discriminator(real), discriminator(fake.detach()))
             if recipe.r1_weight > 0 and step % R1_INTERVAL == 0:

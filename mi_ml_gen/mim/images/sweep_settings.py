@@ -56,7 +56,7 @@ class ImageSweepConfig(Precise, InFolder):
     train_seconds: float | None = option(
         None, above=0, free=True,
         help="seconds from the start of this command after which trainings stop and save their state; what each has "
-        "learnt is then measured, and the same command goes on with it",
+        "learned is then measured, and the same command resumes it",
     )  # fmt: skip
     save_folder: str = redefined(InFolder, "save_folder", "./mim_image_sweep", flag="out", help="folder of the sweep")
 

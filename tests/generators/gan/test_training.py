@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mi_ml_gen.core import runs, runtime
+from mi_ml_gen.core import config, runs, runtime
 from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.generators.bigbigan import ModulatedNorm
 from mi_ml_gen.generators.gan import training
-from mi_ml_gen.generators.gan.recipes import RECIPES, Discriminator, StyleGANRecipe
+from mi_ml_gen.generators.gan.recipes import RECIPES, Discriminator, StyleGANRecipe, augmented
 from mi_ml_gen.generators.gan.training import GanConfig, RealImages, train_generator
 from mi_ml_gen.generators.registry import load_generator, save_generator
 
@@ -118,6 +118,85 @@ def test_every_weight_learns_and_the_result_is_an_ordinary_generator(tmp_path, i
     save_generator(tmp_path / "again.safetensors", generator, family)
     again = load_generator(family, tmp_path / "again.safetensors")
     assert torch.equal(again.decode(again.latents(z)), shown)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_colour_is_learned_in_colour_with_the_same_bits_after_a_stop(tmp_path, monkeypatch, family):
+    """Augmented, as few images need it; the discriminator sees nothing else."""
+    coloured = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    settings = tiny(tmp_path, family, steps=2, augment=True, dataset="emoji")
+    whole = train_generator(dataclasses.replace(settings, run_name="whole"), coloured, progress=False)
+    halves = dataclasses.replace(settings, run_name="halves")
+    train_generator(dataclasses.replace(halves, steps=1), coloured, progress=False)
+    train_generator(halves, coloured, progress=False)
+    assert_equal(last_state(whole), last_state(tmp_path / "halves"))
+    generator = load_generator(family, whole / "generator.safetensors")
+    z = torch.randn(2, generator.noise_dim, generator=torch.Generator().manual_seed(1))
+    shown = generator.decode(generator.latents(z))
+    assert generator.name == "whole" and (shown[:, 0] - shown[:, 1]).abs().max() > 0.01
+
+
+def test_the_data_set_and_its_folder():
+    settings = GanConfig(dataset="emoji", family="stylegan")
+    assert settings.reference == "emoji" and settings.resolved().run_name == "tiny-stylegan-emoji"
+    assert dataclasses.replace(settings, data_path="there").reference == "emoji:there"
+    given = dataclasses.replace(settings, dataset="emoji:background=random", data_path="there")
+    assert given.reference == "emoji:there:background=random"
+    assert GanConfig(data_path="there").reference == "fashion-mnist:there"
+    with pytest.raises(UsageError, match="--data_path there: belongs to fashion-mnist or emoji; leave it out"):
+        GanConfig(dataset="digits", data_path="there").check()
+    with pytest.raises(UsageError, match="--dataset emojis: no such file or folder; sets by name are .*emoji"):
+        GanConfig(dataset="emojis").check()
+    with pytest.raises(UsageError, match="--data_path nowhere: no such folder"):
+        GanConfig(dataset="emoji", data_path="nowhere").check()
+    assert "dataset" not in config.to_dict(GanConfig()) and "augment" not in config.to_dict(GanConfig())
+
+
+# --- augmentation
+
+
+def test_augmented_images_are_moved_and_lose_a_square():
+    """With colours as they were: draws of 1/2 change none."""
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    for down, right in ((0, 0), (2, 0), (-1, 2), (-2, -2)):
+        draws = torch.tensor([[0.5, 0.5, 0.5, (down + 2.5) / 5, (right + 2.5) / 5, 0.0, 0.0]])
+        found = augment_by(images, draws)
+        moved = torch.roll(images, (down, right), (2, 3))
+        for axis, by in ((2, down), (3, right)):
+            came_in = slice(0, by) if by >= 0 else slice(16 + by, 16)
+            moved.narrow(axis, came_in.start, came_in.stop - came_in.start).zero_()
+        moved[:, :, :5, :5] = 0  # the square around the first pixel, as far as it is in the image
+        torch.testing.assert_close(found, moved)
+
+
+def augment_by(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "uniform", lambda shape, rng, device: draws)
+        return augmented(images, torch.Generator())
+
+
+def test_augmented_colours():
+    images = torch.rand(2, 3, 8, 8)
+    middle = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, 0.99, 0.99]).repeat(2, 1)
+    kept = (slice(None), slice(None), slice(0, 4), slice(0, 4))  # outside of the square
+    for place, value in ((0, 0.75), (1, 0.0), (2, 1.0)):
+        draws = middle.clone()
+        draws[:, place] = value
+        x = images.double()
+        if place == 0:
+            x = x + 0.25
+        if place == 1:
+            x = x.mean(1, keepdim=True).expand_as(x)
+        if place == 2:
+            x = x.mean((1, 2, 3), keepdim=True) + 1.5 * (x - x.mean((1, 2, 3), keepdim=True))
+        torch.testing.assert_close(augment_by(images, draws)[kept], x.float()[kept])
+
+
+def test_gradients_pass_through_the_augmentation():
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float32).requires_grad_()
+    rng = runtime.stream(0, "augment", 0, 0)
+    assert augmented(images, rng).square().sum().backward() is None
+    assert images.grad is not None and (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
 
 
 def test_defaults_follow_the_family_and_given_values_stay():

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""What pairs that people made have in common, beside pairs of walkers: nats by critics of the same kind.
+
+    python scripts/compare_pairs.py --data_path emoji-pairs:FOLDER --walkers 0_1=1 walker_runs/0_tiny-emoji_1_2_none
+
+People's pairs are the same emoji drawn by two houses. Every kind of pairs has as many to train on and to measure.
+Writes table.md, .tex, .csv, .json and pairs.json into --out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_ml_gen.core import cli, config
+from mi_ml_gen.experiments.settings import HumanPairsConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    config.add_arguments(parser, HumanPairsConfig)
+    cli.add_dry_run(parser)
+    arguments = parser.parse_args(argv)
+    settings = config.from_arguments(HumanPairsConfig, arguments)
+    settings.check()
+    if cli.is_dry_run(arguments, settings):
+        return
+    cli.loading()
+    from mi_ml_gen.experiments.human_pairs import compare_pairs
+
+    for name, estimate in compare_pairs(settings).items():
+        print(f"{name}: {estimate}")
+    print(f"written: {settings.out / 'table.md'}, {settings.out / 'pairs.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
