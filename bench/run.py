@@ -18,6 +18,7 @@ BENCHES = (
     ["bench.augment"],
     ["bench.ksg"],
     ["bench.mim"],
+    ["bench.mim_images"],
 )
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python scripts/compare_mim_image.py --epochs 3 --seeds 1 --workers 4        # a quick look, four trainings at a time
     python scripts/compare_mim_image.py --methods cmim simclr --report-only     # table and page of what is there
 
-All methods train the same encoder on the same images for the same number of steps. The same command goes on with an
-interrupted comparison; seeds and methods may be added. The folder then has table.* (linear probe, kNN, NMI, bits per
+All methods train the same encoder on the same images for the same number of steps. The same command resumes an
+interrupted comparison, and you can add seeds and methods. The folder then has table.* (linear probe, kNN, NMI, bits per
 dimension), embeddings.* (from the encoder and from the decoder), cells.csv and one page, index.html.
 """
 

@@ -6,7 +6,7 @@
         --set epochs=20 warmup=5 n_train=5000 n_test=1000 number_components=50
     python scripts/sweep_mim_image.py --device cuda --precision bf16 --workers 12 --train_seconds 200
 
-The same command goes on with an interrupted sweep and reads back what is finished. The sweep's folder then has
+The same command resumes an interrupted sweep. The sweep's folder then has
 table.csv (and .md, .tex, .json), and the page index.html.
 """
 

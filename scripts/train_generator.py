@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Train one of the small generators that the package ships, on images of 32 px; measure it and write its card.
+"""Train a small generator on images of 32 px, as those that come with the package; measure it and write its card.
 
     python scripts/train_generator.py --family bigbigan
     python scripts/train_generator.py --family stylegan
     python scripts/train_generator.py --family stylegan --dataset emoji --data_path FOLDER --augment
     python scripts/train_generator.py --family diffusion --objective flow
 
-Each family has settings of its own: --family diffusion --help shows those of diffusion. The same command resumes an
-interrupted run. The run folder then holds generator.safetensors (load it with --g_path), card.md, samples.png,
-quality.json, and the course of training.
+Each family has its own settings: --family diffusion --help shows those of diffusion. The same command resumes an
+interrupted run. At the end, the run folder holds generator.safetensors (load it with --g_path), card.md, samples.png,
+quality.json, and the metrics of the training.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
         --model_name pixelhvae_2level-amim --precision bf16
 
 The run folder holds the settings, metrics, the model of the lowest validation loss (best.safetensors) and the last one.
-The same command goes on with an interrupted run.
+The same command resumes an interrupted run.
 """
 
 from __future__ import annotations

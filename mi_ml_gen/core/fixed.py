@@ -237,13 +237,19 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def scaled_activation(
-    x: Tensor, scale: Tensor, offset: Tensor | None = None, slope: float | None = 0.0, bound: float | None = None
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None = None,
+    slope: float | None = 0.0,
+    bound: float | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """A leaky ReLU of x * scale + offset, within +-bound: maps (n, c, h, w), scale (n, c, 1, 1) or (1, c, 1, 1).
 
-    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. The result has the type of x; scale and
-    offset may be float32 where x is not. The same as the plain operations, with a backward pass that makes no copy of x
-    and keeps no map but x, and where no kernel of ours is to be had the result.
+    offset: of any shape that fits x. slope: 0 is a ReLU, None no activation. overwrite: nobody needs x afterwards, so
+    its memory may take the result where no gradient is wanted. The result has the type of x; scale and offset may be
+    float32 where x is not. The same as the plain operations, with a backward pass that makes no copy of x and keeps no
+    map but x, and where no kernel of ours is to be had the result.
     """
     if _kernel_takes(x, scale, offset):
         if offset is not None and offset.ndim < 4:
@@ -259,7 +265,9 @@ def scaled_activation(
     offset = offset.to(x.dtype)
     if _by_hand(x, scale, offset):
         return _ScaledActivation.apply(x, scale, offset, slope, bound)
-    return _activate(torch.addcmul(offset, x, scale), slope, bound)
+    is_wanted = torch.is_grad_enabled() and any(one.requires_grad for one in (x, scale, offset))
+    out = x if overwrite and not is_wanted and not torch.compiler.is_compiling() else None
+    return _activate(torch.addcmul(offset, x, scale, out=out), slope, bound)
 
 
 def _kernel_takes(x: Tensor, scale: Tensor, offset: Tensor | None) -> bool:

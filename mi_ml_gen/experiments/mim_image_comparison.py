@@ -54,6 +54,8 @@ LOG_INTERVAL = 50
 SHARED = ("seeds", "methods", "workers", "device", "data_path", "save_folder", "state_interval_s")
 """Settings that may change when a comparison goes on."""
 ENCODED_AT_ONCE = 1000
+FLOATS_OF_GPU = 2**28
+"""Numbers of a decoder's largest layer that all workers together have in work."""
 N_SHOWN = 16
 
 
@@ -148,7 +150,8 @@ def measure(learner: Learner, settings: MimComparisonConfig, sets: ImageSets, se
             results["embeddings"][name] |= readouts(seen, sets.n_classes, sets.train.x.device)
     if isinstance(learner, Generative):
         x = sets.test.pixels(slice(settings.n_likelihood))
-        likelihood = log_likelihood(learner.model, x, settings.S, seed)
+        at_once = FLOATS_OF_GPU // settings.workers if x.device.type == "cuda" else None
+        likelihood = log_likelihood(learner.model, x, settings.S, seed, at_once)
         results["likelihood"] = {
             "nats": likelihood.mean.value,
             "nats_error": likelihood.mean.spread,

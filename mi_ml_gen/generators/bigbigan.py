@@ -188,7 +188,7 @@ class Block(fixed.FixedWeights):
         else:
             first, second = self._factors(chunk, fixed.working_dtype(x))
             h = self.conv1(fixed.scaled_activation(x.to(first[0].dtype), *first))
-            h = self.conv2(fixed.scaled_activation(h, *second))
+            h = self.conv2(fixed.scaled_activation(h, *second, overwrite=True))
         # A 1x1 convolution commutes with the doubling and is four times cheaper before it.
         return fixed.add_doubled(h, self.shortcut(x))
 

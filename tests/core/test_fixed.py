@@ -51,6 +51,16 @@ def test_a_scaled_activation_equals_the_plain_operations_bit_for_bit(layout, slo
         assert torch.equal(fixed.scaled_activation(x, scale, offset, slope, bound), ours[0])
 
 
+def test_maps_that_nobody_needs_are_overwritten_where_no_gradient_is_wanted():
+    x, scale, offset = maps(2, 6, 5, 5, layout=torch.channels_last), torch.randn(2, 6, 1, 1), torch.randn(6, 1, 1)
+    wanted, before = fixed.scaled_activation(x, scale, offset), x.clone()
+    assert torch.equal(x, before)
+    with_graph = fixed.scaled_activation(x, scale.clone().requires_grad_(), offset, overwrite=True)
+    assert torch.equal(with_graph, wanted) and torch.equal(x, before)
+    found = fixed.scaled_activation(x, scale, offset, overwrite=True)
+    assert torch.equal(found, wanted) and found.data_ptr() == x.data_ptr()
+
+
 def test_an_offset_of_the_maps_own_shape_gets_its_gradient():
     torch.manual_seed(0)
     x, scale, offset = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1), torch.randn(2, 3, 4, 4)

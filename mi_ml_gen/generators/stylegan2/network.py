@@ -282,7 +282,7 @@ class SynthesisLayer(fixed.FixedWeights):
         factor = (norm * gain)[:, :, None, None]
         slope = _SLOPE if self.activation == "lrelu" else None
         bound = None if self.conv_clamp is None else self.conv_clamp * gain / _GAINS[self.activation]
-        return Features(fixed.scaled_activation(x, factor, offset, slope, bound), wanted)
+        return Features(fixed.scaled_activation(x, factor, offset, slope, bound, overwrite=True), wanted)
 
     def _squares(self) -> torch.Tensor:
         return self.weight.square().sum(dim=(2, 3))

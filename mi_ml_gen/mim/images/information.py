@@ -1,64 +1,125 @@
-"""Mutual information I(x; z) of images and latents under the encoder, between two bounds that hold in any dimension.
+"""How much do latents tell about images? Bounds on the mutual information I(x; z) of the encoder's joint distribution
+q(x) q(z|x), in any number of dimensions. Its conditional density is known, so no critic has to be learned.
 
-With N images and one draw z_i ~ q(z|x_i) of each, L_ij = log q(z_i|x_j) is known for all pairs, and
+With N images, one draw z_i ~ q(z|x_i) of each, and L_ij = log q(z_i|x_j),
 
-    lower = mean_i [ L_ii - log( mean_j e^L_ij ) ]                  at most log N
+    lower = mean_i [ L_ii - log( mean_j e^L_ij ) ]                       at most log N
     upper = mean_i [ L_ii - log( mean over j != i of e^L_ij ) ]
+    rate  = mean_i [ L_ii - log p(z_i) ]                                 above I(x; z) by KL(q(z), p(z))
 
-bound I(x; z) from both sides in expectation (Poole et al., arXiv 1905.06922, section 2: bounds with a tractable
-conditional). Nearest-neighbour estimators as the published max-norm KSG say nothing about binary images: all distances
-of different images are 1.
+bound I(x; z) in expectation (Poole et al., arXiv 1905.06922, section 2). No lower bound from N images can show much
+more than log N (McAllester and Stratos, arXiv 1811.04251). The published estimate, KSG with the largest distance of any
+pixel, says nothing about binary images, all of whose distances are 1; `mim.evaluate.published_ksg` makes it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.mim.images.base import Features, ImageModel, Latents
+from mi_ml_gen.mim.images.base import Features, Latents
+from mi_ml_gen.mim.images.likelihood import Measurable, top_density
 from mi_ml_gen.report.tables import Estimate
 
+N_CANDIDATES = 1000
+"""Images whose pairs are compared in all latents: each pair takes a pass of q(z1|x, z2)."""
+ENCODED_AT_ONCE = 256
 ROWS_AT_ONCE = 8192
 """Pairs (z, x) whose densities are computed at a time."""
 
 
+class WithDensity(Measurable, Protocol):
+    """A model whose encoder's density can be evaluated."""
+
+    def log_q(self, seen: Features, z: Latents) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class InformationBounds:
-    """In nats, each with its standard error over images."""
+    """In nats, each with its standard error over images; the images that are compared with count as given."""
 
     lower: Estimate
+    """Of I(x; z), from the first N_CANDIDATES images."""
     upper: Estimate
+    """Of I(x; z), from the same images."""
+    rate: Estimate
+    """An upper bound, too, from all images."""
+    top_lower: Estimate
+    """Of I(x; z2), from all images, z2 being the only latent where there is one: I(x; z) is at least as large."""
     n: int
+    """Images of `lower` and `upper`."""
+    n_top: int
+    """Images of `top_lower` and `rate`."""
+
+    @property
+    def at_most(self) -> Estimate:
+        """The smaller one of the upper bounds."""
+        return min(self.upper, self.rate, key=lambda bound: bound.value)
 
     @property
     def ceiling(self) -> float:
-        """The most that the lower bound can be."""
+        """The most that `lower` can be."""
         return math.log(self.n)
+
+    @property
+    def top_ceiling(self) -> float:
+        """The most that `top_lower` can be."""
+        return math.log(self.n_top)
 
 
 @torch.no_grad()
-def information_bounds(model: ImageModel, x: Tensor, seed: int = 0) -> InformationBounds:
-    """Bounds of I(x; z), z all latents together, from images (n, C, H, W). Raises UsageError for fewer than two."""
-    n = len(x)
-    if n < 2:
-        raise UsageError(f"mutual information of {n} images: there must be at least two")
-    seen = model.features(x)
-    drawn = model.q_z(seen, model.noise(n, runtime.stream(seed, "information draws", 0, 0, x.device)))
-    table = runtime.in_float64(pairwise_log_q(model, seen, drawn.z))
+def information_bounds(
+    model: WithDensity, images: Tensor, seed: int = 0, n_candidates: int = N_CANDIDATES
+) -> InformationBounds:
+    """Bounds of I(x; z) from images (n, C, H, W) on the model's device. Raises UsageError for fewer than two."""
+    n_top = len(images)
+    if n_top < 2:
+        raise UsageError(f"mutual information of {n_top} images: there must be at least two")
+    parts = [model.features(part) for part in images.split(ENCODED_AT_ONCE)]
+    lower = [part.lower for part in parts if part.lower is not None]
+    seen = Features(
+        torch.cat([part.mean for part in parts]),
+        torch.cat([part.log_var for part in parts]),
+        torch.cat(lower) if lower else None,
+    )
+    drawn = model.q_z(seen, model.noise(n_top, runtime.stream(seed, "information draws", 0, 0, images.device)))
+    prior = top_density(model)(drawn.z.top) + model.log_p_lower(drawn.z)
+    top = top_log_q(seen, drawn.z.top)
+    some = slice(min(n_top, n_candidates))
+    if seen.lower is None:
+        table = top[some, some]
+    else:
+        table = pairwise_log_q(model, seen.rows(some), drawn.z.rows(some))
+    n = len(table)
     own = table.diagonal()
-    lower = own - torch.logsumexp(table, 1) + math.log(n)
     without = table.clone().fill_diagonal_(-math.inf)
-    upper = own - torch.logsumexp(without, 1) + math.log(n - 1)
-    return InformationBounds(_over_images(lower), _over_images(upper), n)
+    return InformationBounds(
+        lower=_over_images(own - torch.logsumexp(table, 1) + math.log(n)),
+        upper=_over_images(own - torch.logsumexp(without, 1) + math.log(n - 1)),
+        rate=_over_images(runtime.in_float64(drawn.log_q) - prior),
+        top_lower=_over_images(top.diagonal() - torch.logsumexp(top, 1) + math.log(n_top)),
+        n=n,
+        n_top=n_top,
+    )
 
 
-def pairwise_log_q(model: ImageModel, seen: Features, z: Latents) -> Tensor:
-    """log q(z_i|x_j), (n, n)."""
+def top_log_q(seen: Features, z: Tensor) -> Tensor:
+    """log q of each top latent (n, d) under each image's density, float64 (n, n), by matrix products; without
+    constants."""
+    mean, log_var, z = (runtime.in_float64(part) for part in (seen.mean, seen.log_var, z))
+    precision = torch.exp(-log_var)
+    constant = -0.5 * (log_var + mean.square() * precision).sum(1)
+    return torch.addmm(constant, z.square(), precision.T, alpha=-0.5).addmm_(z, (mean * precision).T)
+
+
+def pairwise_log_q(model: WithDensity, seen: Features, z: Latents) -> Tensor:
+    """log q(z_i|x_j) of all latents, float64 (n, n), by a pass of q(z1|x, z2) for each pair."""
     n = len(seen.mean)
     at_once = max(1, ROWS_AT_ONCE // n)
     lines = []
@@ -66,7 +127,8 @@ def pairwise_log_q(model: ImageModel, seen: Features, z: Latents) -> Tensor:
         own = z.rows(slice(start, start + at_once))
         k = len(own.z1)
         everyone = torch.arange(n, device=own.z1.device).repeat(k)
-        lines.append(model.log_q(seen.rows(everyone), own.repeat(n)).reshape(k, n))
+        log_q = model.log_q(seen.rows(everyone), own.repeat(n))
+        lines.append(runtime.in_float64(log_q).reshape(k, n))
     return torch.cat(lines)
 
 
@@ -74,4 +136,4 @@ def _over_images(values: Tensor) -> Estimate:
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
-__all__ = ["InformationBounds", "information_bounds", "pairwise_log_q"]
+__all__ = ["InformationBounds", "information_bounds", "pairwise_log_q", "top_log_q"]

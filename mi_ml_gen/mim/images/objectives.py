@@ -105,26 +105,36 @@ def _log_probs(terms: Terms, p_z: Tensor, q_x: Tensor) -> LogProbs:
 
 
 def sampling_half(
-    model: ImageModel, sampled: Sampled, beta: float, components: Components | None, as_published: bool = False
+    model: ImageModel,
+    sampled: Sampled,
+    beta: float,
+    components: Components | None,
+    score_function: bool = False,
+    as_published: bool = False,
 ) -> Tensor:
-    """The sampling half of S-MIM, (n,): gradients go through z, and by the score-function term through x.
+    """The sampling half of S-MIM, (n,): gradients go through z, not through what was drawn as x.
 
-    A draw's weight in that term is its loss less the mean loss of all others, of all processes, which leaves the
-    expectation of the gradient as it is. as_published: without that; and grey mean images carry a gradient in place of
-    the term.
+    score_function: add the term that stands for the gradient through x. A draw's weight in it is its loss less the mean
+    loss of all others, of all processes, which leaves the expectation of the gradient as it is. The gradient is then
+    unbiased, but noisier by far than that of the data half. as_published: the term without that mean, on mean images.
+    There it has no effect, as the gradient of log p(x|z) at its own mean x is 0. Grey mean images carry a gradient.
     """
     z = model.from_prior(sampled.noise, components)
     x = sampled.x
     if x is None:
         mean = model.p_x(z).mean
         x = mean.detach() if model.binary else mean
-    terms = Terms(
-        model.log_p_x(x, z), model.log_p_lower(z), model.log_p_top(z.top, components), model.log_q(model.features(x), z)
-    )
+    # At draws x, the gradient of log p(x|z) itself has the expectation 0: it would only add noise, and take time.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (score_function or as_published)):
+        log_p_x = model.log_p_x(x, z)
+    log_q = model.log_q(model.features(x), z)
+    terms = Terms(log_p_x, model.log_p_lower(z), model.log_p_top(z.top, components), log_q)
     q_x = model.log_q_x_mixture(x) if model.spec.q_x_prior == "vampprior" else None
     loss = sampled_loss(terms, beta, q_x)
     if as_published:
         return losses.with_score(loss, terms.x_given_z) if model.binary else loss
+    if not score_function:
+        return loss
     n = len(loss) * runtime.world_size()
     total = runtime.all_reduce_mean(loss.mean()) * n
     baseline = (total - loss.detach()) / max(1, n - 1)
@@ -204,6 +214,7 @@ def batch_loss(
     views: tuple[Tensor, Tensor] | None = None,
     contrast_weight: float = 1.0,
     temperature: float = 0.1,
+    score_function: bool = False,
     as_published: bool = False,
     components: Components | None = None,
     alone: bool = False,
@@ -211,8 +222,8 @@ def batch_loss(
     """The loss of a batch of images (n, C, H, W), by `objective`.
 
     noise: standard normal, of n latents. sampled: draws for the sampling half; without them there is none. views: two
-    of each image, where the objective compares them. components: of the VampPrior, where they are known already.
-    alone: compare the latents of this process only.
+    of each image, where the objective compares them. score_function, as_published: see `sampling_half`. components: of
+    the VampPrior, where they are known already. alone: compare the latents of this process only.
     """
     if components is None:
         seen, components = model.features_and_components(x)
@@ -234,7 +245,7 @@ def batch_loss(
         contrast = view_contrast(first, second, temperature, alone)
     loss = loss + contrast_weight * contrast
     if sampled is not None:
-        half = sampling_half(model, sampled, beta, components, as_published).mean()
+        half = sampling_half(model, sampled, beta, components, score_function, as_published).mean()
         loss = losses.symmetric(loss, half, beta)
     return Outcome(loss, *(part.detach() for part in (-terms.x_given_z.mean(), terms.kl.mean(), contrast, half)))
 

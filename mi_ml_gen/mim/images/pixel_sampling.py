@@ -57,6 +57,7 @@ def _sample(model: PixelHVAE, z: Latents, uniforms: Tensor) -> Tensor:
     maps = model.maps(z)
     layers = list(_layers(model.pixelcnn))
     first, norm = model.pixelcnn[0], model.pixelcnn[1]
+    assert isinstance(first, MaskedConv)
     of_maps = norm(first(torch.cat((torch.zeros_like(uniforms), maps), 1))).permute(2, 3, 0, 1).contiguous()
     assert isinstance(first.weight, Tensor) and isinstance(first.mask, Tensor)
     first_image = _weight(first.weight * first.mask, channels) * _scale(norm)

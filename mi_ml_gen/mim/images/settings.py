@@ -68,6 +68,11 @@ class MimImageConfig(Precise, Seeded, Resumed, InFolder):
         help="S-MIM: steps for which the draws of the sampling half are kept (default 1, of an autoregressive decoder, "
         f"which draws slowly, {PIXEL_SAMPLING_EVERY})",
     )  # fmt: skip
+    score_function: bool = option(
+        False,
+        help="S-MIM: let gradients pass through the drawn images, by the score function: unbiased, and so noisy that "
+        "models learn less from it",
+    )
     contrast_weight: float = option(1.0, at_least=0, help="weight of the contrastive term of -cmim and -infonce")
     temperature: float = option(0.1, above=0, help="temperature of that term")
     as_published: bool = option(False, help="follow the published code where it differs from the paper")

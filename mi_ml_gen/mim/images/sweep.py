@@ -29,30 +29,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mi_ml_gen.core import config, runs, runtime, threads
 from mi_ml_gen.core.errors import MiMlGenError, Preempted, UsageError
 from mi_ml_gen.core.files import atomic_write
-from mi_ml_gen.mim.images import networks, training
-from mi_ml_gen.mim.images.base import ImageModel
-from mi_ml_gen.mim.images.clustering import cluster_agreement, neighbours
-from mi_ml_gen.mim.images.information import information_bounds
-from mi_ml_gen.mim.images.likelihood import log_likelihood
-from mi_ml_gen.mim.images.sets import Images, ImageSets
+from mi_ml_gen.mim.images import likelihood, networks, training
+from mi_ml_gen.mim.images.evaluation import evaluate_model
+from mi_ml_gen.mim.images.evaluation_settings import ImageEvaluationConfig
+from mi_ml_gen.mim.images.sets import ImageSets
 from mi_ml_gen.mim.images.settings import MimImageConfig
 from mi_ml_gen.mim.images.sweep_settings import ImageSweepConfig, Point
+from mi_ml_gen.probe.accuracy import Z_95
 from mi_ml_gen.report import tables as report
-from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.report.tables import Estimate
 
 RESULTS = "results.json"
-ENCODED_AT_ONCE = 500
-N_SHOWN = 12
 N_NEIGHBOURS = 5
-FLOATS_OF_GPU = 2**28
-"""Numbers of a decoder's largest layer that all workers together have in work."""
 RING_S = 2.0
 """Between two signals that the time is over."""
 
@@ -198,6 +191,7 @@ def _side_by_side(settings: ImageSweepConfig, waiting: Sequence[Point], stop_at_
 def _work(settings: ImageSweepConfig, point: Point, left_s: float | None, n_threads: int, connection: Any) -> None:
     """One run in a process of its own."""
     torch.set_num_threads(n_threads)
+    likelihood.FLOATS_AT_ONCE["cuda"] //= settings.workers  # they share its memory
     stop_at_s = None if left_s is None else time.monotonic() + left_s
     try:
         connection.send(attempt(settings, point, stop_at_s))
@@ -215,6 +209,7 @@ def _work(settings: ImageSweepConfig, point: Point, left_s: float | None, n_thre
 def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets, is_complete: bool) -> dict[str, Any]:
     """Measure the best model of a run, and write its results.json and pictures."""
     device = runtime.resolve_device("cpu" if own.no_cuda else own.device)
+    runtime.set_precision("fp32")
     model = networks.load_model(own.folder / training.BEST, device)
     rows = runs.read_metrics(own.folder)
     standing = training.Standing.of(rows, own)
@@ -223,84 +218,14 @@ def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets
         "epochs": len(rows),
         "best_epoch": standing.best_epoch,
         "validation_loss": standing.best_loss,
-        "device": _device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-    results |= measure(settings, model, sets.to(device), own.seed)
-    save_pictures(own.folder / "images", model, sets.to(device))
+    how = ImageEvaluationConfig(
+        S=settings.S, n_likelihood=settings.n_likelihood, n_embedded=settings.n_embedded, seed=own.seed
+    )
+    results |= evaluate_model(model, sets.to(device), how, own.folder / "images")
     atomic_write(own.folder / RESULTS, json.dumps(results, indent=1).encode())
     return results
-
-
-def measure(settings: ImageSweepConfig, model: ImageModel, sets: ImageSets, seed: int) -> dict[str, Any]:
-    """Likelihood, bounds of mutual information, nearest neighbours and clusters of the test images; plain values."""
-    x = sets.test.pixels(slice(settings.n_likelihood))
-    at_once = FLOATS_OF_GPU // settings.workers if x.device.type == "cuda" else None
-    likelihood = log_likelihood(model, x, settings.S, seed, at_once)
-    information = information_bounds(model, sets.test.pixels(slice(settings.n_information)), seed)
-    results: dict[str, Any] = {
-        "log_likelihood": _pair(likelihood.mean),
-        "draws_error": likelihood.draws_error,
-        "n_uncertain": likelihood.n_uncertain,
-        "bound": _pair(likelihood.bound),
-        "kl": _pair(likelihood.kl),
-        "n_likelihood": len(x),
-        "S": settings.S,
-        "information_lower": _pair(information.lower),
-        "information_upper": _pair(information.upper),
-        "information_ceiling": information.ceiling,
-    }
-    if sets.n_classes:
-        parts = {name: images.rows(slice(settings.n_embedded)) for name, images in
-                 (("train", sets.train), ("test", sets.test))}  # fmt: skip
-        seen = {name: (embedded(model, sets, part, seed), _labels(part)) for name, part in parts.items()}
-        accuracy = neighbours(*seen["train"], *seen["test"], of=(N_NEIGHBOURS,))[N_NEIGHBOURS]
-        clusters = cluster_agreement(*seen["test"])
-        interval = accuracy.interval
-        results |= {
-            "knn": {"value": accuracy.value, "low": interval.low, "high": interval.high},
-            "nmi": {"value": clusters.nmi, "low": clusters.low, "high": clusters.high},
-        }
-    return results
-
-
-@torch.no_grad()
-def embedded(model: ImageModel, sets: ImageSets, images: Images, seed: int) -> Tensor:
-    """The published embeddings, draws of z1 and z2 of q(z|x) beside each other, (n, d) on the CPU."""
-    parts = []
-    for step, rows in enumerate(torch.arange(len(images), device=images.x.device).split(ENCODED_AT_ONCE)):
-        x = sets.draw(images, rows, runtime.stream(seed, "sweep images", step, 0, rows.device))
-        noise = model.noise(len(x), runtime.stream(seed, "sweep embeddings", step, 0, rows.device))
-        parts.append(model.q_z(model.features(x), noise).z.flat.float().cpu())
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def save_pictures(folder: Path, model: ImageModel, sets: ImageSets) -> None:
-    """reconstructions.png: test images above their means; samples.png: draws of the model, of binary pixels the means
-    where the decoder is not autoregressive."""
-    x = sets.test.pixels(slice(N_SHOWN))
-    rng = runtime.stream(0, "sweep pictures", 0, 0, x.device)
-    mean = model.reconstruct(x, model.noise(len(x), rng))
-    save_png(folder / "reconstructions.png", image_grid(torch.cat([x, mean]).cpu(), n_columns=N_SHOWN))
-    z = model.sample_prior(2 * N_SHOWN, rng)
-    if model.is_autoregressive:
-        samples = training.sample_images(model, z, runtime.uniform((2 * N_SHOWN, *sets.shape), rng))
-    else:
-        samples = model.p_x(z).mean
-    save_png(folder / "samples.png", image_grid(samples.cpu(), n_columns=N_SHOWN))
-
-
-def _labels(images: Images) -> Tensor:
-    assert images.labels is not None
-    return images.labels.cpu()
-
-
-def _pair(estimate: Estimate) -> list[float]:
-    return [estimate.value, estimate.spread]
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 # --- the report ---------------------------------------------------------------------------------------------
@@ -325,33 +250,30 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
     lines: list[list[report.Cell]] = []
     for key in dict.fromkeys(one.point[:3] for one in found):
         own = [one.results for one in found if one.point[:3] == key]
-        names = ("log_likelihood", "bound", "kl", "information_lower", "information_upper")
         epochs = sorted({one["epochs"] for one in own})
         lines.append([
             *key, len(own), f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
-            *(_over_seeds([one[name] for one in own]) for name in names),
-            _over_seeds([_spread(one.get("knn"), 100) for one in own]),
-            _over_seeds([_spread(one.get("nmi")) for one in own]),
+            *(_over_seeds([one["likelihood"][name] for one in own]) for name in ("mean", "bound", "kl")),
+            *(_over_seeds([one["information"][name] for one in own]) for name in ("lower", "at_most")),
+            _over_seeds([one.get(f"knn{N_NEIGHBOURS}") for one in own], 100),
+            _over_seeds([one.get("nmi") for one in own]),
         ])  # fmt: skip
     caption = "Test images. ±: standard error, over seeds where there are several, otherwise over test images."
     formats = dict.fromkeys(columns[5:8], ".1f") | dict.fromkeys(columns[8:10], ".2f")
     return report.Table(columns, lines, caption, formats | {columns[10]: ".1f", columns[11]: ".3f"})
 
 
-def _spread(interval: dict[str, float] | None, scale: float = 1.0) -> list[float] | None:
-    """Value and standard error of an interval of 95%."""
-    if interval is None:
-        return None
-    return [scale * interval["value"], scale * (interval["high"] - interval["low"]) / (2 * 1.96)]
-
-
-def _over_seeds(values: Sequence[list[float] | None]) -> report.Cell:
-    known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
-    if len(known) == 0:
+def _over_seeds(values: Sequence[dict[str, float] | None], scale: float = 1.0) -> report.Cell:
+    """Of estimates with a standard error or an interval of 95%."""
+    known = [value for value in values if value is not None]
+    if not known:
         return None
     if len(known) == 1:
-        return Estimate(*known[0].tolist())
-    return Estimate(known[:, 0].mean().item(), known[:, 0].std().item() / len(known) ** 0.5)
+        (own,) = known
+        error = own["error"] if "error" in own else (own["high"] - own["low"]) / (2 * Z_95)
+        return Estimate(scale * own["value"], scale * error)
+    found = scale * torch.tensor([value["value"] for value in known], dtype=torch.float64)
+    return Estimate(found.mean().item(), found.std().item() / len(found) ** 0.5)
 
 
 def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
@@ -372,22 +294,22 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     cut = [one.point.title for one in found if not one.results["is_complete"]]
     if cut:
         page.text(f"Stopped by the clock and measured as they were: {', '.join(cut)}.")
-    ceilings = sorted({round(one.results["information_ceiling"], 2) for one in found})
+    ceilings = sorted({f"{one.results['information']['ceiling']:.2f}" for one in found})
     page.section("Results").table(table)
     page.text(
         f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images; it "
-        "is too low, by more where fewer draws carry the weight. bound: the evidence lower bound. I(x; z): bounds from "
-        f"below, which cannot exceed {', '.join(map(str, ceilings))} nats here, and from above. KNN and NMI: of draws "
-        f"of z1 and z2, {settings.n_embedded:,} training images at most."
+        "is too low, by more where fewer draws carry the weight. bound: the evidence lower bound. I(x; z): from below, "
+        f"never more than {' or '.join(ceilings)} nats here, and from above. KNN and NMI: of the means "
+        f"of the encoder, {settings.n_embedded:,} training images at most."
     )
     page.section("Course of training")
     for model in dict.fromkeys(one.point.model.partition("-")[0] for one in found):
         rows = {one.point.title: runs.read_metrics(one.path) for one in found if one.point.model.startswith(model)}
         labels = {"validation_reconstruction": "reconstruction (nats)", "validation_kl": "KL (nats)"}
         page.figure(curves(rows, tuple(labels), "epoch", "epoch", labels), f"Course of {model}")
-    page.section("Reconstructions and samples").text("Test images and their reconstructions; then draws of the model.")
+    page.section("Pictures").text("Test images and their reconstructions; draws of the model; latents of test images.")
     for one in found:
-        for name in ("reconstructions", "samples"):
+        for name in ("reconstructions", "samples", "latents"):
             file = one.path / "images" / f"{name}.png"
             if file.exists():
                 with Image.open(file) as picture:
@@ -398,4 +320,4 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     return [*table.write(folder, "table").values(), page.write(folder / "index.html")]
 
 
-__all__ = ["Finished", "Measured", "measure", "read_results", "run_sweep", "sweep_table", "write_report"]
+__all__ = ["Finished", "Measured", "read_results", "run_sweep", "sweep_table", "write_report"]

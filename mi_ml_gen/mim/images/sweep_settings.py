@@ -48,16 +48,15 @@ class ImageSweepConfig(Precise, InFolder):
 
     S: int = option(500, at_least=1, help="importance samples for each image of the likelihood")
     n_likelihood: int = option(200, at_least=2, help="test images whose likelihood is estimated")
-    n_information: int = option(500, at_least=2, help="test images of the bounds of mutual information")
     n_embedded: int = option(
-        10000, at_least=20, help="training images, and test images at most, of nearest neighbours and clusters"
+        10000, at_least=50, help="training images, and test images at most, of nearest neighbours and clusters"
     )
 
     workers: int = option(1, at_least=1, free=True, help="runs that are trained side by side")
     train_seconds: float | None = option(
         None, above=0, free=True,
         help="seconds from the start of this command after which trainings stop and save their state; what each has "
-        "learnt is then measured, and the same command goes on with it",
+        "learned is then measured, and the same command resumes it",
     )  # fmt: skip
     save_folder: str = redefined(InFolder, "save_folder", "./mim_image_sweep", flag="out", help="folder of the sweep")
 

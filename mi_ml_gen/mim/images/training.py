@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mi_ml_gen.core import config, loop, norms, optimizers, runs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.mim.images import datasets, networks, objectives
+from mi_ml_gen.mim.images import datasets, networks, objectives, pixel_sampling
 from mi_ml_gen.mim.images.base import ImageModel, Latents, ModelSpec, PriorNoise
 from mi_ml_gen.mim.images.networks import PixelHVAE
 from mi_ml_gen.mim.images.objectives import OBJECTIVES, Objective, Outcome, Sampled
@@ -98,7 +98,7 @@ def train_mim_image(
                 outcome = objectives.batch_loss(
                     model, objective, x, noise.rows(own_part(settings.batch_size)), beta, sampled,
                     views_of(settings, objective, x, step, device), settings.contrast_weight, settings.temperature,
-                    settings.as_published,
+                    settings.score_function, settings.as_published,
                 )  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
@@ -288,7 +288,7 @@ def kept_as_sampled(settings: MimImageConfig, model: ImageModel, kept: loop.Cour
 def sample_images(model: ImageModel, z: Latents, uniforms: Tensor) -> Tensor:
     """Images x ~ p(x|z) from uniform numbers of their shape, (n, C, H, W)."""
     if isinstance(model, PixelHVAE):
-        return model.sample_plainly(z, uniforms)
+        return pixel_sampling.sample(model, z, uniforms)
     return model.p_x(z).draw(uniforms)
 
 

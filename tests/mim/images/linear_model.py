@@ -54,6 +54,12 @@ class LinearModel:
         total = of_means + torch.diag(self.log_var.exp())
         return 0.5 * (torch.linalg.slogdet(total)[1] - self.log_var.sum()).item()
 
+    def rate(self) -> float:
+        """The mean of `kl` under the model's own p(x), nats."""
+        covariance = self.W @ self.W.T + self.s2 * torch.eye(len(self.W), dtype=torch.float64)
+        squares = (self.A @ covariance @ self.A.T).diagonal()
+        return 0.5 * (self.log_var.exp() + squares - 1 - self.log_var).sum().item()
+
     # what is measured
 
     def noise(self, n: int, rng: torch.Generator) -> Latents:

@@ -44,7 +44,10 @@ def test_published_losses(name: str) -> None:
     terms = objectives.terms_of(model, x, seen, model.q_z(seen, noise), components)
     found = objectives.mim_loss(terms, beta) if loss else objectives.vae_loss(terms, beta)
     if loss == "smim" and beta >= 1:
-        found = found + objectives.sampling_half(model, sampled_as_published(prior), beta, components, True).mean()
+        found = (
+            found
+            + objectives.sampling_half(model, sampled_as_published(prior), beta, components, as_published=True).mean()
+        )
     torch.testing.assert_close(found, golden(f"{name}/loss"), rtol=2e-5, atol=1e-4)
     torch.testing.assert_close(terms.x_given_z, golden(f"{name}/RE"), rtol=2e-5, atol=1e-4)
     torch.testing.assert_close(terms.kl, golden(f"{name}/KL"), rtol=2e-5, atol=2e-4)
@@ -122,7 +125,9 @@ def test_the_sampling_half_is_the_gradient_of_an_expectation() -> None:
         draws = model.p_x(z.repeat(n)).draw(torch.rand(n, 1, 1, 2, generator=generator))
     for as_published in (False, True):
         halves = [
-            objectives.sampling_half(model, Sampled(PriorNoise(z.repeat(20)), x), 1.0, None, as_published).mean()
+            objectives.sampling_half(
+                model, Sampled(PriorNoise(z.repeat(20)), x), 1.0, None, score_function=True, as_published=as_published
+            ).mean()
             for x in draws.split(20)
         ]
         found = torch.stack([torch.autograd.grad(half, parameter, retain_graph=True)[0] for half in halves])
@@ -138,11 +143,28 @@ def test_a_sampling_half_as_published_passes_gradients_through_grey_images() -> 
     for kind in ("gray", "binary"):
         model = small_model("convhvae_2level", kind=kind)
         noise = model.prior_noise(4, runtime.stream(0, "z", 0, 0))
-        half = objectives.sampling_half(model, Sampled(noise), 1.0, model.components(), True)
+        half = objectives.sampling_half(model, Sampled(noise), 1.0, model.components(), as_published=True)
         half.sum().backward()
         gradients[kind] = model.p_z1_mean.linear.bias.grad
         assert gradients[kind].abs().sum() > 0
     assert not torch.allclose(gradients["gray"], gradients["binary"])
+
+
+@pytest.mark.parametrize("family", ["vae", "convhvae_2level"])
+def test_the_published_score_function_has_no_effect(family: str) -> None:
+    """The gradient of log p(x|z) at x = its own mean is 0."""
+    model = small_model(family)
+    noise = model.prior_noise(4, runtime.stream(0, "z", 0, 0))
+    gradients = []
+    for x, as_published in (
+        (None, True),
+        (model.p_x(model.from_prior(noise, model.components())).mean.detach(), False),
+    ):
+        half = objectives.sampling_half(model, Sampled(noise, x), 1.0, model.components(), as_published=as_published)
+        gradients.append(torch.autograd.grad(half.sum(), list(model.parameters()), allow_unused=True))
+    for parameter, published, own in zip(model.parameters(), *gradients, strict=True):
+        expected = torch.zeros_like(parameter) if own is None else own  # None: of the decoder
+        torch.testing.assert_close(published, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_contrast_without_positive_pairs() -> None:

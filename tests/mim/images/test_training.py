@@ -168,7 +168,7 @@ def test_draws_of_the_sampling_half(family: str) -> None:
             assert (sampled.x is None) == (family == "convhvae_2level")
         else:
             assert sampled.x.shape == (4, 1, 8, 8) and set(sampled.x.unique().tolist()) == {0.0, 1.0}
-        half = objectives.sampling_half(model, sampled, 1.0, model.components(), as_published)
+        half = objectives.sampling_half(model, sampled, 1.0, model.components(), as_published=as_published)
         assert half.isfinite().all()
 
 
