@@ -118,7 +118,7 @@ def test_latents_of_bigbigan_need_no_weights():
 
 
 def test_wrong_names_and_files_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="--generator nope: must be one of bigbigan, linear-gaussian"):
+    with pytest.raises(UsageError, match="--generator nope: must be one of bigbigan, diffusion, linear-gaussian"):
         load_generator("nope")
     with pytest.raises(UsageError, match=r"bigbigan: its weights are not bundled; give --g_path, .*BigBiGAN_x1.pth"):
         load_generator("bigbigan")
