@@ -31,6 +31,7 @@ from mi_ml_gen.hub import model_card, sharing
 from mi_ml_gen.hub.downloads import hashes_of
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.mim.images.networks import ImageModel, ModelSpec, build_model
 from mi_ml_gen.mim.model import MIM
 from mi_ml_gen.probe.classifier import LinearClassifier
 from mi_ml_gen.report.images import save_png
@@ -73,6 +74,7 @@ MODELS = {
     "classifier": make_classifier,
     "critic": lambda: Critic(16, 8, 4),
     "mim": lambda: MIM(x_dim=3, z_dim=2, mid_dim=8),
+    "image mim": lambda: build_model(ModelSpec("vae", (1, 8, 8), "binary", z1_size=3, z2_size=2)),
     "binary mim": lambda: MIM(x_dim=3, z_dim=2, mid_dim=8, binary=True, p_z="gmm-marginal", p_z_gmm=4),
 }
 """Of every kind at least one, small."""
@@ -90,6 +92,8 @@ def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
         if isinstance(model, MIM):
             half = model.data_half(torch.rand(6, 3, generator=rng).round(), rng)
             return [half.z, half.x_given_z, half.z_given_x, half.p_z]
+        if isinstance(model, ImageModel):
+            return list(model.encoder_mean(torch.rand(4, 1, 8, 8, generator=rng)).chunk(2))
         views = torch.randn(4, 3, 16, 16, generator=rng)
         if isinstance(model, LinearClassifier | Critic):
             return [model(views)]

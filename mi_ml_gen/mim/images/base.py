@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.mim.images import densities
 from mi_ml_gen.mim.images.layers import Activation, Dense, clamp_log_var
 
@@ -179,7 +180,7 @@ def draw_normal(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
     return mean + torch.exp(0.5 * log_var) * noise
 
 
-class ImageModel(nn.Module):
+class ImageModel(Shared):
     """What all families have in common. A family has the four parts `_top`, `_lower`, `_p_lower` and `_hidden`."""
 
     is_autoregressive = False
