@@ -84,7 +84,7 @@ def test_kinds_are_found_by_a_process_that_imported_none(tmp_path):
     words = [sys.executable, "-c", program, str(path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "NonlinearWalker classifier critic encoder generator mim walker\n", done.stderr
+    assert done.stdout == "NonlinearWalker classifier critic encoder generator mim mim_image walker\n", done.stderr
 
 
 @pytest.mark.parametrize("name", MODELS)

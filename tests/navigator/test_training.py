@@ -96,7 +96,7 @@ def test_a_run_says_whether_it_was_long_enough(rows, by_rule, converged, why):
 
 def test_what_the_answer_advises(whole_run):
     lines = "\n".join(report(whole_run.summary | {"converged": False, "bound_is_saturated": True}))
-    assert "not yet converged" in lines and "--num_samples 384 goes on from here" in lines
+    assert "not yet converged" in lines and "--num_samples 384 continues from here" in lines
     assert "saturated: a larger --batch_size could show more" in lines
     lines = "\n".join(report(whole_run.summary | {"converged": True, "bound_is_saturated": False}))
     assert "\nconverged: " in lines and "saturated" not in lines and "--num_samples" not in lines

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mi_ml_gen.core.config import option
-from mi_ml_gen.core.settings import OnDevice
+from mi_ml_gen.core.config import option, redefined
+from mi_ml_gen.core.settings import OnDevice, Seeded
 
 
 @dataclass
-class ImageEvaluationConfig(OnDevice):
+class ImageEvaluationConfig(OnDevice, Seeded):
     """What `scripts/eval_mim_image.py` takes."""
 
     S: int = option(5000, at_least=1, help="importance samples for each image")
@@ -17,7 +17,7 @@ class ImageEvaluationConfig(OnDevice):
     n_embedded: int | None = option(
         None, at_least=50, help="training and test images whose embeddings are measured (default: all)"
     )
-    seed: int = option(0, at_least=0, help="random seed for draws of latents and images")
+    seed: int = redefined(Seeded, "seed", 0, help="random seed for draws of latents and images")
     data_path: str | None = option(None, help="folder with the files of the data set (default: the run's own)")
     as_published: bool = option(
         False,

@@ -169,7 +169,7 @@ def view_contrast(first: Tensor, second: Tensor, temperature: float, alone: bool
 def shifted_views(x: Tensor, rng: torch.Generator, reach: int = 3) -> Tensor:
     """Each image (n, C, H, W) moved by up to `reach` pixels along both axes, zeros coming in."""
     n, _, height, width = x.shape
-    moves = runtime.drawn(lambda at: torch.randint(2 * reach + 1, (2, n), generator=rng, device=at), rng, x.device)
+    moves = runtime.drawn(lambda place: torch.randint(2 * reach + 1, (2, n), generator=rng, device=place), rng, x.device)
     padded = functional.pad(x, (reach,) * 4)
     rows = moves[0][:, None] + torch.arange(height, device=x.device)
     columns = moves[1][:, None] + torch.arange(width, device=x.device)
