@@ -99,6 +99,8 @@ WRONG = [
     ("train_mim_image", ["--model_name", "convhvae"], "unknown model; nearest known model: convhvae_2level"),
     ("train_mim_image", ["--model_name", "vae-mims"], "--model_name vae-mims: unknown loss; vae may end in"),
     ("sweep_mim_image", ["--set", "epochs=0"], "--set epochs=0: must be at least 1"),
+    ("eval_mim_image", ["no/run"], "no/run: no such run folder"),
+    ("compare_mim_image", ["--methods", "cmin"], "--methods cmin: must be one of vae, amim"),
     ("quickstart", ["--groups", "2"], "--groups 2: give --generator, too"),
     ("convert_checkpoint", ["no/file.pth", "x.safetensors"], "IN no/file.pth: no such file"),
     ("share_model", ["no/run", "--repo", "a/b"], "no/run: no such folder"),
@@ -127,6 +129,7 @@ DRY = [
     ("sweep_mim", ["entropy"]),
     ("train_mim_image", []),
     ("sweep_mim_image", []),
+    ("compare_mim_image", []),
 ]
 
 
