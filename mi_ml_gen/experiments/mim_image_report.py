@@ -94,7 +94,7 @@ def main_table(cells: Sequence[Measured], settings: MimComparisonConfig) -> Tabl
     seen = f"{min(n):,}" if len(n) == 1 else f"{min(n):,} to {max(n):,}"
     caption = (
         f"{settings.dataset_name}, {settings.model_name}: mean ± standard error over seeds. Each method saw {seen} "
-        f"images. Embeddings: the encoder's mean, {settings.z1_size + settings.z2_size} numbers; decoder: its states."
+        f"images. Embeddings: the encoder's mean, {int(cells[0].value('embeddings', OWN, 'dimensions') or 0)} numbers; decoder: its states."
     )
     return Table(columns, rows, caption, formats)
 
