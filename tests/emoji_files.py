@@ -42,7 +42,7 @@ def _row(code: str, category: str, order: int) -> dict:
 
 
 def colour_of(house: str, i: int) -> tuple[int, int, int]:
-    return (10 * i, 80 * list(HOUSES).index(house), 200 - 10 * i)
+    return (10 * i % 250, 80 * list(HOUSES).index(house), 200 - 10 * i % 200)
 
 
 def pixels_of(house: str, i: int, side: int) -> np.ndarray:

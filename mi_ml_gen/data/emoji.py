@@ -158,9 +158,12 @@ def load_emoji_pairs(request: Request) -> EmojiPairs:
     )
 
 
-def licences() -> str:
-    """Whose pictures these are, and their licences, in one sentence."""
-    return "; ".join(f"{house.artist} ({house.licence})" for house in HOUSES.values())
+def licences(reference: str = "emoji") -> str:
+    """Whose pictures a reference names, and their licences. Raises UsageError for a house that is none."""
+    options = [text for part in reference.split(":") if "=" in part for text in part.split(",")]
+    houses = next((text.removeprefix("houses=") for text in options if text.startswith("houses=")), "all")
+    named = (HOUSES[house] for house in _houses(reference, houses))
+    return "; ".join(f"{house.artist} ({house.licence})" for house in named)
 
 
 def _classes(table: Sequence[Emoji], options: EmojiOptions) -> tuple[str, ...]:

@@ -15,7 +15,13 @@ from mi_ml_gen.latents import Chunks
 
 NEED_WEIGHTS = ("bigbigan", "diffusion", "nvae", "stylegan2")
 """Families whose weights are neither bundled nor unneeded."""
-SIZES = {"tiny-bigbigan": (4, 32), "tiny-diffusion": (5, 32), "tiny-nvae": (6, 32), "tiny-stylegan": (8, 32)}
+SIZES = {
+    "tiny-bigbigan": (4, 32),
+    "tiny-diffusion": (5, 32),
+    "tiny-emoji": (8, 32),
+    "tiny-nvae": (6, 32),
+    "tiny-stylegan": (8, 32),
+}
 """Number of chunks, and side of the images in pixels, of the bundled generators."""
 CUT_BY_USE = ("tiny-diffusion",)
 """Bundled generators whose number of chunks --g_use may change."""

@@ -52,9 +52,8 @@ def every_generator(tmp_path_factory) -> list[MultiLatentGenerator]:
 
 
 def test_what_is_bundled():
-    assert bundled() == ["tiny-bigbigan", "tiny-diffusion", "tiny-nvae", "tiny-stylegan"] and set(bundled()) <= set(
-        names()
-    )
+    assert bundled() == ["tiny-bigbigan", "tiny-diffusion", "tiny-emoji", "tiny-nvae", "tiny-stylegan"]
+    assert set(bundled()) <= set(names())
 
 
 def test_every_generator_keeps_the_interfaces_promises(every_generator):
@@ -93,7 +92,12 @@ def test_decode_pair_is_decoding_both(every_generator):
 
 def test_saved_generators_come_back_bit_for_bit(every_generator, tmp_path):
     families = {"linear-gaussian": "linear-gaussian", "small": "bigbigan", "tiny-bigbigan": "bigbigan"}
-    families |= {"tiny-stylegan": "stylegan2", "tiny-nvae": "nvae", "tiny-diffusion": "diffusion"}
+    families |= {
+        "tiny-stylegan": "stylegan2",
+        "tiny-nvae": "nvae",
+        "tiny-diffusion": "diffusion",
+        "tiny-emoji": "stylegan2",
+    }
     for generator in every_generator:
         family = families.get(generator.name)
         if family is None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mi_ml_gen.core import config, files, runs, runtime, weights
 from mi_ml_gen.data.source import HeldImages
+from mi_ml_gen.data.splits import has_split
 from mi_ml_gen.generators.diffusion.generator import Diffusion
 from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
 from mi_ml_gen.generators.diffusion.training import stored_images, train_diffusion
@@ -37,7 +37,8 @@ NOT_SHOWN = ("family", "save_folder", "run_name", "device", "save_every", "state
 def train_and_describe(settings: DiffusionTrainConfig) -> tuple[str, Path]:
     """Train a network on the images that the settings name, and describe it; its card, and its run folder."""
     train = stored_images(settings)
-    test = stored_images(settings, "test") if settings.quality_images and train.labels is not None else None
+    is_measured = settings.quality_images and train.labels is not None and has_split(settings.data, "test")
+    test = stored_images(settings, "test") if is_measured else None
     path = train_diffusion(settings, train.images)
     return describe_run(path, settings, train, test), path
 
@@ -93,11 +94,8 @@ Measure = Callable[[Diffusion, TruncatedNormal], Quality]
 def _measure(settings: DiffusionTrainConfig, train: HeldImages, test: HeldImages, device: torch.device) -> Measure:
     """A measure of quality, for which a classifier of the training images is trained once."""
 
-    def grey(images: Tensor) -> Tensor:
-        return images.float().mean(1, keepdim=True) / 255
-
     assert train.labels is not None and test.labels is not None
-    real, held_out, labels = grey(train.images), grey(test.images), test.labels
+    real, held_out, labels = train.images.float() / 255, test.images.float() / 255, test.labels
     classifier = train_classifier(real, train.labels, settings.seed, device)
 
     def measure(generator: Diffusion, distribution: TruncatedNormal) -> Quality:

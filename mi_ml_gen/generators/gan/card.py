@@ -22,7 +22,7 @@ from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
 
-LEAST_CLASSIFIER_IMAGES = 150_000
+LEAST_CLASSIFIER_IMAGES = 60_000
 """Images that the classifier of the quality is trained on; a small data set is seen more often."""
 DATA = {
     "fashion-mnist": (
@@ -30,8 +30,8 @@ DATA = {
         "the data's licence is MIT too",
     ),
     "emoji": (
-        "emoji as drawn by several houses, {n:,} training images in colour, {side} px ({reference})",
-        f"the pictures are by {emoji_licences()}",
+        "emoji on a background of one colour, {n:,} training images in colour, {side} px ({reference})",
+        "the pictures are {licences}",
     ),
 }
 """Of data sets by name: what they are, and their licences."""
@@ -78,7 +78,7 @@ def describe_run(path: Path, settings: GanConfig, train: HeldImages, held_out: H
             "seed": str(settings.seed),
             "time": f"{rows[-1]['elapsed_s'] / 60:.0f} minutes" if rows else "less than a minute",
             "machine": machine(device),
-            "licence": f"MIT, as the package; {licence}",
+            "licence": f"MIT, as the package; {licence.format(licences=emoji_licences(settings.dataset))}",
         },
         quality=quality,
         classes=train.classes,

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from mi_ml_gen.data.emoji import licences as emoji_licences
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.generators.gan import card
 from mi_ml_gen.generators.gan.recipes import RECIPES
@@ -45,6 +46,7 @@ def test_a_card_of_coloured_images(tmp_path):
     text = card.describe_run(path, settings, train, held_out)
     assert "# tiny-bigbigan-emoji" in text and "64 training images in colour, 32 px (emoji)" in text
     assert "Apache-2.0" in text and "CC-BY-4.0" in text and "MIT" in text
+    assert emoji_licences("emoji:there:houses=google") == "Noto Emoji by Google (Apache-2.0)"
     assert "--dataset emoji" in text and "--augment" in text and "--augment True" not in text
     assert "| images | dark | bright |" in text and "| held-out | " in text
     assert {"card.md", "quality.json", "samples.png"} <= {file.name for file in path.iterdir()}
