@@ -92,9 +92,10 @@ def main_table(cells: Sequence[Measured], settings: MimComparisonConfig) -> Tabl
     }  # fmt: skip
     n = {one.results["images_seen"] for one in cells}
     seen = f"{min(n):,}" if len(n) == 1 else f"{min(n):,} to {max(n):,}"
+    width = int(cells[0].value("embeddings", OWN, "dimensions") or 0)
     caption = (
         f"{settings.dataset_name}, {settings.model_name}: mean ± standard error over seeds. Each method saw {seen} "
-        f"images. Embeddings: the encoder's mean, {settings.z1_size + settings.z2_size} numbers; decoder: its states."
+        f"images. Embeddings: the encoder's mean, {width} numbers; decoder: its states."
     )
     return Table(columns, rows, caption, formats)
 
