@@ -31,6 +31,9 @@ from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
 from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
 from mi_ml_gen.mim import training as mim
+from mi_ml_gen.mim.images import training as mim_images
+from mi_ml_gen.mim.images.sets import Images, ImageSets
+from mi_ml_gen.mim.images.settings import MimImageConfig
 from mi_ml_gen.mim.settings import MimConfig
 from mi_ml_gen.navigator import training as navigator
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -197,6 +200,21 @@ def nvae_step(counted: Counted, **changes: Any) -> Counts:
     return counted_step(train, counted)
 
 
+def mim_image_step(counted: Counted, model_name: str, **changes: Any) -> Counts:
+    """A step of an image model of MIM, on binary images."""
+    sizes = dict(
+        dataset_name="empty", number_components=4, prior="vampprior", z1_size=3, z2_size=2, batch_size=4, warmup=0
+    )
+
+    def train(path: Path) -> None:
+        images = Images(torch.empty(40, 1, 8, 8), torch.empty(40, dtype=torch.int64), are_probabilities=True)
+        sets = ImageSets("empty", "binary", images, images, images, 0.5, 0.1, ("a", "b"))
+        settings = MimImageConfig(**(sizes | dict(model_name=model_name) | changes))  # type: ignore[arg-type]
+        mim_images.train_mim_image(settings, sets, path, progress=False)
+
+    return counted_step(train, counted)
+
+
 _VIEWS = dict(samples_per_epoch=40, cumulative_bs=4, depth=18, width=4, dim=8, pred=4)
 _CHUNKS = dict(Tz="0_1=0,0.2,1 1_2=0.1,0.5")
 TRAINERS: dict[str, Callable[[Counted], Counts]] = {
@@ -225,6 +243,10 @@ TRAINERS: dict[str, Callable[[Counted], Counts]] = {
     "probe": probe_step,
     "mim": mim_step,
     "nvae": nvae_step,
+    "mim image, vae": lambda c: mim_image_step(c, "vae"),
+    "mim image, cmim, bf16": lambda c: mim_image_step(c, "hvae_2level-cmim", precision="bf16"),
+    "mim image, convolutional": lambda c: mim_image_step(c, "convhvae_2level-amim"),
+    "mim image, pixel": lambda c: mim_image_step(c, "pixelhvae_2level-infonce"),
 }
 """Each trainer and family at a size that takes a moment."""
 

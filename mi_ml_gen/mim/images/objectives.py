@@ -155,7 +155,7 @@ def self_contrast(z: Tensor, temperature: float, alone: bool = False) -> Tensor:
         scores = points @ everyone.T / temperature
     own = torch.arange(len(points), device=z.device)
     place = own if alone else own + runtime.rank() * len(points)
-    scores = scores.index_put((own, place), scores.new_tensor(-math.inf))
+    scores = scores.index_put((own, place), scores.new_full((), -math.inf))
     others = torch.logsumexp(scores, 1) - math.log(max(1, len(everyone) - 1))
     return functional.softplus(others - 1 / temperature)
 

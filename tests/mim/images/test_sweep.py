@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,21 +85,40 @@ def test_runs_are_measured_once(tmp_path: Path, monkeypatch) -> None:
 def test_a_run_that_the_clock_stopped_is_measured_and_goes_on(tmp_path: Path, monkeypatch) -> None:
     settings = settings_in(tmp_path, models=["vae"], priors=["standard"], run_settings=[*RUN, "epochs=100000"])
     point = settings.points[0]
+    is_time, n_epochs = threading.Event(), 0
+
+    class Bell(threading.Event):
+        """Rings after some epochs, where the sweep would wait for the time."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is None or timeout < 10:
+                return super().wait(timeout)
+            while not (is_time.is_set() or self.is_set()):
+                time.sleep(0.01)
+            return self.is_set()
+
     monkeypatch.setattr(sweep, "RING_S", 0.05)
+    monkeypatch.setattr(sweep, "threading", SimpleNamespace(Event=Bell, Thread=threading.Thread))
     plain = training.end_epoch
 
     def end_epoch(*arguments) -> None:
+        nonlocal n_epochs
         plain(*arguments)
-        time.sleep(0.02)
+        n_epochs += 1
+        if n_epochs in (3, 1003):
+            is_time.set()
+        time.sleep(0.02 if is_time.is_set() else 0)
 
     monkeypatch.setattr(training, "end_epoch", end_epoch)
-    found = sweep.attempt(settings, point, time.monotonic() + 1.5)
+    found = sweep.attempt(settings, point, time.monotonic() + 1000)
     assert found.error is None
     first = sweep.read_results(settings)[0].results
-    assert not first["is_complete"] and 1 <= first["epochs"] < 100
+    assert not first["is_complete"] and 3 <= first["epochs"] < 1000
     assert not sweep.is_complete(settings, point)
-    sweep.attempt(settings, point, time.monotonic() + 0.8)
-    assert sweep.read_results(settings)[0].results["epochs"] > first["epochs"]
+    is_time.clear()
+    n_epochs = 1000
+    sweep.attempt(settings, point, time.monotonic() + 1000)
+    assert sweep.read_results(settings)[0].results["epochs"] >= first["epochs"] + 3
 
     late = sweep.attempt(settings_in(tmp_path / "other"), point, time.monotonic() - 1)
     assert "before its first epoch" in late.error
