@@ -221,8 +221,9 @@ class _Search:
     progress: bool
 
     def n_nearest(self, n: int) -> int:
-        """How many distances each point needs, its own 0 included: the one after the k-th neighbour's shows a tie."""
-        return min(self.k + 2, n)
+        """How many distances each point needs, its own 0 included. Where the k-th neighbour may count, the one after it
+        shows a tie."""
+        return min(self.k + 1 + (self.closed and not self.published), n)
 
 
 class _Found:
