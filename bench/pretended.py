@@ -34,6 +34,8 @@ from mi_ml_gen.core import runtime
 from mi_ml_gen.data import source
 
 CUDA = torch.device("cuda", 0)
+IS_POSSIBLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+"""Older fake tensors ask for a driver; 2.6 was seen to do so, and 2.11 is the oldest version that was seen to work."""
 
 
 # --- Backward without the engine ----------------------------------------------------------------------------------

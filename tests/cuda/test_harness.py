@@ -8,9 +8,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from bench import counting, pretended, workloads
-from bench.pretended import CUDA, pretended_cuda
+from bench.pretended import CUDA, IS_POSSIBLE, pretended_cuda
 from mi_ml_gen.generators.base import ImagePair
 from mi_ml_gen.generators.bigbigan import BigBiGAN
+
+pytestmark = pytest.mark.skipif(not IS_POSSIBLE, reason="fake CUDA tensors need torch 2.11")
 
 
 def planted(monkeypatch, fault) -> counting.Counts:
