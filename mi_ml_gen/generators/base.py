@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 
@@ -225,6 +225,19 @@ class MultiLatentGenerator(Shared):
 def device_of(generator: MultiLatentGenerator) -> torch.device:
     """Where its weights are; the CPU for a generator without any."""
     return next((tensor.device for tensor in (*generator.parameters(), *generator.buffers())), torch.device("cpu"))
+
+
+G = TypeVar("G", bound=MultiLatentGenerator)
+
+
+def load_exactly(network: str, generator: G, state: Mapping[str, torch.Tensor]) -> G:
+    """Give a generator without values (on the meta device) those of a state dict, half precision as float32; gives it
+    back. Keys and shapes must match exactly, as in `check_state`."""
+    check_state(network, generator.state_dict(), state)
+    halves = (torch.float16, torch.bfloat16)
+    full = {key: value.float() if value.dtype in halves else value for key, value in state.items()}
+    generator.load_state_dict(full, assign=True)
+    return generator
 
 
 def check_state(network: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mi_ml_gen.core import config as settings
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators.base import ImagePair, ImageVariants, MultiLatentGenerator, Use, check_state
+from mi_ml_gen.generators.base import ImagePair, ImageVariants, MultiLatentGenerator, Use, load_exactly
 from mi_ml_gen.generators.diffusion import processes, sampler
 from mi_ml_gen.generators.diffusion.network import UNet
 from mi_ml_gen.generators.diffusion.processes import Process
@@ -129,13 +129,4 @@ def build(config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> Dif
             generator = Diffusion(network, process, name, config.get("use"))
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CorruptCheckpointError(f"diffusion configuration: {error}") from None
-    return load_exactly(generator, state)
-
-
-def load_exactly(generator: Diffusion, state: Mapping[str, Tensor]) -> Diffusion:
-    """Give a network without values (on the meta device) those of a state dict; keys and shapes must match exactly."""
-    check_state("diffusion", generator.state_dict(), state)
-    halves = (torch.float16, torch.bfloat16)
-    full = {key: value.float() if value.dtype in halves else value for key, value in state.items()}
-    generator.load_state_dict(full, assign=True)
-    return generator
+    return load_exactly("diffusion", generator, state)

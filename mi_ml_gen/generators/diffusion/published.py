@@ -22,7 +22,8 @@ from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, Usage
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.core.memory import no_more_than
 from mi_ml_gen.core.texts import MOST_BYTES, TextError, parse_json
-from mi_ml_gen.generators.diffusion.generator import Diffusion, DiffusionUse, load_exactly
+from mi_ml_gen.generators.base import load_exactly
+from mi_ml_gen.generators.diffusion.generator import Diffusion, DiffusionUse
 from mi_ml_gen.generators.diffusion.processes import DDIM, DDPM, Discrete
 from mi_ml_gen.generators.diffusion.settings import UNetConfig
 
@@ -99,7 +100,7 @@ def read_published(path: Path) -> Diffusion:
             sizes, process, "diffusion", {"steps": n_steps, "block": min(DiffusionUse().block, n_steps)}
         )
     try:
-        return load_exactly(generator, state)
+        return load_exactly("diffusion", generator, state)
     except CheckpointError as error:
         raise CorruptCheckpointError(f"{weights}: {error}") from None
 

@@ -16,6 +16,7 @@ from mi_ml_gen.data.source import HeldImages, held
 from mi_ml_gen.generators.diffusion.generator import Diffusion
 from mi_ml_gen.generators.diffusion.processes import PROCESSES, TRAINING_STEPS, Objective
 from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
+from mi_ml_gen.generators.epoch_images import EpochImages
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.report.images import image_grid, save_png
@@ -43,29 +44,16 @@ def _grey(images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class TrainingImages:
-    """The training images on the device, read in a new order each epoch."""
+class TrainingImages(EpochImages):
+    """The training images in [-1, 1]."""
 
     def __init__(self, images: Tensor, settings: DiffusionTrainConfig, device: torch.device):
-        self.images = images.to(device)  # (n, colours, side, side) uint8
-        self.settings = settings
-        self.epoch = -1
+        mirror = "diffusion mirror" if settings.flip else None
+        super().__init__(images, settings.batch_size, device, settings.seed, "diffusion order", mirror)
 
     def batch(self, step: int) -> Tensor:
         """The batch of a step, (batch_size, colours, side, side) in [-1, 1]: a function of seed and step."""
-        size = self.settings.batch_size
-        epoch, index = divmod(step, len(self.images) // size)
-        if epoch != self.epoch:
-            rng = runtime.stream(self.settings.seed, "diffusion order", epoch, 0)
-            order = torch.randperm(len(self.images), generator=rng)
-            self.epoch, self.order = epoch, runtime.to_device(order, self.images.device)
-        batch = self.images[self.order[index * size : (index + 1) * size]].float().div(127.5).sub(1)
-        if self.settings.flip:
-            coins = runtime.uniform(
-                (size,), runtime.stream(self.settings.seed, "diffusion mirror", step, 0), batch.device
-            )
-            batch = torch.where(coins[:, None, None, None] < 0.5, batch.flip(3), batch)
-        return batch
+        return self.at(step).float().div(127.5).sub(1)
 
 
 def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bool = True) -> Path:

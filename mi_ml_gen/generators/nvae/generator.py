@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, Use, check_state
+from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator, Use, load_exactly
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
 from mi_ml_gen.generators.nvae.network import AutoEncoder
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
@@ -183,13 +183,4 @@ def build(config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> NVA
         generator.use({"temperature": config.get("temperature", 1.0)})
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CorruptCheckpointError(f"NVAE configuration: {error}") from None
-    return load_exactly(generator, state)
-
-
-def load_exactly(generator: NVAE, state: Mapping[str, Tensor]) -> NVAE:
-    """Give a network without values (on the meta device) those of a state dict; keys and shapes must match exactly."""
-    check_state("NVAE", generator.state_dict(), state)
-    halves = (torch.float16, torch.bfloat16)
-    full = {key: value.float() if value.dtype in halves else value for key, value in state.items()}
-    generator.load_state_dict(full, assign=True)
-    return generator
+    return load_exactly("NVAE", generator, state)

@@ -18,8 +18,8 @@ from torch import Tensor
 from mi_ml_gen.checkpoints.reading import CheckpointFile, naming, without_wrappers
 from mi_ml_gen.checkpoints.values import TensorStub, kind, kind_of_dict, shown
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.generators.base import check_state
-from mi_ml_gen.generators.nvae.generator import NVAE, load_exactly
+from mi_ml_gen.generators.base import check_state, load_exactly
+from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 
 
@@ -59,7 +59,7 @@ def read_published(path: Path) -> NVAE:
         generator = _without_values(file.build(root["configuration"]), len(stubs))
         _check(generator, stubs, "state_dict")
         state = {name: file.build(stub) for name, stub in stubs.items()}
-        load_exactly(generator, state)
+        load_exactly("NVAE", generator, state)
         for key, value in root.items():
             match = _OF_TEMPERATURE.fullmatch(key) if isinstance(key, str) else None
             if match is not None:

@@ -14,6 +14,7 @@ from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import held
+from mi_ml_gen.generators.epoch_images import EpochImages
 from mi_ml_gen.generators.nvae import objective
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture
@@ -37,32 +38,17 @@ def stored_images(reference: str, architecture: NVAEConfig, split: str = "train"
     return images.expand(-1, n_colours, -1, -1)
 
 
-class TrainingImages:
-    """The training images on the device, read in a new order each epoch."""
+class TrainingImages(EpochImages):
+    """The training images in [0, 1]."""
 
     def __init__(self, images: Tensor, settings: NVAETrainConfig, device: torch.device):
-        self.images = images.to(device)  # (n, colours, side, side) uint8
-        self.settings = settings
-        self.steps_per_epoch = len(images) // settings.cumulative_bs
-        self.epoch = -1
+        mirror = "nvae mirror" if settings.flip else None
+        super().__init__(images, settings.cumulative_bs, device, settings.seed, "nvae order", mirror)
 
     def batch(self, step: int) -> Tensor:
         """This process's part of a step's batch in [0, 1]: a function of the seed and the step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            order = torch.randperm(len(self.images), generator=self._stream("order", epoch))
-            self.epoch, self.order = epoch, runtime.to_device(order, self.images.device)
-        size = self.settings.cumulative_bs
-        rows = _own_part(size)
-        batch = self.images[self.order[index * size : (index + 1) * size][rows]].float() / 255
-        if self.settings.flip:
-            coins = runtime.uniform((size,), self._stream("mirror", step))[rows]
-            mirrored = runtime.to_device(coins, batch.device) < 0.5
-            batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
+        batch = self.at(step, _own_part(self.batch_size)).float() / 255
         return batch.contiguous(memory_format=torch.channels_last)
-
-    def _stream(self, what: str, step: int) -> torch.Generator:
-        return runtime.stream(self.settings.seed, f"nvae {what}", step, 0)
 
 
 def _own_part(size: int) -> slice:
