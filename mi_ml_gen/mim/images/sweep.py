@@ -297,9 +297,9 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     ceilings = sorted({f"{one.results['information']['ceiling']:.2f}" for one in found})
     page.section("Results").table(table)
     page.text(
-        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images; it "
-        "is too low, by more where fewer draws carry the weight. bound: the evidence lower bound. I(x; z): from below, "
-        f"never more than {' or '.join(ceilings)} nats here, and from above. KNN and NMI: of the means "
+        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. "
+        "The estimate is too low, and more so where few draws carry most of the weight. bound: the evidence lower "
+        f"bound. I(x; z): a lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. KNN and NMI: of the means "
         f"of the encoder, {settings.n_embedded:,} training images at most."
     )
     page.section("Course of training")
