@@ -299,7 +299,8 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     page.text(
         f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. "
         "The estimate is too low, and more so where few draws carry most of the weight. bound: the evidence lower "
-        f"bound. I(x; z): a lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. KNN and NMI: of the means "
+        f"bound. I(x; z): a lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. "
+        f"KNN and NMI: of the means "
         f"of the encoder, {settings.n_embedded:,} training images at most."
     )
     page.section("Course of training")
