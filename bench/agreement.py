@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.5, help="observation noise of linear-gaussian")
     parser.add_argument("--n_draws", type=int, default=20_000)
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of train_navigator.py")
+    parser.add_argument("--critic", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the fresh critics")
     parser.add_argument("--out", type=Path, default=Path("agreement"))
     a = parser.parse_args()
     if a.generator == "linear-gaussian":
@@ -101,13 +102,15 @@ def main() -> None:
     else:
         generator = load_generator(a.generator, None, torch.device("cpu"), ())
     given = config.given(NavigatorConfig, a.train, "--train")
+    critic = dataclasses.replace(CRITIC, **config.given(CriticSettings, a.critic, "--critic"))
     found = []
     for seed in range(1, a.sets + 1):  # all chunks of a set before the next one, so that few sets tell of all chunks
         torch.set_num_threads(a.threads[(seed - 1) % len(a.threads)])
         for chunks in a.chunks:
             own = dict(generator=a.generator, chunks=chunks, walkers=a.walkers, seed=seed, device="cpu") | given
             settings = config.load(NavigatorConfig, "navigator/small", own)
-            one = measure(generator, settings, a.out / f"{a.generator}_{chunks}_seed{seed}", a.n_draws)
+            folder = a.out / f"{a.generator}_{chunks}_seed{seed}"
+            one = measure(generator, settings, folder, a.n_draws, critic)
             found.append(one)
             delta, left = WalkerMean(**one["delta"]), WalkerMean(**one["remaining"])
             print(

@@ -65,7 +65,9 @@ class KsgInterval:
     low_nats: float
     high_nats: float
     standard_error_nats: float
-    """Noise of sampling, from the spread of disjoint parts of the pairs."""
+    """Noise of sampling, from the differences of disjoint halves of the pairs."""
+    reach_nats: float
+    """Half the width of the interval for the noise of sampling alone."""
     bias_nats: float
     """What more pairs would add, as far as smaller parts of the pairs show it; 0 where they show nothing beyond their
     noise. The interval reaches to the estimate with this added."""
