@@ -41,6 +41,10 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     Tz: Any = option(
         None, help='walker that makes positives: none, a file, or groups like "0_1=runs/w.safetensors 1_6=0,0.2,2"'
     )
+    budget: float | None = option(
+        None, above=0,
+        help="nats that the images of a pair shall share: --Tz's perturbation is made longer or shorter to reach it",
+    )  # fmt: skip
     samples_per_epoch: int | None = option(
         None, at_least=1, help="number of generated images in an epoch; must be given with --generator"
     )

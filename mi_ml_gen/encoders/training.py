@@ -205,7 +205,7 @@ def view_sampler(
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
         distribution = anchor_distribution(settings, generator)
-        written = budget.resolved(settings.Tz, generator, distribution, settings.seed, folder)
+        written = budget.resolved(settings.Tz, generator, distribution, settings.seed, folder, settings.budget)
         walker = walker_from(written, generator, device, "--Tz")
         if runtime.is_main():
             warn_of_differences(walker, generator, distribution)
@@ -213,6 +213,8 @@ def view_sampler(
     else:
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")
+        if settings.budget is not None:
+            raise UsageError("--budget: is for the perturbation of a generator's latents; give --generator and --Tz")
         origin = stored_images(source if source is not None else _load_source(settings, settings.data_path))
     return ViewSampler(origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision)
 

@@ -136,7 +136,7 @@ def export_images(settings: ExportConfig) -> Export:
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     distribution = anchor_distribution(settings, generator)
     record = settings.save_folder / RECORD
-    written = budget.resolved(settings.Tz, generator, distribution, settings.starting_seed, record)
+    written = budget.resolved(settings.Tz, generator, distribution, settings.starting_seed, record, settings.budget)
     walker = walker_from(written, generator, device, "--Tz")
     warn_of_differences(walker, generator, distribution)
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")

@@ -511,6 +511,10 @@ class ViewGenerationConfig(Anchors, FromGenerator):
     Tz: Any = option(
         help="walker of the positives: groups like '1_4=0,0.8,2 4_6=w.safetensors' (YAML: a mapping), or a file"
     )
+    budget: float | None = option(
+        None, above=0,
+        help="nats that the images of a pair shall share: --Tz's perturbation is made longer or shorter to reach it",
+    )  # fmt: skip
     n_images: int = option(4, help="number of anchors", at_least=1)
     batch_size: int = option(1, help="anchors that are drawn and decoded together", at_least=1)
     augmentations: int = option(3, help="positives of each anchor", at_least=0)
@@ -563,6 +567,10 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
         None,
         help="write pairs by this walker: a file, a run folder, a YAML of groups, or '0_1=0,0.2,1 1_4=w.safetensors'",
     )
+    budget: float | None = option(
+        None, above=0,
+        help="nats that the images of a pair shall share: --Tz's perturbation is made longer or shorter to reach it",
+    )  # fmt: skip
     layout: Literal["plain", "cop-gen"] = option(
         "plain", help="names of the files: 000.png (pairs: in anchor/ and positive/), or as in COP-Gen's data sets"
     )

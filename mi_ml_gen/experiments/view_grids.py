@@ -48,7 +48,7 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     settings.check_anchors()
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     noise = _distribution(settings, generator)
-    written = budget.resolved(settings.Tz, generator, noise, settings.starting_seed, folder)
+    written = budget.resolved(settings.Tz, generator, noise, settings.starting_seed, folder, settings.budget)
     walker = walker_from(written, generator, device, "--Tz")
     warn_of_differences(walker, generator, noise)
     paths, rows = [], []

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mi_ml_gen.walkers.grouped import GroupedWalker
     from mi_ml_gen.walkers.learned import ConvolutionalWalker, LowRankWalker, NonlinearWalker, learned_walker
     from mi_ml_gen.walkers.noise import Distribution, OccasionalNormal, RandomWalker
+    from mi_ml_gen.walkers.scaled import ScaledWalker
     from mi_ml_gen.walkers.spec import load_groups, load_walker, walker_from
 
 __getattr__, __dir__, __all__ = face(__name__)

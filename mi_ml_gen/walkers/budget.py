@@ -1,15 +1,23 @@
-"""Views by budget: how strong noise must be so that image and perturbed image share a given number of nats.
+"""Views by budget: how strong a perturbation must be so that image and perturbed image share a given number of nats.
 
-In a T_z, a group may say `budget:NATS` where its noise would stand:
+In a T_z, `budget:NATS` may stand where the strength of a group would:
 
     0_1=budget:3.0                     noise on chunk 0 after which image and positive share 3 nats
     0_1=budget:3.0 1_4=budget:2.0      each group by itself: the other is left alone while one is solved
     0_4=budget:3.0                     one noise on all four chunks, so 3 nats in all
+    0_2=ganspace:5,budget:3.0          along directions, their strength solved
+    0_1=walker_runs/coarse,budget:3.0  a learned walker, its perturbation made longer or shorter
 
-The strength is the standard deviation of normal noise, truncated at 2. Information falls as it grows, so the strength
-is found between two ends by a root search on its logarithm (Brent 1973). At each strength the information is the bound
-of a critic in closed form (`information/canonical.py`) on the same anchors and the same noise, so the search sees a
-smooth curve. The result is checked on new pairs by a new critic. All of it is a function of the seed.
+`--budget NATS` beside a T_z makes all of its perturbations longer or shorter by one factor, so that pairs share NATS in
+all.
+
+The strength of noise and of directions is their standard deviation; that of another walker is a factor of its
+perturbation (`scaled.py`). Information falls as it grows, so the strength is found between two ends by a root search on
+its logarithm (Brent 1973). At each strength the information is the bound of a critic in closed form
+(`information/canonical.py`) on the same anchors and the same noise, so the search sees a smooth curve. Its critic is
+made from few pairs and finds too little, by a share that changes little with the strength. So a critic of many pairs
+then says what was reached, and the search is repeated for a corrected number until that is the budget. The result is
+checked on new pairs by a new critic of as many. All of it is a function of the seed.
 
 The bound is exact where images are jointly normal, up to the noise of sampling. Elsewhere it is a lower bound, so the
 pair shares at least as much as asked.
@@ -19,10 +27,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import brentq
@@ -37,22 +46,37 @@ from mi_ml_gen.information.estimate import Estimate
 from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.noise import RandomWalker
-from mi_ml_gen.walkers.spec import is_groups, read_groups
+from mi_ml_gen.walkers.scaled import ScaledWalker
+from mi_ml_gen.walkers.spec import budget_in, has_own_strength, is_groups, read_groups, walker_from
 
-WORD = "budget:"
 LEAST_STRENGTH, MOST_STRENGTH = 1e-3, 3.0
-"""Ends of the search, in standard deviations of the anchors' noise. Beyond the upper one latents lie far outside of
-what a generator knows, and images lose what the other chunks say, too."""
+"""Ends of the search: root mean squares of the moved numbers, in standard deviations of the anchors' noise. Beyond the
+upper one latents lie far outside of what a generator knows, and images lose what the other chunks say, too."""
 TOLERANCE = 0.02
 """The search ends where the logarithm of the strength is known to this."""
-N_PAIRS = 1024
-"""Pairs from which a critic is made in the search, and pairs on which it is measured; the check takes twice as many."""
-MOST_NATS = math.log(N_PAIRS) - 2.0
+
+
+class Size(NamedTuple):
+    """Of a measurement: pairs that its critic is made from, pairs that it is measured on, and components it sees."""
+
+    fitted: int
+    held_out: int
+    components: int
+
+
+SEARCH = Size(512, 512, 48)
+CHECK = Size(4096, 1024, 192)
+"""Of the corrections and of the final check. On tiny-bigbigan twice as many pairs find no more."""
+MOST_NATS = math.log(CHECK.held_out) - 2.0
 """Above this the bound would lack more than a tenth for want of candidates."""
-N_COMPONENTS = 192
+REACHED = 0.02
+"""Corrections end where the bound is within this share of the budget."""
+MOST_CORRECTIONS = 4
 SIZE_PX = 32
 """Side of the images that the critics see, at most."""
 BATCH = 256
+WHITENED = 1024
+"""Images, at most, from which the components are computed."""
 RECORD = "budget.json"
 
 
@@ -60,16 +84,20 @@ RECORD = "budget.json"
 class Solved:
     """A strength, and what it was found to leave."""
 
-    chunks: Chunks
+    chunks: str
+    """The ranges that are perturbed, with blanks between them."""
     budget_nats: float
     strength: float
-    """Standard deviation of the noise."""
+    """Standard deviation of noise or along directions, or the factor of another walker's perturbation."""
     achieved: Estimate
     """By a new critic on new pairs."""
+    perturbation: str = "noise"
+    """What the strength is of, as the T_z writes it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "chunks": str(self.chunks),
+            "chunks": self.chunks,
+            "perturbation": self.perturbation,
             "budget_nats": self.budget_nats,
             "strength": self.strength,
             "achieved": self.achieved.to_json(),
@@ -84,53 +112,113 @@ def solve(
     seed: int = 0,
     walker_of: Callable[[float], Walker] | None = None,
 ) -> Solved:
-    """The strength at which a walker on `chunks` leaves this many nats.
+    """The standard deviation of noise on `chunks` that leaves this many nats.
 
-    noise: that of the anchors. walker_of: from a strength to a walker; by default noise of that standard deviation,
-    truncated at 2. Raises UsageError for a budget that is not within reach, naming what is.
+    noise: that of the anchors. walker_of: from a standard deviation to a walker; by default noise truncated at 2 of
+    them. Raises UsageError for a budget that is not within reach, naming what is.
+    """
+    walk = walker_of or (lambda strength: RandomWalker(chunks, strength))
+    return _solve(generator, str(chunks), nats, noise or TruncatedNormal(), seed, walk, 1.0, "noise")
+
+
+def solve_walker(
+    generator: MultiLatentGenerator,
+    walker: Walker,
+    nats: float,
+    noise: NoiseDistribution | None = None,
+    seed: int = 0,
+    name: str = "walker",
+) -> Solved:
+    """The factor by which a walker's perturbation must be longer so that pairs share this many nats; see ScaledWalker.
+
+    name: what the result calls the perturbation. Raises UsageError as `solve`, and for a walker that moves nothing.
     """
     noise = noise or TruncatedNormal()
+    length = _root_mean_square(generator, walker, noise, seed)
+    chunks = " ".join(map(str, walker.chunks))
+    if not length > 0:
+        raise UsageError(f"budget {nats:g}: {name} moves nothing in {generator.name}, so no factor can reach a budget")
+    return _solve(generator, chunks, nats, noise, seed, lambda factor: ScaledWalker(walker, factor), 1 / length, name)
+
+
+def _solve(
+    generator: MultiLatentGenerator,
+    chunks: str,
+    nats: float,
+    noise: NoiseDistribution,
+    seed: int,
+    walk: Callable[[float], Walker],
+    unit: float,
+    name: str,
+) -> Solved:
+    """unit: the strength that moves the numbers by a root mean square of 1."""
     if not 0 < nats <= MOST_NATS:
         raise UsageError(f"budget {nats:g}: must be above 0 and at most {MOST_NATS:.1f} nats")
-    walk = walker_of or (lambda strength: RandomWalker(chunks, strength))
-    search = _Images(generator, noise, seed, "search", 2 * N_PAIRS)
+    search = _Images(generator, noise, seed, "search", SEARCH)
 
+    @cache
     def nats_at(log_strength: float) -> float:
-        return search.share(walk(math.exp(log_strength)), N_PAIRS).nats
+        return search.share(walk(math.exp(log_strength))).nats
 
     scale = noise.std if isinstance(noise, TruncatedNormal) and noise.std else 1.0
-    ends = [math.log(end * scale) for end in (LEAST_STRENGTH, MOST_STRENGTH)]
+    ends = [math.log(end * scale * unit) for end in (LEAST_STRENGTH, MOST_STRENGTH)]
     most, least = map(nats_at, ends)
-    if not least < nats < most:
-        raise UsageError(
-            f"budget {nats:g} on chunks {chunks} of {generator.name}: noise leaves between {max(least, 0.0):.2f} and "
-            f"{most:.2f} nats; choose a number between, or other chunks"
-        )
-    strength = math.exp(brentq(lambda x: nats_at(x) - nats, *ends, xtol=TOLERANCE))
-    check = _Images(generator, noise, seed, "check", 4 * N_PAIRS)
-    return Solved(chunks, nats, strength, check.share(walk(strength), 2 * N_PAIRS))
+
+    def strength_for(wanted: float, share: float) -> float:
+        if not least < wanted < most:
+            raise UsageError(
+                f"budget {nats:g} on chunks {chunks} of {generator.name}: {name} leaves between about "
+                f"{max(least, 0.0) / share:.2f} and {most / share:.2f} nats; choose a number between, or other chunks"
+            )
+        return brentq(lambda x: nats_at(x) - wanted, *ends, xtol=TOLERANCE)
+
+    correct = _Images(generator, noise, seed, "correct", CHECK)
+    share = 1.0  # of what a critic of many pairs finds, this much is found in the search
+    for _ in range(MOST_CORRECTIONS):
+        log_strength = strength_for(nats * share, share)
+        reached = correct.share(walk(math.exp(log_strength))).nats
+        if abs(reached - nats) <= REACHED * nats:
+            break
+        share *= nats / max(reached, 0.1 * nats)
+    strength = math.exp(log_strength)
+    check = _Images(generator, noise, seed, "check", CHECK)
+    return Solved(chunks, nats, strength, check.share(walk(strength)), name)
+
+
+@torch.no_grad()
+def _root_mean_square(generator: MultiLatentGenerator, walker: Walker, noise: NoiseDistribution, seed: int) -> float:
+    """Of the numbers of the noise that the walker moves."""
+    device = device_of(generator)
+    z = noise.sample((BATCH, generator.noise_dim), runtime.stream(seed, "budget length: anchors", 0, 0, device))
+    rng = runtime.stream(seed, "budget length: noise", 0, 0, device)
+    lengths = [
+        (moved - z)[:, generator.walk_slice(chunks)].flatten() for chunks, moved in walker.moves(generator, z, rng)
+    ]
+    return torch.cat(lengths).square().mean().sqrt().item() if lengths else 0.0
 
 
 class _Images:
     """Anchors of one use, decoded once, and positives of walkers with the same noise for each."""
 
-    def __init__(self, generator: MultiLatentGenerator, noise: NoiseDistribution, seed: int, use: str, n: int) -> None:
-        self.generator, self.seed, self.use = generator, seed, use
+    def __init__(
+        self, generator: MultiLatentGenerator, noise: NoiseDistribution, seed: int, use: str, size: Size
+    ) -> None:
+        self.generator, self.seed, self.use, self.n_fitted = generator, seed, use, size.fitted
         self.device = device_of(generator)
-        self.z = noise.sample((n, generator.noise_dim), self._rng("anchors", 0))
+        self.z = noise.sample((size.fitted + size.held_out, generator.noise_dim), self._rng("anchors", 0))
         images = torch.cat([self._shown(generator.latents(z), i, "anchor") for i, z in enumerate(self.z.split(BATCH))])
-        self.whitening = Whitening.of(images[:N_PAIRS], N_COMPONENTS)
+        self.whitening = Whitening.of(images[: min(size.fitted, WHITENED)], size.components)
         self.anchors = self.whitening(images)
 
-    def share(self, walker: Walker, n_fitted: int) -> Estimate:
+    def share(self, walker: Walker) -> Estimate:
         """What anchors and positives share; the critic is made from the first pairs, and measured on the others."""
         parts = []
         for i, z in enumerate(self.z.split(BATCH)):
             with torch.no_grad():
                 pair = walker(self.generator, z, self._rng("noise", i))
             parts.append(self.whitening(self._shown(pair.positive, i, "positive")))
-        positives = torch.cat(parts)
-        return measure(self.anchors[:n_fitted], positives[:n_fitted], self.anchors[n_fitted:], positives[n_fitted:])
+        positives, n = torch.cat(parts), self.n_fitted
+        return measure(self.anchors[:n], positives[:n], self.anchors[n:], positives[n:])
 
     @torch.no_grad()
     def _shown(self, latents: Tensor, i: int, name: str) -> Tensor:
@@ -146,21 +234,45 @@ class _Images:
 # --- in a T_z -------------------------------------------------------------------------------------------------
 
 
-def budgets(written: Any) -> dict[str, float]:
-    """The budgets of a T_z in nats, by the text of their chunks; empty for a T_z without any.
+class Budget(NamedTuple):
+    """A group of a T_z that names nats in place of a strength."""
 
-    Raises UsageError where `budget:` is not followed by a number.
+    nats: float
+    perturbation: str
+    """What else the group says: "noise" where it says nothing."""
+
+
+def budgets(written: Any) -> dict[str, Budget]:
+    """The budgets of a T_z by the text of their chunks; empty for a T_z without any.
+
+    Raises UsageError where `budget:` is not followed by a number, and where noise with a strength of its own stands
+    before it.
     """
-    if not (isinstance(written, Mapping) or (isinstance(written, str) and is_groups(written))):
+    if not _is_grouped(written):
         return {}
     found = {}
     for chunks, member in read_groups(written).items():
-        if isinstance(member, str) and member.startswith(WORD):
-            try:
-                found[chunks] = float(member.removeprefix(WORD))
-            except ValueError:
-                raise UsageError(f"T_z: {chunks}={member}: write a number of nats, as in {chunks}=budget:3.0") from None
+        budget = budget_in(member)
+        if budget is None:
+            continue
+        of, nats = budget
+        try:
+            found[chunks] = Budget(float(nats), of or "noise")
+        except ValueError:
+            raise UsageError(f"T_z: {chunks}={member}: write a number of nats, as in {chunks}=budget:3.0") from None
+        if of is not None and has_own_strength(of):
+            raise UsageError(
+                f"T_z: {chunks}={member}: {of} has a strength of its own; write {chunks}=budget:{nats} for noise, or "
+                f"directions without a strength, as in {chunks}=ganspace:5,budget:3.0"
+            )
     return found
+
+
+def _is_grouped(written: Any) -> bool:
+    if isinstance(written, Mapping):
+        return True
+    is_file = isinstance(written, str | Path) and Path(written).suffix in (".yaml", ".yml")
+    return is_file or (isinstance(written, str) and is_groups(written))
 
 
 def resolved(
@@ -169,25 +281,56 @@ def resolved(
     noise: NoiseDistribution,
     seed: int,
     folder: str | Path | None = None,
+    whole_nats: float | None = None,
 ) -> Any:
     """The T_z with a walker in place of every budget; one without budgets as it is. `solved` gives what was found.
 
     folder: a run folder. What its budget.json records is not solved again, so a run goes on with the noise that it
-    began with. Raises as `budgets` and `solve`, and CorruptCheckpointError where that file is damaged.
+    began with. whole_nats: the budget of the T_z in all (`--budget`). Raises UsageError as `budgets` and `solve`, for
+    budgets of groups beside one of the whole, and for one of a T_z that perturbs nothing, and CorruptCheckpointError
+    where budget.json is damaged.
     """
     asked = budgets(written)
-    if not asked:
+    if whole_nats is None and not asked:
         return written
+    if whole_nats is not None and asked:
+        raise UsageError(f"--budget {whole_nats:g}: groups of the T_z have budgets of their own; leave out either")
     known = _recorded(Path(folder) / RECORD) if folder is not None else []
+    if whole_nats is not None:
+        walker = walker_from(written, generator, device_of(generator))
+        if not walker.chunks:
+            raise UsageError(f"--budget {whole_nats:g}: needs a T_z that perturbs something, such as 0_1=1")
+        name = "the whole T_z"
+        found = _known(known, " ".join(map(str, walker.chunks)), whole_nats, name)
+        found = found or solve_walker(generator, walker, whole_nats, noise, seed, name).to_json()
+        return _marked(ScaledWalker(walker, found["strength"]), found)
+
     groups: dict[str, Any] = dict(read_groups(written))
-    for text, nats in asked.items():
+    for text, (nats, perturbation) in asked.items():
         chunks = generator.chunks(text, "T_z: group")
-        old = next((one for one in known if (one["chunks"], one["budget_nats"]) == (str(chunks), nats)), None)
-        found = old if old is not None else solve(generator, chunks, nats, noise, seed).to_json()
-        walker = RandomWalker(chunks, found["strength"])
-        walker.about = {"budget": found}
-        groups[text] = walker
+        found = _known(known, str(chunks), nats, perturbation)
+        if perturbation == "noise":
+            found = found or solve(generator, chunks, nats, noise, seed).to_json()
+            groups[text] = _marked(RandomWalker(chunks, found["strength"]), found)
+        else:
+            member = walker_from({text: perturbation}, generator, device_of(generator))
+            found = found or solve_walker(generator, member, nats, noise, seed, perturbation).to_json()
+            groups[text] = _marked(ScaledWalker(member, found["strength"]), found)
     return groups
+
+
+def _known(known: Sequence[dict[str, Any]], chunks: str, nats: float, perturbation: str) -> dict[str, Any] | None:
+    """What a run recorded for this budget before."""
+    wanted = (chunks, nats, perturbation)
+    for one in known:
+        if (one["chunks"], one["budget_nats"], one.get("perturbation", "noise")) == wanted:
+            return one
+    return None
+
+
+def _marked(walker: Walker, found: dict[str, Any]) -> Walker:
+    walker.about = {"budget": found}
+    return walker
 
 
 def solved(walker: Walker) -> list[dict[str, Any]]:

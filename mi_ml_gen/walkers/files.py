@@ -14,7 +14,7 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.weights import Content, Kind, Published, register_kind
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.latents import Chunks
-from mi_ml_gen.walkers import directions, grouped, noise  # noqa: F401 - they register their walkers
+from mi_ml_gen.walkers import directions, grouped, noise, scaled  # noqa: F401 - they register their walkers
 from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.learned import NonlinearWalker
 from mi_ml_gen.walkers.published import read_walker

@@ -3,13 +3,14 @@
     T_z     nothing                          images without perturbation
             FILE                             one walker, or a file of groups
             CHUNKS=WALKER CHUNKS=WALKER ...  a walker for each group of chunks
-    WALKER  nothing | NOISE | DIRECTIONS | FILE | budget:NATS
+    WALKER  nothing | NOISE | DIRECTIONS | FILE | budget:NATS | DIRECTIONS,budget:NATS | FILE,budget:NATS
     NOISE   STD | MEAN,STD,TRUNCATION | LOW,HIGH
     DIRECTIONS  ganspace:NUMBER | ganspace:NUMBER,STRENGTH | sefa:NUMBER | sefa:NUMBER,STRENGTH
     FILE    a path or a reference (docs/pretrained.md)
     nothing none | null | ~ | no text at all
     CHUNKS  START_STOP, the first chunk included, the last excluded: 1_6 is chunks 1 to 5
-    budget:NATS  noise after which image and positive share so many nats; solved where it is used (budget.py)
+    budget:NATS  noise after which image and positive share so many nats; after DIRECTIONS (without STRENGTH) or FILE,
+                 their perturbation, made longer or shorter; solved where it is used (budget.py)
 
     none                                     the anchor itself
     walker_runs/coarse                       the selected walker of a run of train_navigator.py
@@ -24,6 +25,7 @@
     0_1=sefa:3                               along the first 3 directions of SeFa, standard deviation 1 each
     0_1=walker_runs/coarse 1_4=0.5 4_6=none  a group of its own each
     0_1=budget:3.0                           noise on chunk 0 that leaves 3 nats of information between the images
+    0_1=walker_runs/coarse,budget:3.0        a walker, scaled so that the images share 3 nats
 
 Text that begins with CHUNKS= is groups, all other text is a FILE; so a file named "0_1=x" is written "./0_1=x". A group
 reaches to the next blank that CHUNKS= follows, so paths may hold blanks and equal signs; one that holds " 0_1=" stands
@@ -65,6 +67,7 @@ EXAMPLE = "0_1=0.5 1_4=0,0.8,2 4_6=walker_runs/fine"
 _GROUP = re.compile(r"(?:^|(?<=\s))\s*(-?\d+_-?\d+)=", re.ASCII)
 _DIRECTIONS = re.compile(r"\s*(ganspace|sefa):\s*(\d+)\s*(?:,(.*))?", re.ASCII)
 _QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
+_BUDGET = re.compile(r"(?:(?P<of>.*\S)\s*,)?\s*budget:(?P<nats>.*)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 
 
@@ -190,16 +193,16 @@ def _member(
         return written
     if written is None or _is_nothing(written):
         return None
+    if budget_in(written) is not None:
+        raise UsageError(
+            f"{where}: {written}: a budget is solved by train_encoder.py, generate_dataset.py and view_generation.py "
+            "only; give its strength here, which their budget.json tells"
+        )
     if (found := _directions(written)) is not None:
         try:
             return directions_walker(generator, chunks, *found).to(device)
         except UsageError as error:
             raise UsageError(f"{where}: {written}: {error}") from None
-    if isinstance(written, str) and written.startswith("budget:"):
-        raise UsageError(
-            f"{where}: {written}: a budget is solved by train_encoder.py, generate_dataset.py and view_generation.py "
-            "only; give its noise here, which their budget.json tells"
-        )
     numbers = _numbers(written)
     if numbers is None and not isinstance(written, str | Path):
         raise UsageError(f"{where}: {written}: must be a walker's path, [mean, std, truncation], [low, high] or null")
@@ -245,6 +248,9 @@ def _beside(file: Path, member: Any) -> Any:
     """A WALKER of a file of groups; its path counts from the file's folder."""
     if not isinstance(member, str) or _is_nothing(member) or _numbers(member) is not None or _directions(member):
         return member
+    if (budget := budget_in(member)) is not None:
+        of, nats = budget
+        return member if of is None else f"{_beside(file, of)},budget:{nats}"
     path = _unquoted(member)
     return path if is_reference(path) else file.parent / path
 
@@ -276,6 +282,20 @@ def _directions(written: Any) -> tuple[str, int, float] | None:
     if not _NUMBER.fullmatch(strength) or not 0 <= float(strength) < math.inf:
         raise UsageError(f"{written.strip()}: the strength must be a number of at least 0, as in ganspace:5,1.5")
     return match[1], int(match[2]), float(strength)
+
+
+def budget_in(written: Any) -> tuple[str | None, str] | None:
+    """What stands before and after `budget:` in a WALKER; None for one without a budget."""
+    match = _BUDGET.fullmatch(written) if isinstance(written, str) else None
+    return None if match is None else (match["of"], match["nats"])
+
+
+def has_own_strength(written: str) -> bool:
+    """Whether a WALKER is noise, directions with a strength, or nothing: what no budget can stand behind."""
+    if _is_nothing(written) or _numbers(written) is not None:
+        return True
+    match = _DIRECTIONS.fullmatch(written)
+    return match is not None and match[3] is not None
 
 
 def _hide_quoted(text: str) -> str:
