@@ -13,8 +13,9 @@ runs recorded. A flag that differs is used instead; a warning and the table's ca
 
 --all_chunks first trains the missing walkers. --train walkers=4 trains four walkers for each chunk at once, and delta
 gets an interval over trainings. If the generator's weights are available, fresh critics (--fresh_critics) measure what
-the pairs still share, unless that would cost more than the training did. Prints the table and writes table1.md, .csv,
-.json, .tex and .png.
+the pairs still share, unless that would cost more than the training did. What they find is kept in fresh_critics/, so
+the same command goes on with a table that was interrupted. Prints the table and writes table1.md, .csv, .json, .tex and
+.png.
 """
 
 from __future__ import annotations
@@ -72,14 +73,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if may_decode and a.fresh_critics != "no":
         asked = a.fresh_critics == "yes" or a.curves
         critic = table1.fresh_settings(walkers) or (CriticSettings() if asked else None)
+    out = a.save_folder or a.walkers_base_path
     if critic is not None:
-        rows = table1.with_remaining(generator, rows, critic, noise, a.curves, a.seed, device, progress=True)
+        rows = table1.with_remaining(
+            generator, rows, critic, noise, a.curves, a.seed, device, progress=True, keep=out / "fresh_critics"
+        )
     print(table1.to_table(rows, found.notes).to_terminal())
     if (by_curve := table1.to_curve_table(rows)) is not None:
         print(by_curve.to_terminal())
     for line in table1.warnings(rows):
         print(f"caution: {line}")
-    out = a.save_folder or a.walkers_base_path
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out, found.notes)
     if a.page:

@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = table1.estimate_rows(generator, found, whole.n_samples, noise, own.seed, device, True)
         critic = table1.fresh_settings(found, CriticSettings(**FRESH)) if whole.fresh_critics else None
         if critic is not None:
-            rows = table1.with_remaining(generator, rows, critic, noise, False, own.seed, device, True)
+            rows = table1.with_remaining(
+                generator, rows, critic, noise, False, own.seed, device, True, folder / "fresh_critics"
+            )
         table1.write_table(rows, folder)
         print("\n" + table1.to_table(rows).to_terminal() + "\n")
         for line in table1.warnings(rows):

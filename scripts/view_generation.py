@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.experiments.view_grids import generate_views
 
     paths = generate_views(settings, settings.save_folder, runtime.resolve_device(settings.device))
-    print(f"wrote {len(paths) - 1} images to {settings.save_folder}: {settings.n_images} anchors and their positives")
+    n_images = sum(path.name.startswith("idx=") for path in paths)
+    print(f"wrote {n_images} images to {settings.save_folder}: {settings.n_images} anchors and their positives")
     print(f"all of them side by side: {paths[-1]}")
 
 

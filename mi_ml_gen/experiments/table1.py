@@ -13,6 +13,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.information.verdicts import Finding
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
+from mi_ml_gen.navigator import kept
 from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.remaining import (
     SHARED_NATS,
@@ -360,22 +362,33 @@ def with_remaining(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    keep: Path | None = None,
 ) -> list[Row]:
     """The rows with what their pairs still share, measured by fresh critics; each starts from that of the row before.
 
     with_curves: also the curve of nats against delta of each row's chunks. Walkers of several ranges of chunks (grouped
-    ones) have no curve.
+    ones) have no curve. keep: a folder for what was found; the same call then trains no critic again.
     """
     measured: list[Row] = []
     warm: PairCritic | None = None
+    settings, distribution = settings or CriticSettings(), distribution or TruncatedNormal()
+    before = ""
     for row in rows:
         walkers = [walker.to(device) for walker in row.walker.walkers]
         median = next(i for i, walker in enumerate(row.walker.walkers) if walker is row.walker.walker)
-        remaining, warm = measure_remaining(
-            generator, walkers, row.independent.mean, distribution=distribution, settings=settings,
-            with_curve=with_curves and len(walkers[0].chunks) == 1, curve_of=median, seed=seed, device=device,
-            warm=warm, progress=progress,
+        with_curve = with_curves and len(walkers[0].chunks) == 1
+        measure = partial(
+            measure_remaining, generator, walkers, row.independent.mean, distribution=distribution, settings=settings,
+            with_curve=with_curve, curve_of=median, seed=seed, device=device, warm=warm, progress=progress,
         )  # fmt: skip
+        if keep is None:
+            remaining, warm = measure()
+        else:
+            before = kept.origin(generator, walkers, distribution, settings, before, with_curve=with_curve,
+                                 curve_of=median, seed=seed, independent=row.independent.mean)  # fmt: skip
+            path = keep / f"{row.walker.folder.name}.safetensors"
+            remaining, warm = kept.measured_once(path, before, measure)
+            warm = warm.to(device)
         measured.append(dataclasses.replace(row, remaining=remaining))
     return measured
 

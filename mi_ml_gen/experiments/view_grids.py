@@ -40,7 +40,8 @@ class Variants(NamedTuple):
 
 
 def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.device | None = None) -> list[Path]:
-    """Write idx=I_var=V.png (V 0 the anchor, then its positives) and grid.png, a row per anchor; gives the paths.
+    """Write idx=I_var=V.png (V 0 the anchor, then its positives) and grid.png, a row per anchor; gives the paths, that
+    of the grid last.
 
     Raises UsageError for settings that do not fit the generator, and as `load_generator` and `walker_from`.
     """
@@ -52,6 +53,9 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     walker = walker_from(written, generator, device, "--Tz")
     warn_of_differences(walker, generator, noise)
     paths, rows = [], []
+    if solved := budget.solved(walker):
+        paths.append(folder / budget.RECORD)
+        atomic_write(paths[-1], (json.dumps(solved, indent=2) + "\n").encode())
     for batch in draw_variants(settings, generator, walker, device):
         with torch.no_grad():
             rng = runtime.stream(settings.starting_seed, "view generation: decode", batch.first, 0, device or "cpu")
@@ -68,9 +72,6 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
         everything, n_columns=len(columns), row_labels=[f"idx={i}" for i in range(len(rows))], column_labels=columns
     )
     paths.append(save_png(folder / "grid.png", grid))
-    if solved := budget.solved(walker):
-        paths.append(folder / budget.RECORD)
-        atomic_write(paths[-1], (json.dumps(solved, indent=2) + "\n").encode())
     return paths
 
 

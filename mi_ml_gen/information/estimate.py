@@ -71,6 +71,16 @@ class Estimate:
             "details": dict(self.details),
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Estimate:
+        """The estimate that `to_json` gave. Raises KeyError, TypeError or ValueError for other values."""
+        low, high = values["interval_nats"]
+        return cls(
+            float(values["nats"]), float(low), math.inf if high is None else float(high), int(values["n"]),
+            str(values["estimator"]), str(values["assumes"]), Verdict(values["verdict"]), str(values["reason"]),
+            dict(values["details"]),
+        )  # fmt: skip
+
     def __str__(self) -> str:
         """`3.21 nats (95% interval 3.10 to 3.32): consistent`, for a line of output."""
         if self.is_lower_bound:

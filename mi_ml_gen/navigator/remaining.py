@@ -166,6 +166,20 @@ class Remaining:
             **({} if self.curve is None else {"curve": self.curve.to_json()}),
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Remaining:
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError for other values."""
+        each = tuple(Estimate.from_json(one) for one in values["walkers"])
+        together, spread = combined(each)
+        curve = None
+        if (drawn := values.get("curve")) is not None:
+            points = tuple(
+                Point(one["kind"], one["label"], float(one["delta"]), Estimate.from_json(one))
+                for one in drawn["points"]
+            )
+            curve = Curve(Chunks.of(drawn["chunks"]), float(drawn["independent_delta"]), points)
+        return cls(each, together, spread, curve)
+
 
 @torch.no_grad()
 def measure_remaining(

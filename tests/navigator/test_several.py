@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from mi_ml_gen.core import runs
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGaussian
 from mi_ml_gen.information.estimate import Estimate, Verdict
-from mi_ml_gen.information.image_critic import CriticSettings
+from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.navigator.remaining import Curve, Point, _falling, measure_remaining
 from mi_ml_gen.navigator.selection import bound_finding, convergence, of_walker, select_checkpoint, several_report
@@ -209,14 +209,41 @@ def test_remaining_information_and_the_curve_of_a_chunk():
 # Table 1 of several walkers
 
 
-def test_table1_of_several_walkers(base, tmp_path):
+def assert_kept(generator, unmeasured, rows, keep, monkeypatch):
+    """The same call gives the same numbers and trains nothing; what was not done yet, or follows from other settings,
+    is done; a damaged file is named."""
+    asked = []
+
+    def fake(generator, walkers, *arguments, **named):
+        asked.append(named["seed"])
+        return rows[0].remaining, PairCritic(32, 2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(table1, "measure_remaining", fake)
+        again = table1.with_remaining(generator, unmeasured, BRIEF, with_curves=True, keep=keep)
+        assert [one.remaining.to_json() for one in again] == [one.remaining.to_json() for one in rows] and not asked
+        files = sorted(keep.glob("*.safetensors"))
+        assert len(files) == len(rows)
+        files[1].unlink()
+        table1.with_remaining(generator, unmeasured, BRIEF, with_curves=True, keep=keep)
+        assert asked == [0]  # the second only
+        table1.with_remaining(generator, unmeasured[:1], BRIEF, with_curves=True, seed=5, keep=keep)
+        assert asked == [0, 5]
+        files[0].write_bytes(files[0].read_bytes()[:-1])
+        with pytest.raises(CorruptCheckpointError, match=files[0].name):
+            table1.with_remaining(generator, unmeasured, BRIEF, with_curves=True, keep=keep)
+
+
+def test_table1_of_several_walkers(base, tmp_path, monkeypatch):
     generator = make_small_generator()
     walkers = table1.find_walkers(base)
     assert all(len(one.walkers) == 3 and one.walker in one.walkers for one in walkers)
     assert [one.samples for one in table1.find_walkers(base, [48, 96])] == [48, 96]
     assert table1.fresh_settings(walkers) is None  # 96 anchors were trained on: a critic would cost more
     rows = table1.estimate_rows(generator, walkers, 500)
-    rows = table1.with_remaining(generator, rows, BRIEF, with_curves=True)
+    unmeasured = rows
+    rows = table1.with_remaining(generator, unmeasured, BRIEF, with_curves=True, keep=tmp_path / "kept")
+    assert_kept(generator, unmeasured, rows, tmp_path / "kept", monkeypatch)
     assert rows[0].spread.low < rows[0].delta.mean < rows[0].spread.high
     table1.write_table(rows, tmp_path)
     text = (tmp_path / "table1.md").read_text()

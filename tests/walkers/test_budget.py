@@ -164,3 +164,9 @@ def test_a_budget_in_pictures_of_views(tmp_path, monkeypatch):
     (tmp_path / "budget.json").write_text(json.dumps(record))
     generate_views(settings, tmp_path)
     assert json.loads((tmp_path / "budget.json").read_text())[0]["strength"] == 9.0
+
+    whole = ViewGenerationConfig(generator="linear-gaussian", Tz="0_4=1", budget=1.0, n_images=1, augmentations=1)
+    paths = generate_views(whole, tmp_path / "whole")
+    assert paths[-1].name == "grid.png" and [path.name for path in paths].count("budget.json") == 1
+    (record,) = json.loads((tmp_path / "whole/budget.json").read_text())
+    assert record["perturbation"] == "the whole T_z" and record["achieved"]["nats"] == pytest.approx(1.0, abs=0.5)
