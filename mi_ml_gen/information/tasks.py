@@ -374,16 +374,14 @@ def normal_and_bits(nats: float, dim: int) -> Task:
 
 
 def bmi_tasks() -> list[Task]:
-    """Tasks of the benchmark `bmi` (Czyz et al. 2023) under its names, built from its definitions; samples are our own.
-
-    Its Swiss roll, multivariate and Student tasks and its transforms in one dimension are here; of its transforms of
-    several dimensions those of single coordinates.
-    """
+    """The 40 tasks of the benchmark `bmi` (Czyz et al. 2023) under its names, built from its definitions; samples are our
+    own."""
     base = normal_pairs([closed_forms.normal_pairs_information(0.75)], "1v1-normal-0.75", correlation=0.75)
     uniform_base = _renamed(base, "normal_cdf-", transforms.normal_cdf, transforms.normal_cdf)
     bimodal_x, bimodal_y = transforms.bimodal(0.3, 0.0, 5.0), transforms.bimodal(0.5, -1.0, 3.0)
     students = [_identity_student(dim, df) for dim, df in ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (5, 2), (5, 3))]
     pairs = [_two_pairs(dim) for dim in (2, 3, 5, 25)]
+    uniform_pairs = [_renamed(task, "normal_cdf-", transforms.normal_cdf, transforms.normal_cdf) for task in pairs[1:]]
     return [
         base,
         uniform_base,
@@ -396,14 +394,21 @@ def bmi_tasks() -> list[Task]:
         *(equicorrelated(0.5, dim, dim, f"multinormal-dense-{dim}-{dim}-0.5") for dim in (2, 3, 5, 25, 50)),
         *pairs,
         *students,
-        *(_renamed(task, "asinh-", torch.asinh, torch.asinh) for task in students if task.parameters["df"] < 3),
-        *(_renamed(task, "normal_cdf-", transforms.normal_cdf, transforms.normal_cdf) for task in pairs[1:]),
+        *(_renamed(task, "asinh-", torch.asinh, torch.asinh) for task in (students[i] for i in (0, 1, 3, 5))),
+        *uniform_pairs,
         *(_renamed(task, "half_cube-", transforms.half_cube, transforms.half_cube) for task in pairs[1:]),
+        *(_spiral(task) for task in pairs[1:] + uniform_pairs),
     ]
 
 
 def _renamed(task: Task, prefix: str, of_x: transforms.Map, of_y: transforms.Map) -> Task:
     return transformed(task, prefix + task.name, of_x, of_y)
+
+
+def _spiral(task: Task) -> Task:
+    """Each side turns in one plane, x in that of its numbers 0 and 1, y in that of 1 and 2."""
+    of_x = transforms.turned_plane(1 / task.d_x, 0, 1)
+    return _renamed(task, "spiral-", of_x, transforms.turned_plane(1 / task.d_y, 1, 2))
 
 
 def _identity_student(dim: int, df: int) -> Task:

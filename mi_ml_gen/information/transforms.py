@@ -80,6 +80,20 @@ def spiral(speed: float) -> Map:
     return turn
 
 
+def turned_plane(speed: float, i: int, j: int) -> Map:
+    """Coordinates i and j alone turned by speed x |v|^2 radians, |v| the length of the whole vector (Czyz et al. 2023)."""
+
+    def turn(v: Tensor) -> Tensor:
+        angle = speed * v.square().sum(1)
+        cos, sin = angle.cos(), angle.sin()
+        turned = v.clone()
+        turned[:, i] = cos * v[:, i] - sin * v[:, j]
+        turned[:, j] = sin * v[:, i] + cos * v[:, j]
+        return turned
+
+    return turn
+
+
 def swiss_roll(v: Tensor) -> Tensor:
     """Numbers (n, 1) on [0, 1] to a spiral in the plane (n, 2)."""
     angle = 1.5 * math.pi * (1 + 2 * v[:, :1])
