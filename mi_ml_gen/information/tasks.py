@@ -374,8 +374,10 @@ def normal_and_bits(nats: float, dim: int) -> Task:
 
 
 def bmi_tasks() -> list[Task]:
-    """The 40 tasks of the benchmark `bmi` (Czyz et al. 2023) under its names, built from its definitions; samples are our
-    own."""
+    """The 40 tasks of the benchmark `bmi` (Czyz et al. 2023) under its names, built from its definitions.
+
+    Samples are our own.
+    """
     base = normal_pairs([closed_forms.normal_pairs_information(0.75)], "1v1-normal-0.75", correlation=0.75)
     uniform_base = _renamed(base, "normal_cdf-", transforms.normal_cdf, transforms.normal_cdf)
     bimodal_x, bimodal_y = transforms.bimodal(0.3, 0.0, 5.0), transforms.bimodal(0.5, -1.0, 3.0)

@@ -81,7 +81,10 @@ def spiral(speed: float) -> Map:
 
 
 def turned_plane(speed: float, i: int, j: int) -> Map:
-    """Coordinates i and j alone turned by speed x |v|^2 radians, |v| the length of the whole vector (Czyz et al. 2023)."""
+    """Coordinates i and j alone turned by speed x |v|^2 radians, |v| the length of the whole vector.
+
+    Of Czyz et al. 2023, whose benchmark calls it spiral.
+    """
 
     def turn(v: Tensor) -> Tensor:
         angle = speed * v.square().sum(1)
