@@ -1,9 +1,9 @@
 """Our estimators beside those of the package `benchmark-mi`, on its 40 tasks and the same 10,000 pairs each.
 
     pip install benchmark-mi "equinox>=0.11.8"                  # in an environment of its own
-    python bench/bmi.py theirs --out bmi                        # there: draws the pairs, runs its KSG (k = 10) and CCA
-    python -m bench.bmi ours --out bmi --estimators doe ksg     # here: the same pairs
-    python -m bench.bmi table --out bmi
+    python bench/bmi_tasks.py theirs --out bmi                        # there: draws the pairs, runs its KSG (k = 10) and CCA
+    python -m bench.bmi_tasks ours --out bmi --estimators doe ksg     # here: the same pairs
+    python -m bench.bmi_tasks table --out bmi
 
 `ours` also checks that the true values of `bmi_tasks` are those of the package. An interrupted command goes on.
 """
