@@ -117,28 +117,36 @@ def final_numbers(found: Sequence[Run]) -> list[report.Table]:
 
 
 def _navigator_table(found: Sequence[Run]) -> report.Table:
-    columns = ["run", "delta", "of independent", "bound (nats)", "interval", "ceiling", "verdict", "why", "samples"]
+    columns = ["run", "delta", "95% interval", "of independent", "bound (nats)", "ceiling", "verdict", "why", "samples"]
     rows: list[list[report.Cell]] = []
     for run in found:
         s = run.summary
         verdict, reason = verdict_of(s)
         rows.append([
-            run.name, report.Estimate(s["delta"], s["delta_std"]) if "delta_std" in s else s["delta"],
-            s.get("delta_of_independent"), s["bound_nats"], _interval(s), s.get("ceiling_nats"), verdict, reason,
+            run.name, report.Estimate(s["delta"], s["delta_std"]) if "delta_std" in s else s["delta"], _interval(s),
+            s.get("delta_of_independent"), s["bound_nats"], s.get("ceiling_nats"), verdict, reason,
             s.get("selected_samples"),
         ])  # fmt: skip
     caption = (
-        "Delta with its standard deviation over anchors; `of independent` is its share of the distance between "
-        "independent draws. The bound is that of the run's own critic."
+        "Delta of one walker with its standard deviation over anchors, or the mean of several walkers with its 95% "
+        "interval over walkers. One walker does not tell how far another training's would lie: it has no interval. "
+        "`of independent` is delta as a share of the distance between independent draws. The bound is what the "
+        "critic of the training finds, a lower bound with the verdict beside it."
     )
     formats = {"delta": ".3f", "of independent": ".1%", "bound (nats)": ".2f", "ceiling": ".2f", "samples": ","}
     return report.Table(columns, rows, caption, formats)
 
 
 def verdict_of(summary: Mapping[str, Any]) -> tuple[str, str]:
-    """The verdict on a run's bound, and the reason: the one that it wrote down, else what its summary tells."""
-    if "verdict" in summary:
-        return str(summary["verdict"]), str(summary.get("reason", summary.get("verdict_reason", "")))
+    """The verdict on a run's bound, and the reason: what it wrote down (of several walkers the first that warns), or
+    what the summary of an earlier version tells."""
+    each = [one for one in summary.get("walkers") or [summary] if "bound_verdict" in one]
+    if each:
+        warned = [one for one in each if one["bound_verdict"] != Verdict.CONSISTENT]
+        one = (warned or each)[0]
+        reason = str(one["bound_verdict_because"])
+        is_of_some = len(each) > 1 and warned
+        return str(one["bound_verdict"]), f"{len(warned)} of {len(each)} walkers: {reason}" if is_of_some else reason
     if summary.get("bound_is_saturated"):
         return str(Verdict.SATURATED), "the bound is near the most that its candidates can show"
     if not summary.get("converged", True):
@@ -147,11 +155,9 @@ def verdict_of(summary: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _interval(summary: Mapping[str, Any]) -> str:
-    """The 95% interval that a summary states, or that it states none."""
-    low, high = summary.get("interval_nats") or (None, None)
-    if low is None:
-        return "none"
-    return f"at least {low:.2f}" if high is None else f"{low:.2f} to {high:.2f}"
+    """The 95% interval of delta over walkers, where there are several."""
+    low, high = summary.get("delta_interval") or (None, None)
+    return "none" if low is None else f"{low:.3f} to {high:.3f}"
 
 
 def _other_table(found: Sequence[Run]) -> report.Table:

@@ -29,6 +29,10 @@ class Estimate:
 
 Cell = str | int | float | Estimate | None
 
+LONG_TEXT = 40
+"""Characters of a cell beyond which a page gives it the width of a sentence."""
+_LONG = ' class="long"'
+
 
 @dataclass
 class Table:
@@ -149,13 +153,16 @@ class Table:
         return json.dumps(records, indent=2, ensure_ascii=False) + "\n"
 
     def to_html(self) -> str:
-        """A <table> without its caption; columns of numbers have the class "num"."""
+        """A <table> without its caption; columns of numbers have the class "num", cells with sentences "long"."""
         marks = [' class="num"' if self.is_numeric(j) else "" for j in range(len(self.columns))]
         head = "".join(f'<th scope="col"{mark}>{_escape(c)}</th>' for c, mark in zip(self.columns, marks, strict=True))
         rows = []
         for row in self._texts():
             row = [text.replace("-", "\N{MINUS SIGN}") if mark else text for text, mark in zip(row, marks, strict=True)]
-            cells = "".join(f"<td{mark}>{_escape(cell)}</td>" for cell, mark in zip(row, marks, strict=True))
+            cells = "".join(
+                f"<td{mark or _LONG * (len(cell) > LONG_TEXT)}>{_escape(cell)}</td>"
+                for cell, mark in zip(row, marks, strict=True)
+            )
             rows.append(f"<tr>{cells}</tr>")
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -18,8 +18,11 @@ from mi_ml_gen.experiments.run_report import (
     verdict_of,
     write_report,
 )
+from mi_ml_gen.navigator.training import train_navigator
 from mi_ml_gen.report.images import save_png
 from tests.browser import Browser
+from tests.conftest import make_small_generator
+from tests.navigator.test_training import SETTINGS as NAVIGATOR
 
 SUMMARY = {"delta": 1.4, "delta_std": 0.5, "delta_of_independent": 0.25, "bound_nats": 2.45, "ceiling_nats": 4.84,
            "bound_is_saturated": False, "converged": True, "selected_samples": 4096}  # fmt: skip
@@ -50,10 +53,34 @@ def test_only_settings_that_differ_are_listed(two):
 def test_numbers_of_the_navigator_carry_their_verdict(two):
     (table,) = final_numbers(read_runs(two))
     first, second = table.to_records()
-    assert first["bound (nats)"] == 2.45 and first["interval"] == "none" and first["verdict"] == "none"
+    assert first["bound (nats)"] == 2.45 and first["95% interval"] == "none" and first["verdict"] == "none"
     assert second["verdict"] == "not converged" and second["why"] == "still rising"
     assert verdict_of(SUMMARY | {"bound_is_saturated": True})[0] == "lower bound, saturated"
-    assert verdict_of({"verdict": "consistent", "reason": "as checked"}) == ("consistent", "as checked")
+
+
+def test_verdicts_are_those_that_runs_write():
+    """By the names that `train_navigator` gives them, of one walker and of several."""
+    one = SUMMARY | {"bound_verdict": "consistent", "bound_verdict_because": "as checked"}
+    assert verdict_of(one) == ("consistent", "as checked")
+    two = {"bound_verdict": "not converged", "bound_verdict_because": "still rising"}
+    assert verdict_of({"walkers": [one, two, one]}) == ("not converged", "1 of 3 walkers: still rising")
+    assert verdict_of({"walkers": [one, one]}) == ("consistent", "as checked")
+
+
+def test_several_walkers_have_an_interval(tmp_path):
+    own = {"bound_verdict": "consistent", "bound_verdict_because": "as checked"}
+    summary = {"delta": 1.26, "delta_interval": [1.111, 1.4112], "bound_nats": 2.6, "walkers": [own, own]}
+    (table,) = final_numbers(read_runs([make_run(tmp_path / "run", summary, loss=1.0)]))
+    (record,) = table.to_records()
+    assert record["95% interval"] == "1.111 to 1.411" and record["verdict"] == "consistent"
+
+
+def test_a_real_run_tells_its_verdict(tmp_path):
+    path = tmp_path / "run"
+    result = train_navigator(NAVIGATOR, make_small_generator(), path, progress=False)
+    (table,) = final_numbers(read_runs([path]))
+    (record,) = table.to_records()
+    assert record["verdict"] == result.summary["bound_verdict"] and record["why"]
 
 
 def test_other_runs_are_shown_by_their_rows(tmp_path):
