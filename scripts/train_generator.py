@@ -5,6 +5,7 @@
     python scripts/train_generator.py --family stylegan
     python scripts/train_generator.py --family stylegan --dataset emoji --data_path FOLDER --augment
     python scripts/train_generator.py --family diffusion --objective flow
+    torchrun --nproc_per_node 2 scripts/train_generator.py --family diffusion
 
 Each family has its own settings: --family diffusion --help shows those of diffusion. The same command resumes an
 interrupted run. At the end, the run folder holds generator.safetensors (load it with --g_path), card.md, samples.png,
@@ -35,11 +36,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.loading()
     import torch
 
+    from mi_ml_gen.core import runtime
+
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    card, path = trainer.run(settings)
-    print(card)
-    print(f"weights, card and samples: {path}")
+    runtime.setup_distributed(runtime.resolve_device(settings.device))
+    try:
+        card, path = trainer.run(settings)
+    finally:
+        runtime.teardown()
+    if card:
+        print(card)
+        print(f"weights, card and samples: {path}")
 
 
 if __name__ == "__main__":

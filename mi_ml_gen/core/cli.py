@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -106,6 +107,12 @@ def is_dry_run(arguments: argparse.Namespace, settings: Any, found: Sequence[str
             print(f"# {line}")
         print(config.to_yaml(settings, as_flags=True), end="")
     return arguments.dry_run
+
+
+def command(script: str, *words: str) -> str:
+    """A command line of a script, as the one that runs now was called: by mi-ml-gen, or from a checkout."""
+    is_installed = sys.argv[0].startswith("mi-ml-gen ")
+    return shlex.join([*(["mi-ml-gen", script] if is_installed else ["python", f"scripts/{script}.py"]), *words])
 
 
 def loading(what: str = "torch") -> None:

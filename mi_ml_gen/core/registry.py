@@ -163,7 +163,8 @@ def short_name(name: str) -> str:
 
 
 def load_object(reference: str, flag: str = "") -> Any:
-    """What FILE.py:NAME or MODULE:NAME names. A file is run once, whatever the number of calls.
+    """What FILE.py:NAME or MODULE:NAME names. A file is run once, whatever the number of calls. Where `import` finds it
+    too, both give the same module, and so the same class.
 
     Raises UsageError where there is no such file, module or name, and where running it fails, with the line at fault.
     """
@@ -173,7 +174,7 @@ def load_object(reference: str, flag: str = "") -> Any:
         path = Path(place)
         if not path.is_file():
             raise UsageError(f"{said}: there is no file {place}")
-        module = _run(said, lambda: _module_of(path.resolve()))
+        module = _run(said, lambda: _module_of(path.resolve(), name))
     elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", place):
         if _is_absent(place):
             raise UsageError(f"{said}: there is no module {place}; write FILE.py:CLASS")
@@ -193,8 +194,18 @@ def _is_absent(module: str) -> bool:
         return True
 
 
-def _module_of(path: Path) -> ModuleType:
-    """The module of a file, run at most once, with its folder's other files to import."""
+def _module_of(path: Path, wanted: str) -> ModuleType:
+    """The module of a file, run at most once, with its folder's other files to import.
+
+    It is the module that was imported from this file and has the name that is wanted; else the one that `import` finds
+    by the file's name, where that is this file; else one of its own.
+    """
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", {})
+        if wanted in names and _is_file(names.get("__file__"), path):
+            return module
+    if _is_file(_origin(path.stem), path):
+        return importlib.import_module(path.stem)
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -211,6 +222,18 @@ def _module_of(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def _is_file(place: Any, path: Path) -> bool:
+    return isinstance(place, str) and Path(place).name == path.name and Path(place).resolve() == path
+
+
+def _origin(module: str) -> str | None:
+    """The file that `import` of a module would run, or None where it has been imported or is not found."""
+    if module in sys.modules or not module.isidentifier():
+        return None
+    spec = importlib.util.find_spec(module)
+    return None if spec is None else spec.origin
 
 
 def _run(said: str, function: Callable[[], E]) -> E:

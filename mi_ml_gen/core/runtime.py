@@ -260,6 +260,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def own_rows(n: int) -> slice:
+    """The rows of a whole batch of n, a multiple of the number of processes, that belong to this process."""
+    share = n // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     broadcast_flag(False)

@@ -33,6 +33,7 @@ from mi_ml_gen.generators.families import (
     register_generator,
 )
 from mi_ml_gen.hub import fetching as hub
+from mi_ml_gen.hub import sharing
 
 logger = logging.getLogger(__name__)
 
@@ -170,12 +171,14 @@ def _package_families() -> Iterator[tuple[str, Family]]:
 def _read(name: str, family: Family | None, path: Path) -> MultiLatentGenerator:
     """The generator in a file, which must be of `family` where that is given."""
     path = hub.local_path(path)
+    if (path / sharing.CONFIG).is_file() and (path / sharing.WEIGHTS).is_file():  # a folder of save_pretrained
+        path = path / sharing.WEIGHTS
     if path.suffix == ".safetensors":
         content = weights.read(path, GeneratorFiles.name)
         found = content.config.get("family")
         if not isinstance(found, str):
             raise CorruptCheckpointError(f"{path}: its head does not name a family of generators")
-        if family is not None and found != _file_name(name):
+        if family is not None and not _is_family(found, name):
             raise UsageError(f"--g_path {path}: holds a {found}, not a {short_name(name)}; give --generator {found}")
         generator = weights.build(path, content)
         assert isinstance(generator, MultiLatentGenerator)
@@ -209,16 +212,24 @@ def _family_name(generator: MultiLatentGenerator) -> str:
     return str(vars(cls).get("family") or cls.__name__)
 
 
-def _file_name(name: str) -> str:
-    """What files call the family that a name of --generator means."""
-    if ":" not in name:
-        return name
-    make = FAMILIES[name].make
-    return str(vars(make).get("family", short_name(name)))
+def _is_family(found: str, name: str) -> bool:
+    """Whether what a file calls its family is the one that a name of --generator means.
+
+    A user's class goes by its registered name, by its own, and by that of the entry point that names it: which of
+    them a file has depends on how the generator was loaded that was saved.
+    """
+    family = FAMILIES[name]
+    if found == name or family.is_checked:
+        return found == name
+    make = family.make
+    point = FAMILIES.points().get(found)
+    own = getattr(make, "__name__", None)
+    return found in (vars(make).get("family"), own) or (point is not None and point.attr == own)
 
 
 def _family(name: str) -> Family:
-    """The family that a file names: registered, or a class of that name that is defined somewhere by now."""
+    """The family that a file names: registered, a class of that name that is defined somewhere by now, or the class of
+    that name that an installed package has as an entry point."""
     if name in FAMILIES:
         return FAMILIES[name]
     waiting = [MultiLatentGenerator]
@@ -226,6 +237,9 @@ def _family(name: str) -> Family:
         waiting += cls.__subclasses__()
     found = [cls for cls in waiting if name in (vars(cls).get("family"), cls.__name__)]
     if not found:
+        for point in FAMILIES.points().values():
+            if point.attr == name:
+                return FAMILIES[point.name]
         raise CorruptCheckpointError(
             f"its family {name[:80]!r} is not known here; import the file that defines it, or give it as "
             f"--generator FILE.py:{name[:80]}"

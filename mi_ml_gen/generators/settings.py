@@ -21,7 +21,7 @@ class FromGenerator:
     generator: str = option(help="name of the generator: tiny-bigbigan, tiny-stylegan, bigbigan, stylegan2 ...")
     g_path: str | None = option(
         None, free=True, aliases=("generator_path",),
-        help="file with the generator's weights; needed unless they come with the package",
+        help="the generator's weights, a file or a folder that was saved; needed unless they come with the package",
     )  # fmt: skip
     g_use: list[str] = option(
         [], help="options of the generator, as KEY=VALUE: psi=0.7 crop=256 size=128 label=3 noise_mode=random"

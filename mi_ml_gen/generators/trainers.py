@@ -22,7 +22,7 @@ class Trainer:
     """The dataclass of its settings."""
 
     def run(self, settings: Any) -> tuple[str, Path]:
-        """Train, measure and describe; the card, and the run folder."""
+        """Train, measure and describe; the card ("" in all processes but the first), and the run folder."""
         raise NotImplementedError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -12,6 +11,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mi_ml_gen import delta
+from mi_ml_gen.core import cli
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import verdicts
 from mi_ml_gen.information.estimate import Verdict
@@ -173,7 +173,7 @@ def answer(
         "convergence": why,
         "walker_kind": walker.config()["kind"],
         "walker_parameters": sum(parameter.numel() for parameter in walker.parameters()),
-        "next_command": f"python scripts/visualize_walker.py --run {shlex.quote(str(path))}",
+        "next_command": cli.command("visualize_walker", "--run", str(path)),
     }
 
 
@@ -252,7 +252,7 @@ def several_answer(
         "selected_samples": selections[median].samples,
         "walker_kind": walker.config()["kind"],
         "walker_parameters": sum(parameter.numel() for parameter in walker.parameters()),
-        "next_command": f"python scripts/visualize_walker.py --run {shlex.quote(str(path))}",
+        "next_command": cli.command("visualize_walker", "--run", str(path)),
     }
 
 

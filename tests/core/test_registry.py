@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -59,6 +60,23 @@ def test_a_class_in_a_file(colours, tmp_path, monkeypatch):
     assert load_object("mine.py:Mine") is found  # the same file is run once
     assert short_name(f"{path}:Mine") == "Mine" and short_name("red") == "red"
     assert load_object("mi_ml_gen.core.registry:Registry") is Registry
+
+
+def test_a_file_and_its_import_are_one_module(tmp_path, monkeypatch):
+    """Whichever comes first; a file of another folder with the same name is another."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for stem, text in (("first_16", "class Mine: pass\n"), ("later_16", "class Mine: pass\n")):
+        (tmp_path / f"{stem}.py").write_text(text)
+    first = importlib.import_module("first_16")
+    assert load_object(f"{tmp_path / 'first_16.py'}:Mine") is first.Mine
+    found = load_object(f"{tmp_path / 'later_16.py'}:Mine")
+    assert importlib.import_module("later_16").Mine is found
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "first_16.py").write_text("class Mine: pass\n")
+    assert load_object(f"{other / 'first_16.py'}:Mine") is not first.Mine
+    for stem in ("first_16", "later_16"):
+        del sys.modules[stem]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -511,7 +512,8 @@ def _in_a_group(folder: str) -> dict[str, Any]:
     return seen
 
 
-def test_two_processes_stop_together_and_resume_to_the_same(tmp_path):
+def test_two_processes_stop_together_and_resume_to_the_same(whole, tmp_path):
+    """And where they share what one process does, they come to what it comes to."""
     one, two = run_processes(_in_a_group, 2, str(tmp_path), limit_s=900)
     for name, trainer in TRAINERS.items():
         if trainer.is_distributed:
@@ -520,6 +522,19 @@ def test_two_processes_stop_together_and_resume_to_the_same(tmp_path):
             mine, theirs = one[name]["parameters"], two[name]["parameters"]
             assert mine and all(torch.equal(mine[key], theirs[key]) for key in mine), name
             assert_same(tmp_path / name / "run", tmp_path / name / "whole")
+        if trainer.is_same_in_two:
+            assert_close(tmp_path / name / "whole", whole(name))
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Equal metrics and weights, up to the order of sums."""
+    for mine, theirs in zip(runs.read_metrics(one), runs.read_metrics(other), strict=True):
+        a, b = (np.hstack([value for key, value in row.items() if not is_clock(key)]) for row in (mine, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+    for file in other.glob("*.safetensors"):
+        tensors = load_tensors(one / file.name).tensors
+        for key, wanted in load_tensors(file).tensors.items():
+            torch.testing.assert_close(tensors[key], wanted, atol=2e-4, rtol=1e-2, msg=f"{file}: {key}")
 
 
 # --- the example of the documentation

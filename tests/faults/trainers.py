@@ -52,6 +52,8 @@ class Trainer:
     stops: tuple[int, ...] = ()
     """Steps after which a signal may stop the run (default: all)."""
     is_distributed: bool = False
+    is_same_in_two: bool = False
+    """Whether two processes do what one does, up to the order of sums."""
     of_two: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What makes two processes take as many steps as one, where they share the work of a run."""
 
@@ -174,8 +176,8 @@ TRAINERS = {
         epoch * 20 + step for epoch in range(6) for step in (16, 20))),  # noise comes in blocks of 16 steps
     "mim image": Trainer(train_mim_image, 12, (4, 8, 12), dict(lr=0.5), is_distributed=True),
     "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5)),
-    "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True),
-    "diffusion": Trainer(train_diffusion, 5, (2, 4, 5), dict(lr=0.5)),
+    "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True, is_same_in_two=True),
+    "diffusion": Trainer(train_diffusion, 5, (2, 4, 5), dict(lr=0.5), is_distributed=True, is_same_in_two=True),
     "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
     "example": Trainer(train_example, 125, (50, 100, 125), dict(lr=0.5), is_distributed=True),
 }  # fmt: skip

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CorruptCheckpointError, UnsafeCheckpointError, UsageError
 from mi_ml_gen.generators import ModuleGenerator, from_module
 from mi_ml_gen.generators.checking import check_generator
-from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.generators.families import ENTRY_POINTS
+from mi_ml_gen.generators.registry import FAMILIES, load_generator, load_own
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.noise import RandomWalker
 
@@ -173,3 +177,27 @@ def test_an_entry_point_names_a_generator_in_every_script(tmp_path, monkeypatch,
     argv = ["--generator", "mine", "--out", tmp_path / "pictures", "--n_images", 2]
     assert call(monkeypatch, capsys, "visualize_generator", *argv)[0] == 0
     assert Path(tmp_path / "pictures" / "swaps.png").is_file()
+
+
+def test_a_saved_generator_comes_back_by_every_name_of_its_class(mine, tmp_path, monkeypatch):
+    """Its own, the entry point's, FILE.py:CLASS, MODULE:CLASS; a file that has its own name is found by its package."""
+    place = tmp_path / "theirs"
+    place.mkdir()
+    (place / "gan_of_16.py").write_text(FILE.replace("Mine", "GanOf16"))
+    monkeypatch.syspath_prepend(place)
+    point = importlib.metadata.EntryPoint("of-16", "gan_of_16:GanOf16", ENTRY_POINTS)
+    monkeypatch.setattr(FAMILIES, "points", lambda: {"of-16": point})
+    state = load_generator(mine).state_dict()
+    heads = {name: {"family": name, "name": "it", "settings": {}} for name in ("GanOf16", "of-16")}
+    for name, head in heads.items():
+        weights.write(tmp_path / f"{name}.safetensors", "generator", state, head, {})
+    assert "gan_of_16" not in sys.modules
+    found = load_own(tmp_path / "GanOf16.safetensors")
+    cls = type(found)
+    assert sys.modules["gan_of_16"].GanOf16 is cls
+    names = ("of-16", f"{place / 'gan_of_16.py'}:GanOf16", "gan_of_16:GanOf16")
+    for path in (*(tmp_path / f"{name}.safetensors" for name in heads), found.save_pretrained(tmp_path / "shared")):
+        assert all(type(load_generator(name, path)) is cls for name in names), path
+        with pytest.raises(UsageError, match="--g_path .*: holds a .*, not a Mine; give --generator"):
+            load_generator(mine, path)
+    del sys.modules["gan_of_16"]

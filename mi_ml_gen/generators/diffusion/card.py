@@ -35,11 +35,16 @@ NOT_SHOWN = ("family", "save_folder", "run_name", "device", "save_every", "state
 
 
 def train_and_describe(settings: DiffusionTrainConfig) -> tuple[str, Path]:
-    """Train a network on the images that the settings name, and describe it; its card, and its run folder."""
+    """Train a network on the images that the settings name, and describe it; its card, and its run folder.
+
+    Of several processes the first describes it, and the others get "": they do not wait for the measurement.
+    """
     train = stored_images(settings)
     is_measured = settings.quality_images and train.labels is not None and has_split(settings.data, "test")
     test = stored_images(settings, "test") if is_measured else None
     path = train_diffusion(settings, train.images)
+    if not runtime.is_main():
+        return "", path
     return describe_run(path, settings, train, test), path
 
 

@@ -52,22 +52,26 @@ class TrainingImages(EpochImages):
         super().__init__(images, settings.batch_size, device, settings.seed, "diffusion order", mirror)
 
     def batch(self, step: int) -> Tensor:
-        """The batch of a step, (batch_size, colours, side, side) in [-1, 1]: a function of seed and step."""
-        return self.at(step).float().div(127.5).sub(1)
+        """This process's part of a step's batch, (n, colours, side, side) in [-1, 1]: a function of seed and step."""
+        return self.at(step, runtime.own_rows(self.batch_size)).float().div(127.5).sub(1)
 
 
 def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bool = True) -> Path:
     """Train a network on images (n, colours, side, side), uint8, of the settings' size and colours.
 
     Gives the run folder, whose generator.safetensors holds the averaged network. The same settings resume, with the
-    results of an uninterrupted run. Raises NonFiniteError, Preempted, and UsageError for fewer images than a batch
-    takes and for a folder that holds a run of other settings.
+    results of an uninterrupted run. Under torchrun the processes share each batch, and do what one does with all of
+    it, up to the order of sums (and to dropout, whose draws are each process's own). Raises NonFiniteError, Preempted,
+    and UsageError for fewer images than a batch takes, a batch that the processes cannot share, and a folder that
+    holds a run of other settings.
     """
     architecture = settings.network()
     if tuple(images.shape[1:]) != architecture.shape:
         raise UsageError(f"images {list(images.shape[1:])}: the network has {list(architecture.shape)}")
     if len(images) < settings.batch_size:
         raise UsageError(f"--batch_size {settings.batch_size}: there are only {len(images)} images")
+    if settings.batch_size % (n_processes := runtime.world_size()):
+        raise UsageError(f"--batch_size {settings.batch_size}: must be a multiple of the {n_processes} processes")
     # --- Network
     device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
@@ -93,12 +97,16 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
             # --- Noisy images at random times, which cover [0, 1] evenly (Kingma et al., 2021, appendix I.1)
             rng = runtime.stream(settings.seed, "diffusion noise", step, 0, device)
             clean = data.batch(step)
+            size, own = settings.batch_size, runtime.own_rows(settings.batch_size)  # drawn for the whole batch
             first = runtime.uniform((1,), rng)
-            t = (first + torch.arange(len(clean), device=device) / len(clean)) % 1
-            noise = runtime.normal(clean.shape, rng)
+            t = ((first + torch.arange(size, device=device) / size) % 1)[own]
+            noise = runtime.normal((size, *architecture.shape), rng)[own]
             alpha, sigma = process.path(t[:, None, None, None])
 
             # --- Loss and step
+            if settings.dropout:  # which draws from torch's own generator
+                draws = runtime.stream(settings.seed, "diffusion dropout", step, runtime.rank())
+                torch.manual_seed(draws.initial_seed())
             with runtime.autocast(device, settings.precision):
                 prediction = network(alpha * clean + sigma * noise, TRAINING_STEPS * t)
             loss = (prediction - process.target(clean, noise, alpha, sigma)).square().mean()
@@ -106,6 +114,7 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
                 group["lr"] = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup_steps))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            runtime.average_gradients(network)
             norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip, foreach=True)
             optimizer.step()
             _update_average(average.unet, network, _ema_decay(settings, step))
@@ -116,7 +125,7 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
             course.total += loss.detach()
             course.elapsed_s = time.monotonic() - started_s
             if session.every(LOG_INTERVAL):
-                mean = (course.total / LOG_INTERVAL).item()
+                mean = runtime.all_reduce_mean(course.total / LOG_INTERVAL).item()
                 session.log(loss=mean, gradient_norm=norm.item(), elapsed_s=round(course.elapsed_s, 1))
                 session.show(loss=f"{mean:.4f}")
                 course.total.zero_()
@@ -129,7 +138,8 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
         # --- The result
         session.check()
         average.use(_use(settings))
-        save_generator(session.run.path / "generator.safetensors", average, steps=str(session.done))
+        result = session.run.path / "generator.safetensors"
+        runtime.on_main(lambda: save_generator(result, average, steps=str(session.done)))
     return path
 
 
@@ -150,4 +160,5 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
 @torch.no_grad()
 def _save_samples(average: Diffusion, z: Tensor, path: Path) -> None:
     """An 8 x 10 grid of the averaged network."""
-    save_png(path, image_grid(average.decode(average.latents(z)), n_columns=10))
+    if runtime.is_main():
+        save_png(path, image_grid(average.decode(average.latents(z)), n_columns=10))

@@ -19,6 +19,7 @@ from torch import nn
 from mi_ml_gen.core import config, loop, optimizers, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.epoch_images import EpochImages
 from mi_ml_gen.generators.gan.recipes import RECIPES, Recipe, augmented
 from mi_ml_gen.generators.gan.settings import FASHION_MNIST, GanConfig
 from mi_ml_gen.generators.registry import save_generator
@@ -34,28 +35,20 @@ R1_INTERVAL = 16
 # The loop
 
 
-class RealImages:
-    """The training images on the device as uint8, read in a new order each epoch."""
+class RealImages(EpochImages):
+    """The training images in [-1, 1], padded with black."""
 
-    def __init__(self, images: torch.Tensor, resolution: int, device: torch.device, seed: int):
+    def __init__(self, images: torch.Tensor, resolution: int, batch_size: int, device: torch.device, seed: int):
         """images: uint8 (n, H, W), or (n, c, H, W) with c 1 or 3."""
         images = with_channels(images)
         height, width = images.shape[2:]
         top, left = (resolution - height) // 2, (resolution - width) // 2
         padded = F.pad(images, (left, resolution - width - left, top, resolution - height - top))
-        self.images = padded.to(device)  # (n, c, resolution, resolution) uint8
-        self.seed = seed
-        self.epoch = -1
+        super().__init__(padded, batch_size, device, seed, "real images")
 
-    def batch(self, step: int, batch_size: int) -> torch.Tensor:
+    def batch(self, step: int) -> torch.Tensor:
         """The batch of a step, (batch_size, 3, side, side) in [-1, 1]: a function of seed and step."""
-        per_epoch = len(self.images) // batch_size
-        epoch, index = divmod(step, per_epoch)
-        if epoch != self.epoch:
-            order = torch.randperm(len(self.images), generator=runtime.stream(self.seed, "real images", epoch, 0))
-            self.epoch, self.order = epoch, order.to(self.images.device)
-        chosen = self.order[index * batch_size : (index + 1) * batch_size]
-        images = self.images[chosen].float().div(127.5).sub(1)
+        images = self.at(step).float().div(127.5).sub(1)
         return images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
@@ -69,9 +62,11 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     most the generator's.
 
     Gives the run folder, whose generator.safetensors holds the averaged generator. The same settings resume.
-    Raises NonFiniteError, Preempted, and UsageError for fewer images than a batch takes and for a folder that holds a
-    run of other settings.
+    Raises NonFiniteError, Preempted, and UsageError for fewer images than a batch takes, for a folder that holds a
+    run of other settings, and under torchrun with several processes.
     """
+    if runtime.world_size() > 1:
+        raise UsageError(f"--family {settings.family}: trains in one process; start it with python, not with torchrun")
     if len(images) < settings.batch_size:
         raise UsageError(f"--batch_size {settings.batch_size}: there are only {len(images)} images")
     settings = settings.resolved()
@@ -92,7 +87,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     optimizer_g = optimizers.Adam(generator.parameters(), lr=settings.lr, **options)
     optimizer_d = optimizers.Adam(discriminator.parameters(), lr=settings.lr_discriminator, **options)
     ema_decay = 0.5 ** (settings.batch_size / settings.ema_halflife)
-    real_images = RealImages(images, generator.resolution, device, settings.seed)
+    real_images = RealImages(images, generator.resolution, settings.batch_size, device, settings.seed)
     shown = recipe.noise(80, runtime.stream(settings.seed, "shown", 0, 0, device))
 
     # --- Run folder
@@ -108,7 +103,7 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
         for step in session.steps(settings.steps, title=settings.run_name, progress=progress):
             # --- Discriminator
             rng = runtime.stream(settings.seed, "noise", step, 0, device)
-            real = real_images.batch(step, settings.batch_size)
+            real = real_images.batch(step)
             z = recipe.noise(settings.batch_size, rng)
             with runtime.autocast(device, settings.precision):
                 fake = recipe.fakes(generator, z, rng)

@@ -47,24 +47,18 @@ class TrainingImages(EpochImages):
 
     def batch(self, step: int) -> Tensor:
         """This process's part of a step's batch in [0, 1]: a function of the seed and the step."""
-        batch = self.at(step, _own_part(self.batch_size)).float() / 255
+        batch = self.at(step, runtime.own_rows(self.batch_size)).float() / 255
         return batch.contiguous(memory_format=torch.channels_last)
-
-
-def _own_part(size: int) -> slice:
-    """The rows of a batch that belong to this process."""
-    share = size // runtime.world_size()
-    return slice(runtime.rank() * share, (runtime.rank() + 1) * share)
 
 
 def posterior_noise(settings: NVAETrainConfig, step: int, device: torch.device) -> list[Tensor]:
     """This process's part of the noise of a step, one tensor a group; one draw for the whole batch."""
     rng = runtime.stream(settings.seed, "nvae noise", step, 0, device)
-    size = settings.cumulative_bs
+    size, own = settings.cumulative_bs, runtime.own_rows(settings.cumulative_bs)
     shapes = settings.architecture().latent_shapes
 
     def draw(shape: Sequence[int]) -> Tensor:
-        return runtime.drawn(lambda place: torch.randn(size, *shape, generator=rng, device=place)[_own_part(size)], rng)
+        return runtime.drawn(lambda place: torch.randn(size, *shape, generator=rng, device=place)[own], rng)
 
     return [draw(shape) for shape in shapes]
 

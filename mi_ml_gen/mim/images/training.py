@@ -87,7 +87,8 @@ def train_mim_image(
             # --- A step
             model.train()
             rows = order[in_epoch * settings.batch_size : (in_epoch + 1) * settings.batch_size]
-            x = sets.draw(sets.train, rows, stream(settings, "pixels", step, device))[own_part(settings.batch_size)]
+            own = runtime.own_rows(settings.batch_size)
+            x = sets.draw(sets.train, rows, stream(settings, "pixels", step, device))[own]
             noise = model.noise(settings.batch_size, stream(settings, "noise", step, device))
             sampled = None
             if objective.samples and beta >= 1:
@@ -96,7 +97,7 @@ def train_mim_image(
                 sampled = kept_as_sampled(settings, model, course.kept)
             with runtime.autocast(device, settings.precision):
                 outcome = objectives.batch_loss(
-                    model, objective, x, noise.rows(own_part(settings.batch_size)), beta, sampled,
+                    model, objective, x, noise.rows(own), beta, sampled,
                     views_of(settings, objective, x, step, device), settings.contrast_weight, settings.temperature,
                     settings.score_function, settings.as_published,
                 )  # fmt: skip
@@ -215,12 +216,6 @@ def stream(settings: MimImageConfig, what: str, step: int, device: torch.device 
     return runtime.stream(settings.seed, f"mim image {what}", step, 0, device)
 
 
-def own_part(n: int) -> slice:
-    """The rows of a whole batch of n that belong to this process."""
-    share = n // runtime.world_size()
-    return slice(runtime.rank() * share, (runtime.rank() + 1) * share)
-
-
 def own_batches(n: int, size: int) -> Iterator[tuple[int, slice]]:
     """Numbers and rows of this process's share of the batches of n images."""
     for index in range(runtime.rank(), -(-n // size), runtime.world_size()):
@@ -265,12 +260,12 @@ def draw_from_model(
     """New draws of the sampling half. An autoregressive decoder draws with the running statistics of its norms."""
     rng = stream(settings, "prior", step, device)
     n = settings.batch_size
-    noise = model.prior_noise(n, rng, in_order=settings.as_published).rows(own_part(n))
+    noise = model.prior_noise(n, rng, in_order=settings.as_published).rows(runtime.own_rows(n))
     kept.z1, kept.z2 = noise.normals.z1, kept.z2 if noise.normals.z2 is None else noise.normals.z2
     kept.picked = kept.picked if noise.picked is None else noise.picked
     if takes_means(settings, model):
         return
-    uniforms = runtime.uniform((n, *model.spec.shape), rng)[own_part(n)][: len(kept.z1)]
+    uniforms = runtime.uniform((n, *model.spec.shape), rng)[runtime.own_rows(n)][: len(kept.z1)]
     kept.x = sample_images(model, model.from_prior(noise, model.components()), uniforms)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from mi_ml_gen.core import config, runs, weights
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core import config, runs, runtime, weights
+from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.generators import trainers
 from mi_ml_gen.generators.diffusion import card, training
@@ -18,7 +19,9 @@ from mi_ml_gen.generators.diffusion.processes import PROCESSES, Objective
 from mi_ml_gen.generators.diffusion.train_settings import OBJECTIVES, DiffusionTrainConfig
 from mi_ml_gen.generators.diffusion.training import TrainingImages, stored_images, train_diffusion
 from mi_ml_gen.generators.gan.settings import GanConfig
+from mi_ml_gen.generators.gan.training import train_generator
 from mi_ml_gen.generators.registry import load_generator
+from tests.conftest import StopAt
 
 
 def tiny(folder, **settings) -> DiffusionTrainConfig:
@@ -77,6 +80,33 @@ def test_a_shorter_run_of_the_same_folder_ends_where_it_is(tmp_path):
     (path / "generator.safetensors").unlink()
     assert train_diffusion(tiny(tmp_path, steps=1), held().images, progress=False) == path
     assert (path / "generator.safetensors").read_bytes() == first
+
+
+def test_dropout_is_a_function_of_seed_and_step(tmp_path, monkeypatch):
+    """A resumed run draws what the uninterrupted one drew, though other draws of torch's own generator came between."""
+    settings = tiny(tmp_path, dropout=0.5)
+    whole = train_diffusion(replace(settings, run_name="whole"), held().images, progress=False)
+    with monkeypatch.context() as patch:
+        StopAt(patch, 2)
+        with pytest.raises(Preempted):
+            train_diffusion(settings, held().images, progress=False)
+    halves = train_diffusion(settings, held().images, progress=False)
+    one, two = (load_generator("diffusion", path / "generator.safetensors").unet for path in (whole, halves))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_one_process_of_several_takes_its_rows(tmp_path, monkeypatch):
+    whole = TrainingImages(held().images, tiny(tmp_path, flip=True), torch.device("cpu")).batch(1)
+    monkeypatch.setattr(runtime, "world_size", lambda: 2)
+    monkeypatch.setattr(runtime, "rank", lambda: 1)
+    assert torch.equal(
+        TrainingImages(held().images, tiny(tmp_path, flip=True), torch.device("cpu")).batch(1), whole[2:]
+    )
+    with pytest.raises(UsageError, match="--batch_size 3: must be a multiple of the 2 processes"):
+        train_diffusion(tiny(tmp_path, batch_size=3), held().images)
+    with pytest.raises(UsageError, match="--family stylegan2: trains in one process; start it with python"):
+        train_generator(GanConfig(family="stylegan2", batch_size=4), held().images)
+    assert not any(tmp_path.iterdir())
 
 
 def test_batches_hold_every_image_of_an_epoch_once(tmp_path):

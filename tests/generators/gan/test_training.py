@@ -77,10 +77,10 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, images,
     settings = tiny(tmp_path, family, steps=3, precision="bf16")
     whole = train_generator(dataclasses.replace(settings, run_name="whole"), images, progress=False)
 
-    def batch_with_signal(self, step, batch_size):
+    def batch_with_signal(self, step):
         if step == 1:
             signal.raise_signal(signal.SIGTERM)
-        return batch(self, step, batch_size)
+        return batch(self, step)
 
     batch = RealImages.batch
     monkeypatch.setattr(RealImages, "batch", batch_with_signal)
@@ -385,8 +385,8 @@ def test_logits_of_the_logistic_loss_are_float32():
 
 
 def test_real_images_are_padded_scaled_and_each_epoch_holds_all(images):
-    data = RealImages(images[:12], 32, torch.device("cpu"), seed=3)
-    batches = [data.batch(step, 4) for step in range(6)]
+    data = RealImages(images[:12], 32, 4, torch.device("cpu"), seed=3)
+    batches = [data.batch(step) for step in range(6)]
     expected = F.pad(images[:12].float() / 127.5 - 1, (2, 2, 2, 2), value=-1.0)
     for epoch in (batches[:3], batches[3:]):
         found = torch.cat(epoch)
@@ -395,8 +395,8 @@ def test_real_images_are_padded_scaled_and_each_epoch_holds_all(images):
         assert sorted(order.tolist()) == list(range(12))
         torch.testing.assert_close(found[:, 0], expected[order], rtol=0, atol=1e-6)
     assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:]))
-    again = RealImages(images[:12], 32, torch.device("cpu"), seed=3)
-    assert torch.equal(again.batch(4, 4), batches[4])
+    again = RealImages(images[:12], 32, 4, torch.device("cpu"), seed=3)
+    assert torch.equal(again.batch(4), batches[4])
 
 
 def test_the_course_is_logged(tmp_path, monkeypatch, images):

@@ -196,7 +196,7 @@ def test_sizes_that_do_not_fit(changes: dict, says: str, tmp_path: Path) -> None
 def test_processes_share_a_batch(monkeypatch) -> None:
     monkeypatch.setattr(runtime, "world_size", lambda: 2)
     monkeypatch.setattr(runtime, "rank", lambda: 1)
-    assert training.own_part(6) == slice(3, 6)
+    assert runtime.own_rows(6) == slice(3, 6)
     assert list(training.own_batches(11, 4)) == [(1, slice(4, 8))]
     assert list(training.own_batches(13, 4)) == [(1, slice(4, 8)), (3, slice(12, 13))]
     with pytest.raises(UsageError, match="multiple of the 2 processes"):
