@@ -11,7 +11,6 @@ Nothing here needs FFCV; `beton_images` reads with it and without.
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
-from mi_ml_gen.core.files import atomic_write, disk_faults, hash_file, remove_unfinished, write_with_hash
+from mi_ml_gen.core.files import atomic_write, disk_faults, hash_file, remove_unfinished, write_json
 
 JPEG_QUALITY = 90  # FFCV's default, and the reference's
 PAGE_SIZE = 2**23  # FFCV's default; an image's bytes never cross from one page into the next
@@ -142,7 +141,7 @@ def write_beton(
         hash_file(classes_file(path)).unlink(missing_ok=True)
     atomic_write(path, write)
     if classes is not None:
-        write_with_hash(classes_file(path), (json.dumps(list(classes)) + "\n").encode())
+        write_json(classes_file(path), list(classes))
     return path
 
 
