@@ -78,8 +78,8 @@ class BetonImages:
         """One image as it is stored, uint8 (H, W, 3)."""
         index = self.index
         if index.is_raw[i]:
-            values = self._data[index.at[i] : index.at[i] + index.size[i]]
-            return np.array(values).reshape(int(index.height[i]), int(index.width[i]), 3)
+            values = np.frombuffer(bytearray(index.bytes_of(self._data, i)), np.uint8)
+            return values.reshape(int(index.height[i]), int(index.width[i]), 3)
         picture = open_jpeg(index, self._data, i)
         try:
             return np.array(picture.convert("RGB"))
