@@ -1,7 +1,7 @@
 """Our estimators beside those of the package `benchmark-mi`, on its 40 tasks and the same 10,000 pairs each.
 
-    pip install benchmark-mi "equinox>=0.11.8"                  # in an environment of its own
-    python bench/bmi_tasks.py theirs --out bmi                        # there: draws the pairs, runs its KSG (k = 10) and CCA
+    pip install benchmark-mi "equinox>=0.11.8"                        # in an environment of its own
+    python bench/bmi_tasks.py theirs --out bmi                       # there: draws pairs, runs its KSG (k = 10) and CCA
     python -m bench.bmi_tasks ours --out bmi --estimators doe ksg     # here: the same pairs
     python -m bench.bmi_tasks table --out bmi
 

@@ -17,18 +17,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
 from mi_ml_gen.core.locks import fcntl
+from mi_ml_gen.core.texts import TextError, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported where tensors are read and written: what only needs files starts at once
 
 _PATIENCE_S = 600.0
 """How long a partial file that cannot be locked must have been left alone before it counts as abandoned."""
+MAX_JSON_BYTES = 64 << 20
+"""Of results in JSON; ours take a few megabytes at most, and Python some twenty times as much memory for them."""
 MAX_HEADER_BYTES = 4 << 20  # of a safetensors file; its parser takes twenty times as much memory, or aborts
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.partial")  # what a killed atomic_write leaves
 
@@ -168,22 +171,50 @@ def write_with_hash(path: Path, data: bytes | memoryview) -> None:
         atomic_write(hash_file(path), line)
 
 
-def read_with_hash(path: Path, hash_required: bool) -> bytes:
+def read_with_hash(path: Path, hash_required: bool, most_bytes: int | None = None) -> bytes:
     """The content of `path`, equal to what was written. Raises UsageError when there is no such file,
-    CorruptCheckpointError when it is not what its hash says."""
+    CorruptCheckpointError when it is not what its hash says, or larger than `most_bytes`."""
     try:
-        data = path.read_bytes()
-        beside = hash_file(path).read_bytes() if hash_file(path).exists() else None
+        if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
+            raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
+        data, hashes = _with_hashes(path)
+        if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
+            data, hashes = _with_hashes(path)  # another process may have replaced the file between the two reads
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
-    if beside is None and hash_required:
+    if hashes is None and hash_required:
         raise CorruptCheckpointError(f"{path}: its {hash_file(path).name} is missing")
-    hashes = None if beside is None else [line[:64] for line in beside.splitlines()]
     if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
         raise CorruptCheckpointError(f"{path}: damaged, not what its {hash_file(path).name} says")
     return data
+
+
+def _with_hashes(path: Path) -> tuple[bytes, list[bytes] | None]:
+    """A file's bytes, and the hashes beside it, if there are any."""
+    data = path.read_bytes()
+    beside = hash_file(path)
+    return data, [line[:64] for line in beside.read_bytes().splitlines()] if beside.exists() else None
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write results as JSON, and their SHA-256 beside them; `read_json` reads them back."""
+    write_with_hash(Path(path), (json.dumps(value, indent=2) + "\n").encode())
+    return Path(path)
+
+
+def read_json(path: str | Path, kind: type = dict) -> Any:
+    """The results in a JSON file; its hash is checked where there is one. Raises UsageError where there is no file,
+    CorruptCheckpointError where it is damaged, or holds no `kind` (dict or list)."""
+    data = read_with_hash(Path(path), hash_required=False, most_bytes=MAX_JSON_BYTES)
+    try:
+        found = parse_json(data)
+    except TextError as error:
+        raise CorruptCheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(found, kind):
+        raise CorruptCheckpointError(f"{path}: damaged, holds no {'results' if kind is dict else 'list of results'}")
+    return found
 
 
 class TensorFile(NamedTuple):

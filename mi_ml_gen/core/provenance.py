@@ -8,7 +8,6 @@ An entry says when the command began and, once it ended in order, how long it to
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import os
 import platform
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 
 from mi_ml_gen import __version__
-from mi_ml_gen.core.errors import EnvironmentFault
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError
+from mi_ml_gen.core.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +47,21 @@ class Record:
             logger.warning("%s", error)
 
     def _write(self) -> None:
-        atomic_write(self._path, (json.dumps({"starts": self._starts}, indent=2) + "\n").encode())
+        write_json(self._path, {"starts": self._starts})
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
     """The starts in a run folder, oldest first; empty where there is no such record, or it is damaged."""
     path = Path(folder) / NAME
-    try:
-        starts = json.loads(path.read_bytes())["starts"]
-        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise ValueError("no list of starts")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: damaged and passed over: %s", path, error)
+    try:
+        starts = read_json(path).get("starts")
+    except MiMlGenError as error:
+        logger.warning("%s; the record is passed over", error)
+        return []
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        logger.warning("%s: damaged, no list of starts; the record is passed over", path)
         return []
     return starts
 

@@ -22,6 +22,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 import zlib
 from collections.abc import Collection, Mapping
@@ -43,11 +44,13 @@ from mi_ml_gen.core.files import (
     disk_faults,
     hash_file,
     load_tensors,
+    read_json,
     read_with_hash,
     save_tensors,
+    write_json,
     write_with_hash,
 )
-from mi_ml_gen.core.texts import TextError, parse_json, parse_yaml
+from mi_ml_gen.core.texts import TextError, parse_yaml
 
 __all__ = [
     "RunFolder",
@@ -64,6 +67,10 @@ logger = logging.getLogger(__name__)
 
 STATE = re.compile(r"state_(\d{12})\.pt")
 SUM = "# SHA-256 of the lines below: "
+MOST_METRICS_BYTES = 128 << 20
+"""Of metrics that others wrote; ours have a megabyte or two. Python takes some five times as much memory for them."""
+UNREADABLE_SUM = re.compile(rb', "[^"]{5}": "[^"]{8}"\}$')
+"""What a flipped bit leaves of a row's checksum; no row has another text of eight characters at its end."""
 SUMMED_ROW = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 
 
@@ -203,8 +210,8 @@ class RunFolder:
                 raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; see `read_metrics`."""
-        return read_metrics(self.path)
+        """The rows of metrics.jsonl; see `read_metrics`. A run's own may be of any length."""
+        return read_metrics(self.path, most_bytes=None)
 
     # states
 
@@ -305,9 +312,9 @@ class RunFolder:
         return self._write(self.path / name, text.encode())
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write results by their name inside the run folder, and their SHA-256 beside them; see `read_json`."""
+        """Write results by their name inside the run folder, and their SHA-256 beside them; see `files.read_json`."""
         if runtime.is_main():
-            write_with_hash(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+            write_json(self.path / name, value)
         return self.path / name
 
     def save_figure(self, name: str, figure: Any) -> Path:
@@ -322,22 +329,31 @@ class RunFolder:
         return path
 
 
-def read_metrics(path: str | Path, whole: bool = False) -> list[dict[str, Any]]:
+def read_metrics(
+    path: str | Path, whole: bool = False, most_bytes: int | None = MOST_METRICS_BYTES
+) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics.jsonl, of a run that may still be going on: without a last line cut
     short. A line that is damaged is reported and passed over; with `whole`, which results need, it raises
-    CorruptCheckpointError."""
+    CorruptCheckpointError, as more than `most_bytes` does."""
     path = Path(path) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
+        raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
     rows, n_damaged, is_summed = [], 0, False
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
-        try:
-            row, has_sum = _row(line)
-            if is_summed and not has_sum:  # only the first rows may come from a version that wrote no checksums
-                raise ValueError("its checksum is missing")
-            rows.append(row)
-            is_summed = has_sum
-        except ValueError:
-            logger.warning("%s: line %d is damaged and left out", path, number)
-            n_damaged += 1
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row, has_sum = _row(line[:-1])
+                if is_summed and not has_sum:  # only the first rows may come from a version that wrote no checksums
+                    raise ValueError("its checksum is missing")
+                rows.append(row)
+                is_summed = has_sum
+            except (ValueError, RecursionError):
+                logger.warning("%s: line %d is damaged and left out", path, number)
+                n_damaged += 1
     if whole and n_damaged:
         raise CorruptCheckpointError(f"{path}: {n_damaged} damaged lines, so what is computed from it would be wrong")
     return rows
@@ -363,19 +379,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The results in a JSON file of a run folder. Raises UsageError where there is none, CorruptCheckpointError where
-    it is damaged."""
-    data = read_with_hash(Path(path), hash_required=False)
-    try:
-        found = parse_json(data)
-    except TextError as error:
-        raise CorruptCheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise CorruptCheckpointError(f"{path}: damaged, no results in it")
-    return found
-
-
 def _yaml(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(json.loads(json.dumps(dict(settings), default=str)), sort_keys=False)
 
@@ -396,7 +399,9 @@ def _row(line: bytes) -> tuple[dict[str, Any], bool]:
     row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise ValueError("not a row of metrics")
-    return row, match is not None
+    if match is None and UNREADABLE_SUM.search(line):
+        raise ValueError("its checksum is damaged")
+    return {sys.intern(name): value for name, value in row.items()}, match is not None  # which halves the memory
 
 
 def _unpack(data: bytes, path: Path) -> dict[str, Any]:

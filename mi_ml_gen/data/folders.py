@@ -41,7 +41,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
-from mi_ml_gen.core.files import NoHome, atomic_write, remove_unfinished, user_path
+from mi_ml_gen.core.files import NoHome, atomic_write, read_with_hash, remove_unfinished, user_path, write_with_hash
 from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.data.classes import class_key, in_order
 from mi_ml_gen.data.framing import Framing
@@ -421,11 +421,11 @@ class _Memory:
         self._n_unsaved = 0
         self.path = cache_folder() / "scans" / f"{key}.jsonl"
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = read_with_hash(self.path, hash_required=True).decode().splitlines()
             if lines and json.loads(lines[0]) == [_CACHE_FORMAT, _pillow_version()]:
                 rows = [json.loads(line) for line in lines[1:]]
                 self._rows = {name: ((int(size), int(time)), problem) for name, size, time, problem in rows}
-        except (OSError, ValueError, TypeError):  # absent, or not ours: everything is looked at again
+        except (MiMlGenError, ValueError, TypeError):  # absent, damaged or not ours: everything is looked at again
             self._rows = {}
 
     def knows(self, name: str, stamp: tuple[int, int]) -> bool:
@@ -450,7 +450,7 @@ class _Memory:
         lines = [json.dumps([_CACHE_FORMAT, _pillow_version()])]
         lines += [json.dumps([name, *stamp, problem]) for name, (stamp, problem) in rows.items()]
         try:
-            atomic_write(self.path, ("\n".join(lines) + "\n").encode())
+            write_with_hash(self.path, ("\n".join(lines) + "\n").encode())
         except MiMlGenError as error:
             logger.warning("the scan is not remembered: %s", error)
 

@@ -17,7 +17,6 @@ import base64
 import html
 import io
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from torch.nn import functional
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.files import read_json
 from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.experiments.settings import ExplorerConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
@@ -351,13 +351,9 @@ def _estimate(found: Mapping[str, Any]) -> str:
 
 
 def _json(path: Path, flag: str, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{flag} {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, kind):
-        raise UsageError(f"{flag} {path}: not such a file; map_generator.py writes map.json, and Table 1 table1.json")
-    return content
+    if not path.is_file():
+        raise UsageError(f"{flag} {path}: no such file; map_generator.py writes map.json, and Table 1 table1.json")
+    return read_json(path, kind)
 
 
 # ---------------------------------------------------------------------------------------------------------------

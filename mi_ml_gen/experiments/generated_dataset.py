@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import time
@@ -25,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.errors import Preempted, UsageError
-from mi_ml_gen.core.files import UNFINISHED, atomic_write, disk_faults
+from mi_ml_gen.core.errors import MiMlGenError, Preempted, UsageError
+from mi_ml_gen.core.files import UNFINISHED, disk_faults, read_json, write_json
 from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.core.registry import Registry
 from mi_ml_gen.core.runs import RunFolder
@@ -337,8 +336,8 @@ class _Progress:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.n_safe = 0
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            self.n_safe = int(json.loads(path.read_text())["n_safe"])
+        with contextlib.suppress(MiMlGenError, ValueError, TypeError, KeyError):  # absent or damaged: none is safe
+            self.n_safe = int(read_json(path)["n_safe"])
         self._last = time.monotonic()
 
     def is_due(self) -> bool:
@@ -347,7 +346,7 @@ class _Progress:
     def save(self, n_safe: int) -> None:
         os.sync()
         self.n_safe = max(n_safe, self.n_safe)
-        atomic_write(self.path, json.dumps({"n_safe": self.n_safe}).encode())
+        write_json(self.path, {"n_safe": self.n_safe})
         self._last = time.monotonic()
 
 

@@ -8,7 +8,6 @@ while each is a lower bound that more pairs would raise.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,4 +114,4 @@ def write(found: Mapping[str, Estimate], n_train: int, n_test: int, folder: Path
     table = to_table(found, n_train, n_test)
     table.write(folder, "table")
     content = {"n_train": n_train, "n_test": n_test, "pairs": {name: one.to_json() for name, one in found.items()}}
-    files.atomic_write(folder / "pairs.json", (json.dumps(content, indent=2) + "\n").encode())
+    files.write_json(folder / "pairs.json", content)

@@ -6,7 +6,6 @@ Made for runs of the navigator, whose numbers are those of summary.json, each wi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -75,13 +74,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CorruptCheckpointError(f"{path / 'summary.json'}: damaged: {error}") from None
-    return found if isinstance(found, dict) else {}
+    file = path / "summary.json"
+    return runs.read_json(file) if file.exists() else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------

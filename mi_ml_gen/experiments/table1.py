@@ -7,7 +7,6 @@ layout of the published code (chunk0/w_COPGen_N.pth with F_loss_values.npy besid
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import statistics
@@ -23,7 +22,7 @@ import torch
 from mi_ml_gen import delta
 from mi_ml_gen.core import runs, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, write_json
 from mi_ml_gen.delta import DeltaEstimate
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
@@ -554,7 +553,7 @@ def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = 
     """Table 1 as Markdown, CSV, JSON, LaTeX and a figure in `folder`, and its details as JSON; gives the files."""
     folder = Path(folder)
     written = list(to_table(rows, notes).write(folder, "table1").values())
-    atomic_write(folder / "table1_details.json", encoded(json.dumps(details(rows), indent=2, allow_nan=False) + "\n"))
+    write_json(folder / "table1_details.json", details(rows))
     written.append(folder / "table1_details.json")
     if (by_curve := to_curve_table(rows)) is not None:
         written += by_curve.write(folder, "table1_curves").values()

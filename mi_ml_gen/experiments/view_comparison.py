@@ -8,7 +8,6 @@ regression. Floors: a backbone that was never trained, and the pixels themselves
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mi_ml_gen.core import config, runs, runtime
-from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import atomic_write, read_json, write_json
 from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import HeldImages, ImageSource, held
@@ -92,16 +91,24 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
         for done, (seed, row) in enumerate(todo, start=1):
             path = folder / "cells" / f"{row}_seed{seed}.json"
             if path.exists():
-                cells.append(Cell(**json.loads(path.read_text())))
+                cells.append(_read_cell(path))
                 continue
             if progress:
                 print(f"{done} of {len(todo)}: {METHODS[row].title}, seed {seed}", flush=True)
             found = _cell(settings, row, seed, generator, stored, fine, walkers, progress)
-            atomic_write(path, (json.dumps(found._asdict(), indent=2) + "\n").encode())
+            write_json(path, found._asdict())
             cells.append(found)
             write_table(cells, settings, run.path)
         write_table(cells, settings, run.path)
     return cells
+
+
+def _read_cell(path: Path) -> Cell:
+    """A finished cell. Raises CorruptCheckpointError where its file is damaged."""
+    try:
+        return Cell(**read_json(path))
+    except TypeError as error:
+        raise CorruptCheckpointError(f"{path}: damaged: {error}; remove it to have this cell trained again") from None
 
 
 def _cell(
@@ -314,8 +321,7 @@ def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repor
 def write_table(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path) -> None:
     """The table as Markdown, CSV, JSON and LaTeX, all single results as cells.json, and the figure."""
     comparison_table(cells, settings).write(folder, "comparison")
-    everything = [cell._asdict() for cell in cells]
-    atomic_write(folder / "cells.json", (json.dumps(everything, indent=2) + "\n").encode())
+    write_json(folder / "cells.json", [cell._asdict() for cell in cells])
     atomic_write(folder / "comparison.png", figure_png(figure(cells)))
 
 

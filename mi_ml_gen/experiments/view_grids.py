@@ -7,7 +7,6 @@ with the anchors and positives of the batches that follow; by default every draw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core import config, runtime
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, write_json
 from mi_ml_gen.experiments.generated_dataset import encode, to_bytes
 from mi_ml_gen.experiments.settings import ViewGenerationConfig
 from mi_ml_gen.generators.anchors import encoded_images
@@ -54,8 +53,7 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     warn_of_differences(walker, generator, noise)
     paths, rows = [], []
     if solved := budget.solved(walker):
-        paths.append(folder / budget.RECORD)
-        atomic_write(paths[-1], (json.dumps(solved, indent=2) + "\n").encode())
+        paths.append(write_json(folder / budget.RECORD, solved))
     for batch in draw_variants(settings, generator, walker, device):
         with torch.no_grad():
             rng = runtime.stream(settings.starting_seed, "view generation: decode", batch.first, 0, device or "cpu")

@@ -133,11 +133,9 @@ def _results(path: Path) -> Iterator[tuple[str, Any]]:
             yield file.stem, content
     table = path / "results.csv"  # of a name and a value a line
     if table.is_file() and table.stat().st_size <= MAX_RESULT_BYTES:
-        with open(table, encoding="utf-8", newline="") as lines:
-            yield (
-                "results",
-                {row[0]: float(row[1]) for row in csv.reader(lines) if len(row) == 2 and _is_text_number(row[1])},
-            )
+        lines = read_with_hash(table, hash_required=False).decode("utf-8", "replace").splitlines()
+        rows = [row for row in csv.reader(lines) if len(row) == 2 and _is_text_number(row[1])]
+        yield "results", {name: float(value) for name, value in rows}
 
 
 # --- figures ------------------------------------------------------------------------------------------------

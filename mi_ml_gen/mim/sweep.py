@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import numpy as np
 
 from mi_ml_gen.core import config, runs, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, read_json, read_with_hash, write_json
 from mi_ml_gen.mim import datasets, pictures
 from mi_ml_gen.mim.evaluate import over_seeds
 from mi_ml_gen.mim.model import load_mim
@@ -171,7 +170,7 @@ def read_rows(settings: SweepConfig) -> list[Row]:
 def read_statistics(path: Path) -> dict[str, float]:
     """A results.csv: lines of a name and a number. Raises CorruptCheckpointError for anything else."""
     try:
-        pairs = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+        pairs = [line.split(",") for line in read_with_hash(path, hash_required=False).decode().splitlines()]
         return {name: float(value) for name, value in pairs}
     except ValueError as error:
         raise CorruptCheckpointError(f"{path}: not lines of name,number; remove it to measure it again") from error
@@ -265,14 +264,14 @@ def _runs_csv(rows: Sequence[Row], varied: str) -> str:
 def _train(settings: MimConfig, group: Group, dataset: datasets.Dataset, progress: bool) -> None:
     """Train a group and add the time that it took to its seconds.json, also when it is stopped."""
     timer, wall, processor = group.path / "seconds.json", time.perf_counter(), time.process_time()
-    before: dict[str, Any] = json.loads(timer.read_text()) if timer.exists() else {}
+    before: dict[str, Any] = read_json(timer) if timer.exists() else {}
     try:
         train_seeds(settings, group.seeds, path=group.path, dataset=dataset, progress=progress)
     finally:
         taken = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
         if group.path.is_dir():
             total = {name: before.get(name, 0.0) + seconds for name, seconds in taken.items()}
-            atomic_write(timer, json.dumps(total).encode())
+            write_json(timer, total)
 
 
 def _load(settings: SweepConfig) -> datasets.Dataset:

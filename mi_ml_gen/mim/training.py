@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mi_ml_gen.core import config, loop, optimizers, runs, runtime
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.files import write_with_hash
 from mi_ml_gen.mim import datasets, losses
 from mi_ml_gen.mim.datasets import Dataset, Items
 from mi_ml_gen.mim.distributions import Noise, Rng
@@ -395,7 +396,7 @@ def finish(
         rng = runtime.stream(seed, "mim evaluation", 0, 0, device)
         known = lowest if own.best_epoch else None
         statistics = evaluate(model, dataset, rng, epoch=epoch, loss=known, neighbours=neighbours)
-        run.write_text(str((folder / "results.csv").relative_to(run.path)), csv_text(statistics))
+        write_with_hash(folder / "results.csv", csv_text(statistics).encode())
     reason = own.reason or f"all {settings.epochs} epochs are done"
     return MimRecord(seed, folder, statistics, epoch, lowest, own.epochs, reason), model
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, write_with_hash
 from mi_ml_gen.report.text import encoded, markdown, one_line, shown
 
 # Tables
@@ -167,7 +167,8 @@ class Table:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
     def write(self, folder: str | Path, stem: str) -> dict[str, Path]:
-        """Write stem.md, stem.tex, stem.csv and stem.json into folder, each whole or not at all."""
+        """Write stem.md, stem.tex, stem.csv and stem.json into folder, each whole or not at all. The SHA-256 of
+        stem.json lies beside it."""
         texts = {
             "md": self.to_markdown(),
             "tex": self.to_latex(),
@@ -176,7 +177,10 @@ class Table:
         }
         paths = {suffix: Path(folder) / f"{stem}.{suffix}" for suffix in texts}
         for suffix, text in texts.items():
-            atomic_write(paths[suffix], encoded(text))
+            if suffix == "json":  # which other commands read
+                write_with_hash(paths[suffix], encoded(text))
+            else:
+                atomic_write(paths[suffix], encoded(text))
         return paths
 
     def _texts(self) -> list[list[str]]:

@@ -25,7 +25,6 @@ pair shares at least as much as asked.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from torch.nn import functional
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import read_json
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.information.canonical import Whitening, measure
 from mi_ml_gen.information.estimate import Estimate
@@ -342,7 +342,10 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return [{**one, "strength": float(one["strength"])} for one in found]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return [
+            {**one, "chunks": str(one["chunks"]), "budget_nats": float(one["budget_nats"]),
+             "strength": float(one["strength"])}
+            for one in read_json(path, list)
+        ]  # fmt: skip
+    except (ValueError, TypeError, KeyError) as error:
         raise CorruptCheckpointError(f"{path}: damaged: {' '.join(str(error).split())}") from None

@@ -46,10 +46,10 @@ def test_a_damaged_record_stops_nothing(tmp_path, caplog):
 
 
 def test_a_full_disk_at_the_end_does_not_hide_the_runs_own_outcome(tmp_path, monkeypatch, caplog):
-    def full(path, content):
+    def full(path, value):
         raise EnvironmentFault(f"cannot write {path}: No space left on device")
 
     with RunFolder.open(tmp_path, {"seed": 1}):
-        monkeypatch.setattr(provenance, "atomic_write", full)
+        monkeypatch.setattr(provenance, "write_json", full)
     assert "No space left" in caplog.text
     assert "elapsed_s" not in provenance.read(tmp_path)[0]

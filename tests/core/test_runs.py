@@ -388,8 +388,7 @@ def test_no_flipped_bit_of_a_metric_goes_unnoticed(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     data, rows = path.read_bytes(), runs.read_metrics(tmp_path, whole=True)
     assert [set(row) for row in rows] == [{"step", "loss", "saved"}] * 3 and data.count(b"crc32") == 3
-    start, stop = data.index(b"\n") + 1, data.index(b"\n", data.index(b"\n") + 1)
-    for at in range(start, stop):
+    for at in range(data.index(b"\n", data.index(b"\n") + 1)):  # the first two rows
         path.write_bytes(flipped(data, at, at % 7))
         caplog.clear()
         found = runs.read_metrics(tmp_path)

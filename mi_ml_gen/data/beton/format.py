@@ -5,24 +5,37 @@ its label), the images as JPEG or raw bytes in pages, and a table of those bytes
 takes every number in it on trust and reads memory where they point; here they are held against the file's size before
 it gets to see a file.
 
+The format itself has no checksums, so a flipped bit of a label or an image would go unnoticed. A file that is written
+here gets them in a file beside, which `checksums_file` names.
+
 Nothing here needs FFCV; `beton_images` reads with it and without.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
-from mi_ml_gen.core.files import atomic_write, disk_faults, hash_file, remove_unfinished, write_with_hash
+from mi_ml_gen.core.files import (
+    atomic_write,
+    disk_faults,
+    hash_file,
+    load_tensors,
+    remove_unfinished,
+    save_tensors,
+    write_json,
+)
 
 JPEG_QUALITY = 90  # FFCV's default, and the reference's
 PAGE_SIZE = 2**23  # FFCV's default; an image's bytes never cross from one page into the next
@@ -91,6 +104,7 @@ def write_beton(
 
     images: exactly n_images of them, in order. classes: the names of the labels, which go into a file beside
     (train.beton has train.classes.json); None for a file without labels, whose images' labels are not looked at.
+    Checksums go into another file beside, `checksums_file`.
     What a killed call for the same path left is removed.
     Raises UsageError for no images, for one whose bytes exceed page_size, and for another number of them.
     """
@@ -101,6 +115,8 @@ def write_beton(
     table = np.zeros(n_images, _UNLABELLED if classes is None else _LABELLED)
     places = np.zeros(n_images, _PLACE)
     metadata_at = _HEADER.itemsize + len(names) * _FIELD.itemsize
+    crc32 = torch.zeros(n_images, dtype=torch.int64)
+    summed = hashlib.sha256()
     first_page = -(-(metadata_at + table.nbytes) // page_size) * page_size
 
     def write(file: IO[bytes]) -> None:
@@ -121,6 +137,7 @@ def write_beton(
             if classes is not None:
                 row["label"] = image.label
             places[n - 1] = n - 1, end, size
+            crc32[n - 1] = zlib.crc32(image.data)
             end += size
         if n != n_images:
             raise UsageError(f"{path}: {'more' if n > n_images else n} images came, {n_images} were announced")
@@ -128,27 +145,37 @@ def write_beton(
         file.seek(table_at)
         file.write(places.tobytes())
         file.seek(0)
-        file.write(np.array((_VERSION, len(names), page_size, n_images, table_at), _HEADER).tobytes())
+        head = [np.array((_VERSION, len(names), page_size, n_images, table_at), _HEADER).tobytes()]
         for name, kind in zip(names, (_RGB, _INT), strict=False):
             field = np.zeros((), _FIELD)
             field["kind"] = kind
             field["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-            file.write(field.tobytes())
-        file.write(table.tobytes())
+            head.append(field.tobytes())
+        head.append(table.tobytes())
+        file.write(b"".join(head))
+        for part in (*head, places.tobytes()):
+            summed.update(part)
 
     remove_unfinished(path)
-    with disk_faults(path):  # a kill between the two writes must not leave an older file's names beside new labels
-        classes_file(path).unlink(missing_ok=True)
-        hash_file(classes_file(path)).unlink(missing_ok=True)
+    with disk_faults(path):  # a kill between the writes must not leave an older file's names beside new labels
+        for beside in (classes_file(path), checksums_file(path)):
+            beside.unlink(missing_ok=True)
+            hash_file(beside).unlink(missing_ok=True)
     atomic_write(path, write)
+    save_tensors(checksums_file(path), {"crc32": crc32}, {"sha256": summed.hexdigest()})
     if classes is not None:
-        write_with_hash(classes_file(path), (json.dumps(list(classes)) + "\n").encode())
+        write_json(classes_file(path), list(classes))
     return path
 
 
 def classes_file(path: Path) -> Path:
     """Where the class names of a .beton file stand, with their SHA-256 beside; FFCV's format has no place for them."""
     return path.with_suffix(".classes.json")
+
+
+def checksums_file(path: Path) -> Path:
+    """Where the CRC-32 of each image's bytes, int64 (n,), and the SHA-256 of the tables of a .beton file stand."""
+    return path.with_suffix(".checksums.safetensors")
 
 
 # --- checking -----------------------------------------------------------------------------------------------
@@ -160,6 +187,7 @@ class BetonIndex:
 
     is_raw: bool (n,). width, height: (n,) in pixels. at, size: where each image's bytes begin and how many they are,
     (n,). label: int64 (n,) or None. field_names: of the image, then of the label, whichever the file has first.
+    crc32: int64 (n,) of the images' bytes, or None where the file was written elsewhere.
     """
 
     path: Path
@@ -170,9 +198,18 @@ class BetonIndex:
     size: np.ndarray
     label: np.ndarray | None
     field_names: tuple[str, ...]
+    crc32: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.at)
+
+    def bytes_of(self, data: np.ndarray, i: int) -> bytes:
+        """The bytes of image i; data: uint8, of the whole file. Raises CorruptCheckpointError where they are not what
+        was written."""
+        found = data[self.at[i] : self.at[i] + self.size[i]].tobytes()
+        if self.crc32 is not None and zlib.crc32(found) != self.crc32[i]:
+            raise CorruptCheckpointError(f"{self.path}: image {i} is damaged, not what its checksum says")
+        return found
 
 
 def read_index(path: str | os.PathLike[str]) -> BetonIndex:
@@ -193,13 +230,16 @@ def read_index(path: str | os.PathLike[str]) -> BetonIndex:
 
 
 def _read_index(file: IO[bytes], path: Path, file_size: int) -> BetonIndex:
+    parts: list[bytes] = []
+
     def require(holds: bool | np.bool_, what: str) -> None:
         if not holds:
             raise CorruptCheckpointError(f"{path}: not a whole .beton file: {what}")
 
     def read(dtype: np.dtype, at: int, count: int) -> np.ndarray:
         file.seek(at)
-        return np.frombuffer(file.read(count * dtype.itemsize), dtype)
+        parts.append(file.read(count * dtype.itemsize))
+        return np.frombuffer(parts[-1], dtype)
 
     require(file_size >= _HEADER.itemsize, f"{file_size} bytes")
     version, n_fields, page_size, n, table_at = map(int, read(_HEADER, 0, 1)[0])
@@ -258,7 +298,23 @@ def _read_index(file: IO[bytes], path: Path, file_size: int) -> BetonIndex:
     if len(kinds) == 2:
         label = table["label"].astype(np.int64)
         require(label.min() >= 0 and label.max() < MAX_CLASSES, f"labels from {label.min()} to {label.max()}")
-    return BetonIndex(path, is_raw, width, height, table["at"].astype(np.int64), sizes, label, names)
+    crc32 = _checksums(path, parts, n)
+    return BetonIndex(path, is_raw, width, height, table["at"].astype(np.int64), sizes, label, names, crc32)
+
+
+def _checksums(path: Path, parts: Iterable[bytes], n: int) -> np.ndarray | None:
+    """The images' checksums, from the file beside, where there is one. Raises CorruptCheckpointError where it is of
+    another file: `parts`, the header and the tables, are not what it says."""
+    beside = checksums_file(path)
+    if not beside.exists():
+        return None
+    tensors, metadata = load_tensors(beside)
+    crc32 = tensors.get("crc32")
+    if crc32 is None or crc32.shape != (n,) or metadata.get("sha256") != hashlib.sha256(b"".join(parts)).hexdigest():
+        raise CorruptCheckpointError(
+            f"{path}: damaged, not what {beside.name} says; if another program has written it anew, remove that file"
+        )
+    return crc32.numpy()
 
 
 def _fields(fields: np.ndarray, path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -284,7 +340,9 @@ def check_pictures(index: BetonIndex, n_looked_into: int = _N_LOOKED_INTO) -> No
 def open_jpeg(index: BetonIndex, data: np.ndarray, i: int) -> Image.Image:
     """Image i, not decoded yet, of the size that the table says."""
     try:
-        image = Image.open(io.BytesIO(data[index.at[i] : index.at[i] + index.size[i]].tobytes()), formats=("JPEG",))
+        image = Image.open(io.BytesIO(index.bytes_of(data, i)), formats=("JPEG",))
+    except CorruptCheckpointError:
+        raise
     except Exception as error:  # Pillow's readers raise anything on damaged files
         raise CorruptCheckpointError(f"{index.path}: image {i} is not a JPEG: {_one_line(error)}") from error
     said = int(index.width[i]), int(index.height[i])

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import unicodedata
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault
-from mi_ml_gen.core.files import read_with_hash
+from mi_ml_gen.core.files import read_json
 from mi_ml_gen.data.beton.format import BetonIndex, check_pictures, classes_file, open_jpeg, read_index
 from mi_ml_gen.data.classes import class_key
 from mi_ml_gen.data.framing import Framing, framing
@@ -79,8 +78,8 @@ class BetonImages:
         """One image as it is stored, uint8 (H, W, 3)."""
         index = self.index
         if index.is_raw[i]:
-            values = self._data[index.at[i] : index.at[i] + index.size[i]]
-            return np.array(values).reshape(int(index.height[i]), int(index.width[i]), 3)
+            values = np.frombuffer(bytearray(index.bytes_of(self._data, i)), np.uint8)
+            return values.reshape(int(index.height[i]), int(index.width[i]), 3)
         picture = open_jpeg(index, self._data, i)
         try:
             return np.array(picture.convert("RGB"))
@@ -195,11 +194,8 @@ def _labels(index: BetonIndex) -> tuple[Tensor | None, tuple[str, ...]]:
     beside = classes_file(index.path)
     if not beside.exists():
         return labels, tuple(map(str, range(n_classes)))
-    try:
-        names = json.loads(read_with_hash(beside, hash_required=False))
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{beside}: not a list of class names: {error}") from error
-    if not isinstance(names, list) or len(names) < n_classes or not all(isinstance(name, str | int) for name in names):
+    names = read_json(beside, list)
+    if len(names) < n_classes or not all(isinstance(name, str | int) for name in names):
         raise CorruptCheckpointError(f"{beside}: must list the names of {n_classes} classes")
     classes = tuple(unicodedata.normalize("NFC", str(name)) for name in names)
     if len({class_key(name) for name in classes}) < len(classes):

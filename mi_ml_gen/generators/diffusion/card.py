@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -75,7 +74,7 @@ def describe_run(path: Path, settings: DiffusionTrainConfig, train: HeldImages, 
         quality = measure(generator, TruncatedNormal())
         others = _others(generator, measure) if settings.compare_samplers else []
         found = quality.as_dict() | {"samplers": [other._asdict() for other in others]}
-        files.atomic_write(path / "quality.json", (json.dumps(found, indent=2) + "\n").encode())
+        files.write_json(path / "quality.json", found)
     card = generator_card(
         generator, family="diffusion", data=data, command=_command(settings), facts=facts, quality=quality,
         classes=train.classes, picture="samples.png",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 from pathlib import Path
@@ -61,7 +60,7 @@ def describe_run(path: Path, settings: GanConfig, train: HeldImages, held_out: H
         epochs = max(4, LEAST_CLASSIFIER_IMAGES // train.n_images)
         classifier = train_classifier(real, train.labels, settings.seed, device, epochs)
         quality = measure_quality(generator, classifier, real, test, held_out.labels, settings.seed)
-        files.atomic_write(path / "quality.json", (json.dumps(quality.as_dict(), indent=2) + "\n").encode())
+        files.write_json(path / "quality.json", quality.as_dict())
 
     z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
     save_png(path / "samples.png", image_grid(generator.decode(generator.latents(z)), n_columns=16))

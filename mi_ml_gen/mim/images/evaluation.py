@@ -7,7 +7,6 @@ nearest neighbours and clusters in latent space, mutual information, pictures.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mi_ml_gen.core import config, runs, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.core.files import atomic_write, write_with_hash
+from mi_ml_gen.core.files import atomic_write, write_json
 from mi_ml_gen.mim.evaluate import NEIGHBOURS, published_ksg
 from mi_ml_gen.mim.images import pictures
 from mi_ml_gen.mim.images.base import ImageModel
@@ -67,7 +66,7 @@ def evaluate_run(
     model = load_model(folder / "best.safetensors").to(device)
     results = evaluate_model(model, sets.to(device), settings, folder / "images")
     results |= {"settings": how, "model_name": trained.model_name, "dataset": trained.dataset_name, "run": folder.name}
-    write_with_hash(path, (json.dumps(results, indent=2) + "\n").encode())
+    write_json(path, results)
     return results
 
 

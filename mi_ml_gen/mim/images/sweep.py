@@ -17,7 +17,6 @@ says how many epochs it had, and the next call trains and measures it further.
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -32,7 +31,7 @@ import torch
 
 from mi_ml_gen.core import config, runs, runtime, threads
 from mi_ml_gen.core.errors import MiMlGenError, Preempted, UsageError
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import write_json
 from mi_ml_gen.mim.images import likelihood, networks, training
 from mi_ml_gen.mim.images.evaluation import evaluate_model
 from mi_ml_gen.mim.images.evaluation_settings import ImageEvaluationConfig
@@ -224,7 +223,7 @@ def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets
         S=settings.S, n_likelihood=settings.n_likelihood, n_embedded=settings.n_embedded, seed=own.seed
     )
     results |= evaluate_model(model, sets.to(device), how, own.folder / "images")
-    atomic_write(own.folder / RESULTS, json.dumps(results, indent=1).encode())
+    write_json(own.folder / RESULTS, results)
     return results
 
 
