@@ -102,6 +102,14 @@ def remove_unfinished(path: str | Path) -> None:
                 found.unlink(missing_ok=True)
 
 
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what killed calls of `atomic_write` left anywhere below `folder`; what is being written now stays."""
+    for found in folder.rglob(".*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # its process has just given it its name
+            if UNFINISHED.fullmatch(found.name) and not _is_being_written(found):
+                found.unlink()
+
+
 def _is_being_written(path: Path) -> bool:
     """Whether a living process holds the lock that `atomic_write` takes on its partial file."""
     if fcntl is None:

@@ -37,7 +37,6 @@ from mi_ml_gen.core import locks, provenance, runtime
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import (
     HELD,
-    UNFINISHED,
     TensorFile,
     atomic_write,
     check_held,
@@ -47,6 +46,7 @@ from mi_ml_gen.core.files import (
     read_json,
     read_with_hash,
     save_tensors,
+    sweep_unfinished,
     write_json,
     write_with_hash,
 )
@@ -431,11 +431,10 @@ def _sweep(folder: RunFolder) -> None:
     """Remove what a killed process left: unfinished files, hashes without their file, the torn end of
     metrics."""
     with disk_faults(folder.path):
-        for place in (folder.path, folder.checkpoints, folder.images):  # folders below may be others' runs
-            for found in place.iterdir():
-                unfinished = UNFINISHED.fullmatch(found.name)
-                orphan = found.suffix == ".sha256" and not found.with_suffix("").exists()
-                if unfinished or orphan:
+        sweep_unfinished(folder.path)  # below it too: trainers have folders of their own there, and others' runs
+        for place in (folder.path, folder.checkpoints, folder.images):
+            for found in place.glob("*.sha256"):
+                if not found.with_suffix("").exists():
                     found.unlink()
         metrics = folder.path / "metrics.jsonl"
         if metrics.exists():

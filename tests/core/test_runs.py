@@ -28,7 +28,7 @@ import torch
 import yaml
 from torch import nn
 
-from mi_ml_gen.core import config, runs, runtime
+from mi_ml_gen.core import config, locks, runs, runtime
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
 from mi_ml_gen.core.files import atomic_write, load_tensors, save_tensors
@@ -329,13 +329,17 @@ def test_left_overs_are_swept(tmp_path):
     with RunFolder.open(tmp_path, CONFIG) as folder:
         folder.save_state(1, {})
     kept = {"checkpoints/mine.partial", "checkpoints/state_000000000001.pt.sha256"}
-    kept |= {"other/.x.0123456789ab.partial"}
-    swept = {".config.yaml.0123456789ab.partial", "checkpoints/.s.pt.0123456789ab.partial"}
+    kept |= {"other/.x.0123456789ab.partial"}  # being written by another run's process
+    swept = {"walkers/.w.safetensors.0123456789ab.partial", ".config.yaml.0123456789ab.partial"}
+    swept |= {"checkpoints/.s.pt.0123456789ab.partial"}
     swept |= {"images/.a.png.0123456789ab.partial", "checkpoints/state_000000000009.pt.sha256"}
-    (tmp_path / "other").mkdir()
+    for name in ("other", "walkers"):
+        (tmp_path / name).mkdir()
     for name in swept | kept - {"checkpoints/state_000000000001.pt.sha256"}:
         (tmp_path / name).write_text("")
-    RunFolder.open(tmp_path, CONFIG).close()
+    with open(tmp_path / "other" / ".x.0123456789ab.partial", "ab") as file:
+        locks.take(file, wait=False)
+        RunFolder.open(tmp_path, CONFIG).close()
     assert {name for name in swept | kept if (tmp_path / name).exists()} == kept
 
 

@@ -5,13 +5,10 @@ what an uninterrupted run gives, bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import resource
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +18,34 @@ import torch
 import yaml
 from torch import nn
 
-from mi_ml_gen.core import loop, runs, runtime
+from mi_ml_gen.core import runs, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, NonFiniteError, Preempted, UsageError
 from mi_ml_gen.core.files import load_tensors, write_with_hash
 from mi_ml_gen.core.loop import Session
 from tests.conftest import GOLDEN
 from tests.distributed import run_processes
-from tests.faults.trainers import TRAINERS, Trainer
+from tests.faults.acts import (
+    PLACES,
+    UNNOTICED,
+    Killed,
+    assert_same,
+    at_step,
+    bad_values,
+    fill_disk,
+    full_disk,
+    is_clock,
+    kill,
+    newest,
+    poison,
+    rewrite,
+    states,
+    step_at,
+    stop,
+    unnoticed_parts,
+)
+from tests.faults.trainers import TRAINERS
 
 NAMES = list(TRAINERS)
-PLACES = ("the first step", "the middle", "the last step but one")
-
-
-class Killed(BaseException):
-    """Ends a run as SIGKILL does: what is in work is not saved."""
-
-
-def step_at(trainer: Trainer, place: str) -> int:
-    """A step, counted from 1. The middle one saves no state."""
-    stops = trainer.stops or range(1, trainer.n_steps)
-    middle = max(step for step in stops if step <= trainer.n_steps * 2 // 3 and step not in trainer.saves)
-    return {PLACES[0]: 1, PLACES[1]: middle, PLACES[2]: trainer.n_steps - 1}[place]
-
-
-@contextlib.contextmanager
-def at_step(step: int, act: Callable[[Session], object]) -> Iterator[None]:
-    """Something happens in the step of that number, before it ends."""
-    plain = Session.end_of_step
-
-    def end_of_step(self: Session, *arguments: Any, **named: Any) -> None:
-        if self.done == step:
-            act(self)
-        plain(self, *arguments, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "end_of_step", end_of_step)
-        yield
-
-
-def stop(session: Session) -> None:
-    signal.raise_signal(signal.SIGTERM)
-
-
-def kill(session: Session) -> None:
-    raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -79,47 +60,6 @@ def whole(tmp_path_factory) -> Callable[[str], Path]:
         return path
 
     return get
-
-
-def newest(path: Path) -> tuple[int, dict[str, Any]]:
-    """Step and content of the newest state."""
-    saved = torch.load(max((path / "checkpoints").glob("state_*.pt")), weights_only=True)
-    return saved["step"], saved["state"]
-
-
-def flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts and lists by their dotted names; clocks left out."""
-    if isinstance(tree, (list, tuple)):
-        tree = dict(enumerate(tree))
-    if not isinstance(tree, dict):
-        return {name: tree.tolist() if isinstance(tree, torch.Tensor) else tree}
-    leaves = (flat(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items() if not is_clock(key))
-    return {key: value for part in leaves for key, value in part.items()}
-
-
-def is_clock(key: object) -> bool:
-    return str(key).endswith(("_per_s", "elapsed_s"))
-
-
-def result_of(path: Path, without: str = "") -> dict[str, Any]:
-    """All that a run is: rows of metrics, weights, tables, the newest state (without a part of it)."""
-    step, state = newest(path)
-    leaves = {key: value for key, value in flat(state).items() if not f"{key}.".startswith(f"{without}.")}
-    found: dict[str, Any] = {"rows": flat(runs.read_metrics(path)), "step": step, "state": leaves}
-    for file in sorted(path.rglob("*")):
-        name = str(file.relative_to(path))
-        if file.suffix == ".safetensors":
-            found[name] = flat(load_tensors(file).tensors)
-        elif file.suffix in (".csv", ".json") and file.name != "environment.json":
-            found[name] = file.read_text().replace(str(path), "")
-    return found
-
-
-def assert_same(one: Path, other: Path, without: str = "") -> None:
-    mine, theirs = result_of(one, without), result_of(other, without)
-    assert mine.keys() == theirs.keys()
-    for name in theirs:
-        assert mine[name] == theirs[name], name
 
 
 # --- stopped and killed
@@ -165,60 +105,13 @@ def test_a_signal_in_the_last_step_finishes_the_run_and_once_more_changes_nothin
     assert_same(path, whole(name))
 
 
-def states(path: Path) -> list[int]:
-    return sorted(int(file.stem.removeprefix("state_")) for file in (path / "checkpoints").glob("state_*.pt"))
-
-
 # --- the suite itself: each part of the state matters
-
-
-def values_of(path: Path) -> list[str]:
-    """The parts of a run's state, and each value of its course."""
-    _, state = newest(path)
-    return [name for name in state if name != "course"] + [f"course.{name}" for name in state["course"]]
-
-
-UNNOTICED = ("course.elapsed_s", "course.finished")
-"""A clock, and why a rule ended the run, which tests/navigator ends a run to see."""
-
-
-@contextlib.contextmanager
-def forgotten(what: str) -> Iterator[None]:
-    """A part, or a value of the course, is not restored: as if it had been left out of the state."""
-    plain, (part, _, value) = Session._load, what.partition(".")
-
-    def load(self: Session, state: dict[str, Any]) -> None:
-        if value:
-            state["course"][value] = loop._packed(getattr(self._course, value))
-        else:
-            state[part] = self._parts[part].state_dict()
-        plain(self, state)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "_load", load)
-        yield
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_part_left_out_is_noticed(name, whole, tmp_path):
     """The comparison above fails, on all that is left, for every part of the state but the two that are named."""
-    trainer = TRAINERS[name]
-    starts = {}
-    for act, place in ((stop, PLACES[1]), (kill, PLACES[2])):  # some values matter in one place, some in another
-        starts[place] = tmp_path / act.__name__ / "run"
-        with at_step(step_at(trainer, place), act), contextlib.suppress(Preempted, Killed):
-            trainer.train(starts[place])
-    unnoticed = []
-    for what in values_of(whole(name)):
-        for place, start in starts.items():
-            path = tmp_path / what / place / "run"
-            shutil.copytree(start, path)
-            with forgotten(what), contextlib.suppress(Exception):
-                trainer.train(path)
-            if result_of(path, what) != result_of(whole(name), what):
-                break
-        else:
-            unnoticed.append(what)
+    unnoticed = unnoticed_parts(TRAINERS[name], whole(name), tmp_path)
     assert not set(unnoticed) - set(UNNOTICED)
 
 
@@ -235,20 +128,6 @@ def test_a_state_without_a_part_is_refused(tmp_path):
 
 
 # --- the disk
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process may grow beyond 200 bytes from the next step on."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def fill_disk(session: Session) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -276,19 +155,6 @@ def test_a_folder_removed_during_the_run_does_not_come_back(name, tmp_path):
 # --- values that are no numbers
 
 
-def files_with_bad_values(path: Path) -> list[str]:
-    bad = []
-    for file in path.rglob("*.*"):
-        if file.suffix == ".safetensors":
-            tensors = list(load_tensors(file).tensors.items())
-        elif file.suffix == ".pt":
-            tensors = list(loop._tensors(torch.load(file, weights_only=True)["state"], "state"))
-        else:
-            continue
-        bad += [f"{file}: {name}" for name, tensor in tensors if not tensor.isfinite().all()]
-    return bad
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch):
     trainer, path = TRAINERS[name], tmp_path / "run"
@@ -307,12 +173,6 @@ def test_a_loss_that_is_no_number_ends_the_run(name, tmp_path, monkeypatch):
     assert f"state_{trainer.saves[0]:012d}.pt" in str(error.value)
     assert states(path) == [trainer.saves[0]]
     assert all(row["step"] <= trainer.saves[1] for row in runs.read_metrics(path))
-
-
-def poison(module: nn.Module, value: float) -> None:
-    """Spoil one value of the last tensor that is saved: a buffer or a parameter."""
-    tensors = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
-    tensors[-1][(0,) * tensors[-1].ndim] = value
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -342,7 +202,7 @@ def test_weights_that_are_no_numbers_are_never_written(name, tmp_path, monkeypat
         path = tmp_path / parts[0] / "run"
         with pytest.raises(NonFiniteError, match=r"^\w+\.\S+ became nan or infinite at or before step"):
             trainer.train(path)
-        assert not files_with_bad_values(path)
+        assert not bad_values(path)
         assert states(path)[-1] == trainer.saves[-2]
         parts.pop(0)
 
@@ -382,11 +242,6 @@ def test_other_settings_are_refused_with_and_without_the_record_of_them(name, wh
     trainer.train(path)
     assert config.read_bytes() == (whole(name) / "config.yaml").read_bytes() or "save_folder" in config.read_text()
     assert_same(path, whole(name))
-
-
-def rewrite(config: Path, changes: dict[str, Any]) -> None:
-    """As if the run had been made with the changes: the state knows better."""
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | changes, sort_keys=False))
 
 
 # --- runs of earlier versions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +11,25 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from mi_ml_gen.core import loop
+from mi_ml_gen.data.beton.format import Encoded, encode_jpeg, write_beton
 from mi_ml_gen.encoders import training as encoders
 from mi_ml_gen.experiments import critic_calibration
 from mi_ml_gen.experiments.critic_calibration import CalibrationConfig
+from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.diffusion import training as diffusion
 from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
 from mi_ml_gen.generators.gan import training as gan
 from mi_ml_gen.generators.gan.recipes import RECIPES
+from mi_ml_gen.generators.linear_gaussian import LinearGaussian
 from mi_ml_gen.generators.nvae import training as nvae
+from mi_ml_gen.generators.nvae.generator import NVAE
+from mi_ml_gen.generators.nvae.settings import NVAEConfig
+from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
+from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
 from mi_ml_gen.mim.images import training as mim_images
 from mi_ml_gen.mim.training import train_seeds
 from mi_ml_gen.navigator import several
@@ -28,6 +37,7 @@ from mi_ml_gen.navigator import training as navigator
 from mi_ml_gen.probe import training as probe
 from tests.conftest import make_small_generator
 from tests.encoders.test_training import SETTINGS as ENCODER
+from tests.generators.diffusion.test_generator import small as small_diffusion
 from tests.mim.images.test_training import SETTINGS as MIM_IMAGE
 from tests.mim.images.test_training import small_layers, tiny_sets
 from tests.mim.test_training import SETTINGS as MIM
@@ -36,6 +46,14 @@ from tests.navigator.test_training import SETTINGS as NAVIGATOR
 from tests.probe.test_features import make_backbone
 from tests.probe.test_training import SETTINGS as PROBE
 from tests.probe.test_training import make_splits
+
+SMALL_STYLEGAN2 = StyleGAN2Config(
+    z_dim=8, w_dim=8, mapping_layers=1, img_resolution=8, channel_base=64, channel_max=8
+)  # fmt: skip
+SMALL_NVAE = NVAEConfig(
+    (1, 8, 8), num_scales=2, num_groups_per_scale=1, num_cells_per_group=1, num_latent_per_group=2,
+    initial_channels=4, num_pre_post_process_cells=1, num_logistic_mixtures=2,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,18 +74,35 @@ class Trainer:
     """Whether two processes do what one does, up to the order of sums."""
     of_two: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What makes two processes take as many steps as one, where they share the work of a run."""
+    long: tuple[int, dict[str, Any]] = (0, {})
+    """A number of steps, and the changes by which the trainer takes so many."""
 
 
 def _nothing(*arguments: Any, **named: Any) -> None:
     """Stands for pictures and pages, which take most of such a run's time."""
 
 
-def train_navigator(path: Path, **changes: Any) -> None:
+GENERATORS: dict[str, Callable[[], MultiLatentGenerator]] = {
+    "bigbigan": make_small_generator,
+    "stylegan2": lambda: _seeded(StyleGAN2, SMALL_STYLEGAN2),
+    "nvae": lambda: _seeded(NVAE, SMALL_NVAE),
+    "diffusion": lambda: small_diffusion(steps=2, block=1),
+    "linear": lambda: LinearGaussian((2, 2), resolution=8).freeze(),
+}
+"""One of each family, as small as it gets."""
+
+
+def _seeded(family: Callable[..., MultiLatentGenerator], sizes: Any) -> MultiLatentGenerator:
+    torch.manual_seed(0)
+    return family(sizes, "small").freeze()
+
+
+def train_navigator(path: Path, family: str = "bigbigan", **changes: Any) -> None:
     settings = dict(num_samples=64, save_freq=24, negatives="global") | changes
     with mock.patch.object(navigator.pictures, "save_curves", _nothing):
         with mock.patch.object(navigator.pictures, "save_pairs", _nothing):
             wanted = dataclasses.replace(NAVIGATOR, **settings)
-            navigator.train_navigator(wanted, make_small_generator(), path, progress=False)
+            navigator.train_navigator(wanted, GENERATORS[family](), path, progress=False)
 
 
 def train_several(path: Path, **changes: Any) -> None:
@@ -82,7 +117,24 @@ def train_encoder(path: Path, **changes: Any) -> None:
     settings = dict(encoder="byol", samples_per_epoch=24, max_epochs=2, save_freq=1) | changes
     with mock.patch.object(encoders, "report_run", _nothing):
         wanted = dataclasses.replace(ENCODER, **settings)
-        encoders.train_encoder(wanted, make_small_generator(), path=path, progress=False)
+        generator = None if wanted.data_path else make_small_generator()
+        encoders.train_encoder(wanted, generator, path=path, progress=False)
+
+
+def stored_images(path: Path, n: int = 16) -> str:
+    """A .beton file of small images of two classes, beside a run's folder."""
+    beton = path.parent / "images.beton"
+    if not beton.exists():
+        rng = np.random.default_rng(0)
+        pictures = [encode_jpeg(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)) for _ in range(n)]
+        write_beton(beton, (Encoded(data, 8, 8, i % 2) for i, data in enumerate(pictures)), n, ("cat", "dog"))
+    return str(beton)
+
+
+def train_encoder_on_files(path: Path, workers: int = 2, **changes: Any) -> None:
+    """SimCLR on stored images, which threads decode."""
+    of_files = dict(encoder="simclr", data_path=stored_images(path), loader="torch", workers=workers, Tz=None)
+    train_encoder(path, **of_files | dict(samples_per_epoch=None, max_epochs=3, img_size=8, Tx="simclr") | changes)
 
 
 def train_probe(path: Path, **changes: Any) -> None:
@@ -181,3 +233,31 @@ TRAINERS = {
     "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
     "example": Trainer(train_example, 125, (50, 100, 125), dict(lr=0.5), is_distributed=True),
 }  # fmt: skip
+
+_NAVIGATOR = TRAINERS["navigator"]
+_ENCODER = TRAINERS["encoder"]
+
+
+def _variant(of: Trainer, train: Callable[..., object], **changes: Any) -> Trainer:
+    return dataclasses.replace(of, train=train, **changes)
+
+
+VARIANTS = {
+    **{
+        f"navigator on {family}": _variant(_NAVIGATOR, functools.partial(train_navigator, family=family))
+        for family in GENERATORS if family != "bigbigan"
+    },
+    **{
+        f"encoder {method}": _variant(_ENCODER, functools.partial(train_encoder, encoder=method))
+        for method in ("simclr", "simsiam")
+    },
+    "encoder on files": _variant(_ENCODER, train_encoder_on_files, saves=(2, 4, 6)),
+    "probe of views": _variant(TRAINERS["probe"], functools.partial(train_probe, views="no_color")),
+    **{
+        f"gan {family}": _variant(TRAINERS["gan"], functools.partial(train_gan, family=family))
+        for family in RECIPES if family != "stylegan2"
+    },
+}  # fmt: skip
+"""The same trainers on other generators, images and objectives, for `make torture` alone."""
+
+EVERY = TRAINERS | VARIANTS
