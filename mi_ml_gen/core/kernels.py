@@ -86,6 +86,25 @@ def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_heig
     return _run("filtered", x, taps, up, down, padding, out_height, out_width)  # type: ignore[no-any-return]
 
 
+def interpolation(
+    start: Tensor, length: Tensor, flip: Tensor | None, n_in: int, n_out: int, antialias: bool, corners: bool
+) -> Tensor:
+    """Matrices (n, n_out, n_in), float32, that take pixels start to start + length of a line to n_out pixels, from the
+    last to the first where flip is true; start, length (n,) float32, flip (n,) bool. antialias, corners: as
+    `views.crops` has them."""
+    return _run("interpolation", start, length, flip, n_in, n_out, antialias, corners)  # type: ignore[no-any-return]
+
+
+def colours(
+    x: Tensor, active: Tensor, gray: Tensor, blends: Tensor, order: Tensor, hue: Tensor, hue_position: Tensor,
+    mean: Tensor | None, std: Tensor | None, luma: tuple[float, float, float], least_chroma: float,
+) -> Tensor:  # fmt: skip
+    """Images (n, 3, h, w), float32, after kornia's colour jitter where `active`, its grayscale by `luma` where `gray`,
+    and (x - mean) / std where a mean is given; channels-last. The rest is as in `views.augment.ViewParameters`."""
+    given = (active, gray, blends, order, hue, hue_position, mean, std, list(luma), least_chroma)
+    return _run("colours", x, *given)  # type: ignore[no-any-return]
+
+
 # --- what torch sees of them ------------------------------------------------------------------------------------
 
 
@@ -135,6 +154,20 @@ _OPERATORS = {
         "(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width) -> Tensor",
         _filtered_without_numbers,
     ),
+    "interpolation": _operator(
+        "interpolation",
+        "(Tensor start, Tensor length, Tensor? flip, int n_in, int n_out, bool antialias, bool corners) -> Tensor",
+        lambda start, length, flip, n_in, n_out, *_: start.new_empty((len(start), n_out, n_in)),
+    ),
+    "colours": _operator(
+        "colours",
+        "(Tensor x, Tensor active, Tensor gray, Tensor blends, Tensor order, Tensor hue, Tensor hue_position, "
+        "Tensor? mean, Tensor? std, float[] luma, float least_chroma) -> Tensor",
+        lambda x, *_: torch.empty_like(x, memory_format=torch.channels_last),
+    ),
 }  # fmt: skip
 
-__all__ = ["add_doubled", "filtered", "scaled_activation", "scaled_activation_backward", "triton_works", "usable"]
+__all__ = [
+    "add_doubled", "colours", "filtered", "interpolation", "scaled_activation", "scaled_activation_backward",
+    "triton_works", "usable",
+]  # fmt: skip

@@ -143,6 +143,102 @@ def _filter(
     tl.store(y + at + y_h, second.to(y.dtype.element_ty), mask=mask & (below < out_height)[:, None])
 
 
+@triton.jit
+def _interpolation(
+    start, length, flip, y, n_in, n_out, FLIPS: tl.constexpr, ANTIALIAS: tl.constexpr, CORNERS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(1).to(tl.int64)
+    at_out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    at_in = tl.arange(0, BLOCK_IN)
+    size = tl.load(length + n)
+    out = at_out.to(tl.float32)
+    if FLIPS:
+        out = tl.where(tl.load(flip + n) != 0, n_out - 1 - out, out)
+    if CORNERS:
+        step = (size - 1) / tl.maximum(n_out - 1, 1)
+        center = out * step + 0.5
+    else:
+        step = size / n_out
+        center = (out + 0.5) * step
+    pixel = at_in.to(tl.float32) - tl.load(start + n)
+    distance = tl.abs(pixel[None, :] + 0.5 - center[:, None])
+    if ANTIALIAS:
+        distance = distance / tl.maximum(step, 1.0)
+    inside = (pixel >= 0) & (pixel < size) & (at_in < n_in)
+    weights = tl.where(inside[None, :], tl.maximum(1 - distance, 0.0), 0.0)
+    weights = weights / tl.sum(weights, axis=1)[:, None]
+    mask = (at_out < n_out)[:, None] & (at_in < n_in)[None, :]
+    tl.store(y + (n * n_out + at_out[:, None]) * n_in + at_in[None, :], weights, mask=mask)
+
+
+@triton.jit
+def _turned(sixths, value, chroma):
+    """A channel after the hue was turned; sixths: of a turn, from where the channel is darkest."""
+    k = sixths - 6 * tl.floor(sixths / 6)
+    return value - chroma * tl.minimum(tl.maximum(tl.minimum(k, 4 - k), 0.0), 1.0)
+
+
+@triton.jit
+def _within_1(x):
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)
+
+
+@triton.jit
+def _colours(
+    x, y, active, gray, blends, order, hue, hue_position, mean, std, pixels, width, x_n, x_c, x_h, x_w,
+    blends_n, blends_k, order_n, order_k, red_weight, green_weight, blue_weight, least_chroma,
+    NORMALISED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(1).to(tl.int64)
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = p < pixels
+    at = x + n * x_n + (p // width) * x_h + (p % width) * x_w
+    r = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(at + x_c, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(at + 2 * x_c, mask=mask, other=0.0).to(tl.float32)
+    is_active = tl.load(active + n) != 0
+    before_hue = tl.load(hue_position + n)
+    for i in tl.static_range(6):
+        # --- A blend at each of the places before the hue, then at each after it, where it is due.
+        kind = tl.load(order + n * order_n + (i % 3) * order_k)
+        is_due = before_hue > i % 3 if i < 3 else before_hue <= i % 3
+        factor = tl.where(is_active & is_due, tl.load(blends + n * blends_n + kind * blends_k), 1.0)
+        value = tl.maximum(tl.maximum(r, g), b)
+        chroma = value - tl.minimum(tl.minimum(r, g), b)
+        ratio = tl.minimum(tl.where(kind == 2, factor, 1.0), (value + least_chroma) / (chroma + least_chroma))
+        offset = tl.where(kind == 0, factor, 1.0) - 1 + value * (1 - ratio)
+        gain = ratio * tl.where(kind == 1, factor, 1.0)
+        r = _within_1(offset + r * gain)
+        g = _within_1(offset + g * gain)
+        b = _within_1(offset + b * gain)
+        if i == 2:
+            value = tl.maximum(tl.maximum(r, g), b)
+            chroma = value - tl.minimum(tl.minimum(r, g), b)
+            is_red = r == value
+            is_green = g == value
+            difference = tl.where(is_red, g - b, tl.where(is_green, b - r, r - g))
+            sector = tl.where(is_red, 0.0, tl.where(is_green, 2.0, 4.0))
+            sixths = difference / tl.where(chroma > least_chroma, chroma, 1.0) + sector
+            turn = 6 * tl.load(hue + n)
+            r = tl.where(is_active, _turned(sixths + (5 + turn), value, chroma), r)
+            g = tl.where(is_active, _turned(sixths + (3 + turn), value, chroma), g)
+            b = tl.where(is_active, _turned(sixths + (1 + turn), value, chroma), b)
+    is_gray = tl.load(gray + n) != 0
+    luma = red_weight * r + green_weight * g + blue_weight * b
+    r = tl.where(is_gray, luma, r)
+    g = tl.where(is_gray, luma, g)
+    b = tl.where(is_gray, luma, b)
+    if NORMALISED:
+        r = (r - tl.load(mean)) / tl.load(std)
+        g = (g - tl.load(mean + 1)) / tl.load(std + 1)
+        b = (b - tl.load(mean + 2)) / tl.load(std + 2)
+    to = y + (n * pixels + p) * 3
+    tl.store(to, r, mask=mask)
+    tl.store(to + 1, g, mask=mask)
+    tl.store(to + 2, b, mask=mask)
+
+
 # --- launches ---------------------------------------------------------------------------------------------------
 
 
@@ -238,4 +334,37 @@ def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_heig
     return y
 
 
-__all__ = ["add_doubled", "filtered", "scaled_activation", "scaled_activation_backward"]
+def interpolation(
+    start: Tensor, length: Tensor, flip: Tensor | None, n_in: int, n_out: int, antialias: bool, corners: bool
+) -> Tensor:
+    y = torch.empty((len(start), n_out, n_in), dtype=torch.float32, device=start.device)
+    block_in = triton.next_power_of_2(n_in)
+    block_out = min(triton.next_power_of_2(n_out), max(1, 4096 // block_in))
+    _interpolation[(triton.cdiv(n_out, block_out), len(start))](
+        start.contiguous(), length.contiguous(), start if flip is None else flip.contiguous().view(torch.uint8), y,
+        n_in, n_out,
+        FLIPS=flip is not None, ANTIALIAS=antialias, CORNERS=corners, BLOCK_OUT=block_out, BLOCK_IN=block_in,
+    )  # fmt: skip
+    return y
+
+
+def colours(
+    x: Tensor, active: Tensor, gray: Tensor, blends: Tensor, order: Tensor, hue: Tensor, hue_position: Tensor,
+    mean: Tensor | None, std: Tensor | None, luma: list[float], least_chroma: float,
+) -> Tensor:  # fmt: skip
+    n, _, height, width = x.shape
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    block = min(1024, triton.next_power_of_2(height * width))
+    x_n, x_c, x_h, x_w = x.stride()
+    _colours[(triton.cdiv(height * width, block), n)](
+        x, y, active.contiguous().view(torch.uint8), gray.contiguous().view(torch.uint8), blends, order,
+        hue.contiguous(), hue_position.contiguous(),
+        x if mean is None else mean, x if std is None else std, height * width, width, x_n, x_c, x_h, x_w,
+        *blends.stride(), *order.stride(), *luma, least_chroma, NORMALISED=mean is not None, BLOCK=block,
+    )  # fmt: skip
+    return y
+
+
+__all__ = [
+    "add_doubled", "colours", "filtered", "interpolation", "scaled_activation", "scaled_activation_backward",
+]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mi_ml_gen.core.passes import passes
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, Layout, Outputs, backbone_key, float32, mlp
 
@@ -63,11 +64,14 @@ class BYOL(Encoder):
 
     def forward(self, first: Tensor, second: Tensor) -> Outputs:
         """Parts: predictions of both views, then the target's projections of both, (n, dim) each, float32."""
-        features = self.online.encoder(first)
-        p_first = self.predictor(self.online.projector(features))
-        p_second = self.predictor(self.online(second))
-        with torch.no_grad():
+        with torch.no_grad(), passes([self.target], 1)[0]:  # first, as the others keep what their backward pass needs
             t_first, t_second = self.target(first), self.target(second)
+        for_first, for_second = passes([self.online, self.predictor], 2)
+        with for_first:
+            features = self.online.encoder(first)
+            p_first = self.predictor(self.online.projector(features))
+        with for_second:
+            p_second = self.predictor(self.online(second))
         return Outputs(features.detach(), tuple(map(float32, (p_first, p_second, t_first, t_second))))
 
     def loss(self, parts: tuple[Tensor, ...]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mi_ml_gen.core import runtime
+from mi_ml_gen.core.passes import passes
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, Outputs, float32
 from mi_ml_gen.information.infonce import infonce_loss
@@ -48,8 +49,10 @@ class SimCLR(Encoder):
 
     def forward(self, first: Tensor, second: Tensor) -> Outputs:
         """Parts: points (n, 2, dim) of the unit sphere, float32."""
-        features = self.encoder(torch.cat([first, second]))
-        points = functional.normalize(float32(self.projector(features)), dim=1)
+        (whole,) = passes([self], 1)
+        with whole:
+            features = self.encoder(torch.cat([first, second]))
+            points = functional.normalize(float32(self.projector(features)), dim=1)
         return Outputs(features[: len(first)].detach(), (torch.stack(points.chunk(2), dim=1),))
 
     def loss(self, parts: tuple[Tensor, ...]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mi_ml_gen.core.passes import passes
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.base import Architecture, Encoder, Layout, Outputs, backbone_key, float32, mlp
 
@@ -43,9 +44,14 @@ class SimSiam(Encoder):
 
     def forward(self, first: Tensor, second: Tensor) -> Outputs:
         """Parts: predictions of both views, then projections of both without a graph, (n, dim) each, float32."""
-        features = self.encoder(first)
-        z_first, z_second = self.projector(features), self.projector(self.encoder(second))
-        p_first, p_second = self.predictor(z_first), self.predictor(z_second)
+        for_first, for_second = passes([self], 2)
+        with for_first:
+            features = self.encoder(first)
+            z_first = self.projector(features)
+            p_first = self.predictor(z_first)
+        with for_second:
+            z_second = self.projector(self.encoder(second))
+            p_second = self.predictor(z_second)
         parts = (p_first, p_second, z_first.detach(), z_second.detach())
         return Outputs(features.detach(), tuple(map(float32, parts)))
 

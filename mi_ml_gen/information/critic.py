@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, UsageError
+from mi_ml_gen.core.passes import passes
 from mi_ml_gen.core.resnet import resnet, torchvision_key
 from mi_ml_gen.core.weights import Kind, register_kind
 from mi_ml_gen.hub.sharing import Shared
@@ -44,7 +45,9 @@ class Critic(Shared):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        projected = self.head(self.encoder(images))
+        (whole,) = passes([self], 1)
+        with whole:
+            projected = self.head(self.encoder(images))
         if projected.dtype.itemsize < 4:  # off the sphere by 1e-2, which the temperature magnifies
             projected = projected.float()
         return functional.normalize(projected, eps=1e-12)

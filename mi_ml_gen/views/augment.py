@@ -193,17 +193,23 @@ class Augment(nn.Module):
         """The parameters of `pair` for 2 n samples; None where the policy draws nothing."""
         if not (self.policy.crop or self.policy.flip or self.policy.color or self.policy.n_draws):
             return None
+        if not self.policy.n_draws:
+            return self.draw(n, rng, device, n_batches=2)
         first = self.draw(n, rng, device)
         return first.joined(self.draw(n, rng, device))
 
-    def draw(self, n: int, rng: torch.Generator | None, device: torch.device | str) -> ViewParameters:
+    def draw(
+        self, n: int, rng: torch.Generator | None, device: torch.device | str, n_batches: int = 1
+    ) -> ViewParameters:
         """Parameters for n samples: one call of the generator (two for a policy with a part of its own), and as many
-        copies where it is the host's."""
+        copies where it is the host's. n_batches: those of several batches of n, for a policy without a part of its
+        own, and one copy for all."""
         device = torch.device(device)
         if rng is not None and rng.device.type not in ("cpu", device.type):
             raise UsageError(f"random generator on {rng.device}: must be on the CPU or on the images' device, {device}")
         color = self.policy.color
-        drawn = draw_parameters(n, self.image_size, rng, device, color is not None and color.shares_order)
+        shares_order = color is not None and color.shares_order
+        drawn = draw_parameters(n, self.image_size, rng, device, shares_order, n_batches)
         if not self.policy.flip:
             drawn = replace(drawn, flip=torch.zeros_like(drawn.flip))
         if not self.policy.n_draws:
@@ -233,9 +239,15 @@ class Augment(nn.Module):
         else:
             views = flip_some(center_crop(images, self.crop_size), parameters.flip)
         if parameters is not None and (colors := self.policy.color) is not None:
-            views = jitter(views, parameters, colors)
-            is_gray = parameters.grayscale.view(-1, 1, 1, 1)
-            views = torch.where(is_gray, colors.grayscale(views), views)
+            p, is_last = parameters, parameters.own is None
+            of_norm = (self.mean, self.std) if is_last and self.normalize else (None, None)
+            whole = colors.in_one_pass(views, p.jitter, p.grayscale, _orders(p), *of_norm)
+            if whole is not None and is_last:
+                return whole
+            if whole is None:
+                views = jitter(views, parameters, colors)
+                whole = torch.where(p.grayscale.view(-1, 1, 1, 1), colors.grayscale(views), views)
+            views = whole
         if parameters is not None and parameters.own is not None:
             views = self.policy.finish(views, parameters.own)
         return (views - self.mean.to(views)) / self.std.to(views) if self.normalize else views
@@ -247,14 +259,21 @@ def draw_parameters(
     rng: torch.Generator | None,
     device: torch.device,
     shares_order: bool = False,
+    n_batches: int = 1,
 ) -> ViewParameters:
-    """The random half of T_x for n square images of side image_size pixels; see ViewParameters.
+    """The random half of T_x for n square images of side image_size pixels, or for n_batches batches of so many, drawn
+    one after the other; see ViewParameters.
 
     A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision and kornia.
-    shares_order: one order of the colour operations for all samples of this call, that of the first sample's draw.
+    shares_order: one order of the colour operations for all samples of a batch, that of the first sample's draw.
     They are computed where they are drawn, so that no rounding of a device changes them, and travel as one matrix.
     """
-    rows = runtime.drawn(lambda place: _drawn_rows(n, image_size, rng, place, shares_order), rng, device)
+
+    def all_rows(place: torch.device) -> Tensor:
+        of_batches = [_drawn_rows(n, image_size, rng, place, shares_order) for _ in range(n_batches)]
+        return torch.cat(of_batches, dim=1) if n_batches > 1 else of_batches[0]
+
+    rows = runtime.drawn(all_rows, rng, device)
     top, left, height, width, hue = rows[:5]
     coins = rows[5:8] > 0
     places = rows[8:12].long()
@@ -322,8 +341,12 @@ def resized_crop(
 
 def jitter(images: Tensor, parameters: ViewParameters, colors: Colors = TORCHVISION) -> Tensor:
     """Colour jitter of images (n, 3, H, W) in [0, 1]; see `colors.Colors.jitter`."""
+    return colors.jitter(images, parameters.jitter, _orders(parameters))
+
+
+def _orders(parameters: ViewParameters) -> Orders:
     p = parameters
-    return colors.jitter(images, p.jitter, Orders(p.blends, p.hue, p.blend_order, p.hue_position))
+    return Orders(p.blends, p.hue, p.blend_order, p.hue_position)
 
 
 def unit_range(images: Tensor) -> Tensor:

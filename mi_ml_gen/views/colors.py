@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mi_ml_gen.core import kernels
+
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 N_BLENDS = 3  # brightness, contrast, saturation, in this order wherever they are columns
 
@@ -48,6 +50,19 @@ class Colors:
         is_kind = kind[:, None] == torch.arange(N_BLENDS, device=images.device)
         factor = factor.to(images.dtype)
         return self.blending(images, Blend(is_kind, factor, torch.where(is_kind, factor[:, None], 1)))
+
+    def in_one_pass(
+        self, images: Tensor, active: Tensor, is_gray: Tensor, orders: Orders, mean: Tensor | None, std: Tensor | None
+    ) -> Tensor | None:
+        """`jitter`, grayscale where `is_gray` (n,), and then (images - mean) / std, by a kernel that goes through the
+        images once; None where no kernel takes them or a gradient is wanted, which it does not have."""
+        is_wanted = torch.is_grad_enabled() and images.requires_grad
+        if self.blending is not _kornia_blend or is_wanted or images.dtype != torch.float32:
+            return None
+        if not kernels.usable(images, channels_last=False):
+            return None
+        drawn = (orders.blends, orders.blend_order, orders.hue, orders.hue_position)
+        return kernels.colours(images, active, is_gray, *drawn, mean, std, self.luma, _LEAST_CHROMA)
 
     def jitter(self, images: Tensor, active: Tensor, orders: Orders) -> Tensor:
         """Brightness, contrast, saturation and hue in each sample's own order, where `active` (n,) is true.

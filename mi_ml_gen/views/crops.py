@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mi_ml_gen.core import kernels
+
 
 def center_crop(images: Tensor, size: int) -> Tensor:
     """The middle (n, c, size, size) of images (n, c, H, W), as torchvision's center_crop places it."""
@@ -39,14 +41,25 @@ def resize_boxes(images: Tensor, boxes: Boxes, size: int, antialias: bool, corne
     antialias, corners: see `_interpolation`. Both steps are linear and separable: rows @ image @ columns, with one
     pair of matrices a sample.
     """
-    n, channels, image_height, image_width = images.shape
+    image_height, image_width = images.shape[2:]
     top, height = boxes.top.to(images.dtype), boxes.height.to(images.dtype)
     left, width = boxes.left.to(images.dtype), boxes.width.to(images.dtype)
+    if images.dtype == torch.float32 and kernels.usable(images, channels_last=False):
+        how = (size, antialias, corners)
+        rows = kernels.interpolation(top, height, None, image_height, *how)
+        columns = kernels.interpolation(left, width, boxes.flip, image_width, *how)
+        return _resampled(images, rows, columns)
     no_flip = torch.zeros_like(boxes.flip)
     rows = _interpolation(top, height, no_flip, image_height, size, antialias, corners)
     columns = _interpolation(left, width, boxes.flip, image_width, size, antialias, corners)
-    narrow = images.reshape(n, channels * image_height, image_width) @ columns.mT  # (n, c H, size)
-    return rows[:, None] @ narrow.view(n, channels, image_height, size)
+    return _resampled(images, rows, columns)
+
+
+def _resampled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows (n, size, H) @ images (n, c, H, W) @ columns (n, size, W) transposed."""
+    n, channels, height, width = images.shape
+    narrow = images.reshape(n, channels * height, width) @ columns.mT  # (n, c H, size)
+    return rows[:, None] @ narrow.view(n, channels, height, columns.shape[1])
 
 
 def _interpolation(

@@ -111,12 +111,15 @@ class GeneratedImages:
         size = self.decode_at_once or key.n
         moved = self.walker.chunks
         if not moved:
-            images = torch.cat([self.decode(part, rng) for part in latents.anchor.split(size)])
+            decoded = [self.decode(part, rng) for part in latents.anchor.split(size)]
+            images = decoded[0] if len(decoded) == 1 else torch.cat(decoded)
             return ImagePair(images, images)
         span = Chunks(min(chunks.start for chunks in moved), max(chunks.stop for chunks in moved))
         parts = zip(latents.anchor.split(size), latents.positive.split(size), strict=True)
-        decoded = [self.decode_pair(anchor, positive, span, rng) for anchor, positive in parts]
-        anchors, positives = zip(*decoded, strict=True)
+        pairs = [self.decode_pair(anchor, positive, span, rng) for anchor, positive in parts]
+        if len(pairs) == 1:
+            return pairs[0]
+        anchors, positives = zip(*pairs, strict=True)
         return ImagePair(torch.cat(anchors), torch.cat(positives))
 
 

@@ -3,6 +3,7 @@ tests/cuda/test_gpu.py runs the same cases on a GPU where there is one."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mi_ml_gen.core import fixed, kernels
+from mi_ml_gen.views import colors, crops
+from mi_ml_gen.views.augment import POLICIES, Augment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +72,19 @@ def kernel_cases(
                 )
 
 
+def view_cases(device: str, few: bool = False) -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:
+    """(name, function of `views`, images): T_x by kernels that have no backward pass, or none to the images."""
+    for policy in ("simclr", "no_crop", "torchvision") if few else POLICIES.names():
+        for size, layout in ((9, torch.channels_last), (8, torch.contiguous_format)):
+            augment = Augment(policy, size, 7, antialias=size == 9).to(device)
+            images = torch.rand((12, 3, size, size), generator=torch.Generator().manual_seed(2))
+            images[0], images[1, 0] = 0.5, 0.0  # grey, and dark in one colour
+            drawn = augment.draw_pair(6, torch.Generator().manual_seed(3), device)
+            yield f"{policy}, {size} px", lambda x, augment=augment, drawn=drawn: augment.view(x, drawn), [
+                images.to(device).contiguous(memory_format=layout)
+            ]  # fmt: skip
+
+
 def filtered(x: Tensor, taps: Tensor, up: int, padding: int, size: int) -> Tensor:
     """By a kernel, or as the definition says."""
     made = fixed.filtered(x, taps, up, padding, size, size)
@@ -90,6 +106,12 @@ def results(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tenso
     return [made.detach(), *torch.autograd.grad(made, taken, direction)]
 
 
+@torch.no_grad()
+def without_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Where none is wanted, other kernels may be taken."""
+    return [function(*inputs)]
+
+
 def compare_in_the_interpreter() -> None:
     """Runs where TRITON_INTERPRET is set: the same functions, with the kernels and without them."""
     from mi_ml_gen.core import triton_kernels
@@ -100,11 +122,14 @@ def compare_in_the_interpreter() -> None:
     interpreted = SimpleNamespace(**{name: getattr(triton_kernels, name) for name in triton_kernels.__all__})
     interpreted.usable = usable
     n = 0
-    for what, function, inputs in kernel_cases("cpu", few=True):
-        with mock.patch.object(fixed, "kernels", interpreted):
-            ours = results(function, inputs)
-        for one, plain in zip(ours, results(function, inputs), strict=True):
-            torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-4, msg=lambda text, what=what: f"{what}: {text}")
+    for what, function, inputs in (*kernel_cases("cpu", few=True), *view_cases("cpu", few=True)):
+        with contextlib.ExitStack() as stack:
+            for module in (fixed, colors, crops):
+                stack.enter_context(mock.patch.object(module, "kernels", interpreted))
+            ours = [*results(function, inputs), *without_gradients(function, inputs)]
+        plain = [*results(function, inputs), *without_gradients(function, inputs)]
+        for one, other in zip(ours, plain, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda text, what=what: f"{what}: {text}")
         n += 1
     print(f"{n} cases agree")
 
