@@ -160,7 +160,7 @@ def result_of(path: Path, without: str = "") -> dict[str, Any]:
         if file.suffix == ".safetensors":
             found[name] = flat(load_tensors(file).tensors)
         elif file.suffix in (".csv", ".json") and file.name != "environment.json":
-            found[name] = file.read_text().replace(str(path.parent), "")  # of where it is
+            found[name] = file.read_text().replace(str(path), "")  # of where it is
     return found
 
 
