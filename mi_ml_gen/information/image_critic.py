@@ -521,12 +521,20 @@ def _estimate(source: _Source[K], trained: Sequence[_Trained], best: int, settin
         "nats_at_half_the_candidates": at_half,
         "steps": chosen.steps,
         "still_rising_nats": rising if math.isfinite(rising) else None,
+        "critic_error_nats": _critic_error(bound.nats, rising, settings),
         "other_critics_nats": others,
         "course": [{"steps": row["steps"], "nats": row["nats"][source.name]} for row in chosen.course],
     }
     unused_in_training = math.log(batch) - sum(at_batch) / len(at_batch) if at_batch else math.inf
     verdict, reason = _judged(bound, low, facts, chosen.converged[source.name], unused_in_training, halves)
     return Estimate(bound.nats, low, math.inf, n, "fresh critic", ASSUMES, verdict, reason, facts)
+
+
+def _critic_error(nats: float, rising_nats: float, settings: CriticSettings) -> float:
+    """How far another critic may come to lie, in nats: as far as the rule of convergence lets one stop, or as far as
+    this one still rose. It is no part of the one-sided interval, which every critic's bound has for itself."""
+    allowed = max(0.01, settings.tolerance * abs(nats))
+    return max(allowed, rising_nats) if math.isfinite(rising_nats) else allowed
 
 
 def _evaluated(critic: PairCritic, source: _Source[Any], n: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:

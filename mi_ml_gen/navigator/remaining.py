@@ -154,7 +154,8 @@ class Remaining:
     together: Estimate
     """Their mean, whose interval is over walkers and draws, and the worst verdict of theirs."""
     spread: WalkerMean | None
-    """The mean with its two-sided interval over walkers: where the mean of other walkers would lie."""
+    """The mean with its two-sided interval over walkers, draws and critics: where that of other walkers would lie,
+    measured by another critic."""
     curve: Curve | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -245,7 +246,9 @@ def combined(each: Sequence[Estimate]) -> tuple[Estimate, WalkerMean | None]:
     nats = statistics.fmean(one.nats for one in each)
     errors = [one.details["standard_error_nats"] for one in each]
     # Candidates of a walker are drawn for it alone, but one critic serves all: its error is counted once, not as 1/n.
-    spread = over_walkers([one.nats for one in each], errors)
+    critic = [one.details.get("critic_error_nats", 0.0) for one in each]  # as half of a 95% interval
+    of_both = [math.hypot(error, of_critic / 1.96) for error, of_critic in zip(errors, critic, strict=True)]
+    spread = over_walkers([one.nats for one in each], of_both)
     low = each[0].low_nats
     if spread is not None:
         from scipy import stats

@@ -18,7 +18,7 @@ from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGau
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.latents import Chunks, TruncatedNormal
-from mi_ml_gen.navigator.remaining import Curve, Point, _falling, measure_remaining
+from mi_ml_gen.navigator.remaining import Curve, Point, _falling, combined, measure_remaining
 from mi_ml_gen.navigator.selection import bound_finding, convergence, of_walker, select_checkpoint, several_report
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.several import train_several
@@ -203,6 +203,15 @@ def test_remaining_information_and_the_curve_of_a_chunk():
     assert 0.8 * anew < random["drawn anew"].estimate.nats < anew + 0.25
     assert random["std 0.25"].estimate.nats > random["std 1"].estimate.nats + 0.3
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_the_interval_over_walkers_allows_for_another_critic():
+    """Walkers that agree, measured with many pairs, still have an interval: critics stop where they rise little."""
+    details = {"standard_error_nats": 0.001, "candidates": 2048, "critic_error_nats": 0.1}
+    each = [Estimate(7.3, 7.29, math.inf, 2048, "fresh critic", "", Verdict.SATURATED, "", details)] * 4
+    together, spread = combined(each)
+    assert spread.half_width == pytest.approx(0.1, rel=0.01)
+    assert together.low_nats == pytest.approx(7.3 - 1.645 * 0.001)  # each critic's bound holds without it
 
 
 # ---------------------------------------------------------------------------------------------------------------
