@@ -242,6 +242,11 @@ def _run(said: str, function: Callable[[], E]) -> E:
         return function()
     except UsageError:
         raise
+    except SystemExit as error:
+        raise UsageError(
+            f"{said}: ends the program when it is imported (exit {error.code}); put what only a script should do under "
+            'if __name__ == "__main__"'
+        ) from error
     except Exception as error:
         raise UsageError(f"{said}: {fault(error)}") from error
 

@@ -166,6 +166,13 @@ def licences(reference: str = "emoji") -> str:
     return "; ".join(f"{house.artist} ({house.licence})" for house in named)
 
 
+def with_option(reference: str, key: str, value: str) -> str:
+    """A reference with an option, unless it has that option already."""
+    if re.search(rf"[:,]{key}=", reference):
+        return reference
+    return f"{reference}{',' if '=' in reference.rpartition(':')[2] else ':'}{key}={value}"
+
+
 def _classes(table: Sequence[Emoji], options: EmojiOptions) -> tuple[str, ...]:
     """Of all splits and houses, in the order of their names."""
     return tuple(sorted({getattr(emoji, options.labels) for emoji in table}))
@@ -357,4 +364,4 @@ def _picture(path: Path, size: int) -> Tensor:
     return torch.from_numpy(resize_area(whole, side, side)).permute(2, 0, 1).contiguous()
 
 
-__all__ = ["HOUSES", "EmojiOptions", "EmojiPairs", "licences", "load_emoji", "load_emoji_pairs"]
+__all__ = ["HOUSES", "EmojiOptions", "EmojiPairs", "licences", "load_emoji", "load_emoji_pairs", "with_option"]

@@ -684,10 +684,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     )
 
     def __post_init__(self) -> None:
-        for name in ("rows", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one value, and none twice")
+        _check_distinct(self, "rows", "seeds")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""
@@ -695,15 +692,24 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
         check_data_path("--data_path", self.data_path)
 
 
+def _check_distinct(settings: object, *names: str) -> None:
+    """Refuse by UsageError lists that are empty, or that have a value twice."""
+    for name in names:
+        values = getattr(settings, name)
+        if not values or len(set(values)) != len(values):
+            raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one value, and none twice")
+
+
 # --- pairs that people made -------------------------------------------------------------------------------------
 
 
 @dataclass
-class HumanPairsConfig(OnDevice, Seeded, FromGenerator):
+class HumanPairsConfig(OnDevice, Resumed, FromGenerator):
     """What `scripts/compare_pairs.py` takes."""
 
     data_path: str = option(
-        "emoji-pairs::skin_tones=none", help="pairs that people made: emoji-pairs, or emoji-pairs:FOLDER"
+        "emoji-pairs",
+        help="pairs that people made: emoji-pairs, or emoji-pairs:FOLDER; without skin tones unless it says so",
     )
     generator: str = redefined(FromGenerator, "generator", "tiny-emoji")
     walkers: list[str] = option(
@@ -712,7 +718,11 @@ class HumanPairsConfig(OnDevice, Seeded, FromGenerator):
     critic_width: int = option(32, at_least=1, help="channels of the critic's first stage")
     batch_size: int = option(256, at_least=2, help="pairs in a training batch")
     max_steps: int = option(600, at_least=1, help="training steps of each critic, at most")
-    out: Path = option(Path("pairs"), help="folder for the table")
+    seeds: list[int] = option([0, 1, 2], at_least=0, help="random seeds; each kind of pairs is measured with each")
+    out: Path = option(Path("pairs"), free=True, help="folder for the table; the same command resumes")
+
+    def __post_init__(self) -> None:
+        _check_distinct(self, "seeds", "walkers")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""

@@ -13,6 +13,8 @@ In a notebook, `from_module(network, chunk_sizes=(32, 32, 64))` wraps a network 
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from mi_ml_gen.checkpoints.reading import CheckpointFile, naming, without_wrappers
 from mi_ml_gen.checkpoints.values import TensorStub
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.registry import fault
 from mi_ml_gen.generators.base import MultiLatentGenerator, check_state
 from mi_ml_gen.latents import LatentLayout
 
@@ -51,12 +54,16 @@ class ModuleGenerator(MultiLatentGenerator):
     def __init__(self, **settings: Any):
         super().__init__()
         self._settings = settings
-        self.network = self.build(**settings)
-        self._measure()
+        network = self.build(**settings)
+        name = self.name = type(self).__name__
+        if not isinstance(network, nn.Module):
+            raise UsageError(f"{name}: build gives {type(network).__name__}; it must return the network, an nn.Module")
+        self.network = network
+        self._measure(name)
 
     def build(self, **settings: Any) -> nn.Module:
         """The network, with or without its weights: `--g_path` and saved files bring them later."""
-        raise NotImplementedError
+        raise UsageError(f"{type(self).__name__}: define build(self), which returns the network")
 
     def run(self, latents: Tensor) -> Tensor:
         """Latents (n, layout.dim) -> what the network makes of them, (n, 1 or 3, H, W) in `image_range`.
@@ -96,21 +103,37 @@ class ModuleGenerator(MultiLatentGenerator):
         return images.clamp(0, 1).expand(-1, 3, -1, -1)
 
     @torch.no_grad()
-    def _measure(self) -> None:
+    def _measure(self, name: str) -> None:
         """Layout and resolution, the latter by a trial."""
-        sizes = tuple(self.chunk_sizes)
+        given = getattr(self, "chunk_sizes", None)
+        sizes = _whole_numbers(given)
+        if sizes is None:
+            raise UsageError(f"{name}: chunk_sizes {given!r}: must be the length of each chunk, such as (16, 16, 32)")
         size = sum(sizes) if self.latent_size is None else self.latent_size
-        name = self.name = type(self).__name__
         if sum(sizes) != size:
             raise UsageError(f"{name}: chunk_sizes {list(sizes)} add up to {sum(sizes)}; latent_size is {size}")
-        if self.latent_shape is not None and torch.Size(self.latent_shape).numel() != size:
-            raise UsageError(f"{name}: latent_shape {tuple(self.latent_shape)} does not hold {size} numbers")
-        if not self.image_range[0] < self.image_range[1]:
-            raise UsageError(f"{name}: image_range {self.image_range} must be (black, white), the lower number first")
+        if self.latent_shape is not None:
+            shape = _whole_numbers(self.latent_shape)
+            if shape is None or math.prod(shape) != size:
+                raise UsageError(f"{name}: latent_shape {self.latent_shape!r} does not hold {size} numbers; it is the "
+                                 f"shape of the network's input without the batch, such as ({size}, 1, 1)")  # fmt: skip
+        try:
+            black, white = map(float, self.image_range)
+        except (TypeError, ValueError):
+            black = white = math.nan
+        if not black < white:
+            raise UsageError(f"{name}: image_range {self.image_range!r} must be (black, white), the lower number first")
         self.layout, self.noise_dim = LatentLayout(sizes), size
         was_training = [part for part in self.modules() if part.training]
         held = next(self.network.parameters(), torch.empty(0))
-        images: Any = self.eval().run(torch.zeros(2, size).to(held))
+        latents = torch.zeros(2, size).to(held)
+        try:
+            images: Any = self.eval().run(latents)
+        except Exception as error:  # of a user's class
+            inner = tuple(self.latent_shape or (size,))
+            raise UsageError(
+                f"{name}: the network cannot run on latent vectors {(2, *inner)}: {fault(error)}"
+            ) from error
         for part in was_training:
             part.training = True
         shape = tuple(getattr(images, "shape", ()))
@@ -158,6 +181,14 @@ class _InHand(ModuleGenerator):
         raise CorruptCheckpointError(
             f"{name} is a network in hand, which cannot be built again; derive a class from ModuleGenerator instead"
         )
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...] | None:
+    """A sequence of whole numbers as a tuple, or None for anything else."""
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        return None
 
 
 def _state_dict(root: Any) -> dict[str, Any]:

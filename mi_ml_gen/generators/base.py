@@ -7,6 +7,7 @@ Walkers, the navigator, delta and the encoders use nothing but this; a new famil
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks, LatentLayout
 
+_definitions = itertools.count()
 _LATENTS_AT_ONCE = 2**25
 """Values of latents that `distance` holds at a time: 128 MB in float32."""
 
@@ -49,6 +51,8 @@ class MultiLatentGenerator(Shared):
     latents are not the noise itself also defines `latents` and `walk_slice`.
     """
 
+    defined: ClassVar[int]
+    """The number of the class in the order of definition; where two have one name, the later one is meant."""
     use_fields: ClassVar[type] = Use
     """The dataclass whose fields are the options of `use`."""
     family: ClassVar[str]
@@ -61,6 +65,10 @@ class MultiLatentGenerator(Shared):
     """Length of the noise z."""
     resolution: int
     """Height and width of what `decode` returns, in pixels."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.defined = next(_definitions)
 
     def freeze(self) -> MultiLatentGenerator:
         """Evaluation mode, no parameter gradients; gradients still flow to the latents."""

@@ -210,6 +210,8 @@ def _walk_slices(trial: Trial) -> Iterator[str]:
     generator, n_chunks = trial.generator, trial.layout.n_chunks
     for i in range(n_chunks):
         at = generator.walk_slice(Chunks(i, i + 1))
+        if not isinstance(at, slice) or None in (at.start, at.stop) or at.step not in (None, 1):
+            yield f"walk_slice of chunk {i} is {at}; it must be slice(START, STOP), a run of numbers within the noise"
         if not 0 <= at.start < at.stop <= generator.noise_dim:
             yield (f"walk_slice of chunk {i} is {at}; it must lie within 0 and noise_dim, {generator.noise_dim}")
         last = generator.walk_slice(Chunks(i, n_chunks))
@@ -358,11 +360,18 @@ def _moves(trial: Trial) -> Iterator[str]:
     for name, part in trial.generator.named_modules():
         for key, value in vars(part).items():
             if key not in ("_parameters", "_buffers", "_modules") and _holds_tensors(value):
+                if {f"{key}_orig", f"{key}_g"} & part._parameters.keys():
+                    continue  # spectral_norm and weight_norm compute it anew in every pass
                 where = f"{name}.{key}" if name else key
                 yield (
                     f"{where} is a plain tensor, which stays behind when the generator moves to a GPU; use "
                     f"register_buffer({key!r}, ...)"
                 )
+    if (stray := _stray(trial)) is not None:
+        yield (
+            f"decode uses a tensor that stays on the CPU when the generator moves to a GPU ({stray}); make it on "
+            "latents.device, or use register_buffer"
+        )
     whole = trial.decode(trial.latents)
     places: list[tuple[str, Any]] = [("float64", torch.float64)]
     if torch.cuda.is_available() and device_of(trial.generator).type == "cpu":
@@ -452,6 +461,20 @@ def _kept_bytes(trial: Trial, n: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         images = trial.generator.decode(latents, trial.rng())  # noqa: F841 - holds the graph, so no memory is used twice
     return sum(kept.values())
+
+
+def _stray(trial: Trial) -> str | None:
+    """Where `decode` mixes a tensor of its own with those of the generator's device, by a trial on the device "meta",
+    which computes nothing; None where it does not, and where the network cannot run there."""
+    try:
+        with torch.no_grad():
+            trial.copied().to("meta").decode(trial.latents.to("meta"), trial.rng())
+    except RuntimeError as error:
+        if "two devices" in str(error):
+            return fault(error)
+    except Exception:  # reads values, which "meta" has none of
+        return None
+    return None
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -244,7 +244,7 @@ def _family(name: str) -> Family:
             f"its family {name[:80]!r} is not known here; import the file that defines it, or give it as "
             f"--generator FILE.py:{name[:80]}"
         )
-    return family_of_class(name, found[-1])
+    return family_of_class(name, max(found, key=lambda cls: cls.defined))
 
 
 def _config(generator: MultiLatentGenerator) -> dict[str, Any]:
