@@ -214,7 +214,10 @@ def view_sampler(
         if settings.Tz is not None and settings.Tz not in config.NOTHING:
             raise UsageError("--Tz: perturbs latents of a generator; give --generator, or leave it out")
         origin = stored_images(source if source is not None else _load_source(settings, settings.data_path))
-    return ViewSampler(origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision)
+    return ViewSampler(
+        origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision,
+        mixture=settings.mixture,
+    )  # fmt: skip
 
 
 def _load_source(settings: EncoderConfig, reference: str | None, img_size: int | None = None) -> ImageSource:
