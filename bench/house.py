@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOMS = (
-    "core", "latents", "data", "checkpoints", "report", "hub", "information", "generators", "walkers", "delta", "views",
-    "probe", "encoders", "navigator", "mim", "experiments", "__main__",
+    "core", "latents", "data", "checkpoints", "report", "hub", "features", "information", "generators", "walkers",
+    "delta", "views", "probe", "encoders", "navigator", "mim", "experiments", "__main__",
 )  # fmt: skip
 """The rooms of the package, lowest first. A file imports from lower rooms, and from its own room without a circle."""
 

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.counting import PINNED_MARK, Counted
 from mi_ml_gen.core import runtime
+from mi_ml_gen.core.counting import PINNED_MARK, Counted
 from mi_ml_gen.data import source
 
 CUDA = torch.device("cuda", 0)

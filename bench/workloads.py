@@ -12,10 +12,10 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from bench.counting import Counted, Counts
 from bench.pretended import CUDA, pretended_cuda
 from mi_ml_gen import delta
 from mi_ml_gen.core import loop
+from mi_ml_gen.core.counting import Counted, Counts
 from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.data.splits import Splits

@@ -4,10 +4,12 @@
     python scripts/compare_views.py                          (tiny-bigbigan against Fashion-MNIST, on a CPU)
     python scripts/compare_views.py --num_samples 60000 --seeds 0 --out short
     python scripts/compare_views.py --width 64 --num_samples 3000000 --device cuda --precision bf16 --out large
+    python scripts/compare_views.py --budgets 1 2 3 4 --budget_chunks fine all
 
 Trains a SimCLR encoder for every row and seed, and probes it on real images. Also trains a walker for each chunk if
-you give none. Each encoder adds to comparison.md, .csv, .json and .png. The same command resumes after a stop, and you
-can add --seeds and --rows later.
+you give none. Each encoder adds to comparison.md, differences.md (paired by seed), comparison.png and nats.png. The
+same command resumes after a stop, and you can add --seeds, --rows and --budgets later. Start it in several processes,
+or on several machines that share the folder, and they divide the work.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
-from mi_ml_gen.experiments.settings import ComparisonConfig
+from mi_ml_gen.experiments.comparison_settings import ComparisonConfig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, ComparisonConfig)
     cli.add_dry_run(parser)
@@ -26,13 +28,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = config.from_arguments(ComparisonConfig, arguments)
     settings.check()
     if cli.is_dry_run(arguments, settings):
-        return
+        return 0
     cli.loading()
-    from mi_ml_gen.experiments.view_comparison import compare, comparison_table
+    from mi_ml_gen.experiments.comparison_report import comparison_table
+    from mi_ml_gen.experiments.view_comparison import compare
 
-    cells = compare(settings)
-    print(comparison_table(cells, settings).to_terminal())
+    found = compare(settings)
+    if found.cells:
+        print(comparison_table(found.cells, settings).to_terminal())
+    for name in found.in_work:
+        print(f"in work elsewhere: {name}")
+    for name, failure in found.failures.items():
+        print(f"failed {failure.n_failures} times: {name}: {failure.error}")
     print(f"folder: {settings.save_folder}")
+    return 1 if found.failures else 0
 
 
 if __name__ == "__main__":

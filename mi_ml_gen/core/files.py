@@ -10,6 +10,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -87,6 +88,21 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # no HOME and no passwd entry, as for a bare user number in a container, or ~somebody
         raise NoHome(f"{path}: no home folder is known for it here; set HOME, or write the path without ~") from None
+
+
+def in_package(package: str, place: str, extra: str, how: str) -> Path:
+    """A file of an installed package, which is not imported. extra: of ours that installs it; how: it can be had.
+
+    Raises EnvironmentFault where the package or the file is missing.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if not folders:
+        raise EnvironmentFault(f"package {package} is not installed; pip install 'mi_ml_gen[{extra}]', or {how}")
+    path = Path(folders[0]) / place
+    if not path.is_file():
+        raise EnvironmentFault(f"{path} is missing: this version of {package} has no such file; {how}")
+    return path
 
 
 class NoHome(EnvironmentFault):

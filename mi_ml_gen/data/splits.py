@@ -13,7 +13,7 @@ from mi_ml_gen.core.files import user_path
 from mi_ml_gen.data.classes import aligned
 from mi_ml_gen.data.layout import read_layout, split_named, split_of
 from mi_ml_gen.data.loading import BUILT_IN, is_named, load_source
-from mi_ml_gen.data.source import ImageSource
+from mi_ml_gen.data.source import ImageSource, Paired
 
 PUBLISHED_CLASSES = {
     "birdsnap": 525,
@@ -45,6 +45,20 @@ class Subset:
 
     def batch(self, indices: Tensor) -> Tensor:
         return self.source.batch(self.indices[indices])
+
+
+class PairedSubset(Subset):
+    """Some pairs of a source that has pairs."""
+
+    def pairs(self, indices: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Paired.pairs`."""
+        assert isinstance(self.source, Paired)
+        return self.source.pairs(self.indices[indices], draws)
+
+
+def some(source: ImageSource, indices: Tensor, name: str) -> Subset:
+    """Some images of a source, and their pairs where it has pairs."""
+    return (PairedSubset if isinstance(source, Paired) else Subset)(source, indices, name)
 
 
 class Splits(NamedTuple):

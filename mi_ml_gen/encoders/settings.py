@@ -45,6 +45,11 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         None, above=0,
         help="nats that the images of a pair shall share: --Tz's perturbation is made longer or shorter to reach it",
     )  # fmt: skip
+    mixture: float | None = option(
+        None, above=0, below=1, later=True,
+        help="share of the pairs that --Tz makes, without changes of colour; the others are one image twice, under the "
+        "whole --Tx (default: each pair gets both)",
+    )  # fmt: skip
     samples_per_epoch: int | None = option(
         None, at_least=1, help="number of generated images in an epoch; must be given with --generator"
     )
@@ -143,6 +148,8 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
             self.check_anchors()
         elif self.anchors == "real":
             raise UsageError("--anchors real: the anchors are those of a generator; give --generator")
+        if self.mixture is not None and (self.generator is None or self.Tz is None or self.Tz in config.NOTHING):
+            raise UsageError("--mixture: mixes the pairs of --Tz with others; give --generator and --Tz")
         for flag, reference in (("--data_path", self.data_path), ("--knn_data", self.knn_data)):
             if reference is not None:
                 check_data_path(flag, reference)

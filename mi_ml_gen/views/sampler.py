@@ -223,7 +223,8 @@ class ViewSampler:
 
     origin: GeneratedImages or StoredImages. policy: T_x, a name of POLICIES. batch_size: samples a step, of this
     process. crop_size: side of the views, as in Augment. precision: of the generator. rank and world_size: by
-    default this process's.
+    default this process's. mixture: None, or the share of pairs that T_z makes, whose views keep their
+    colours; the other pairs are twice the anchor, under the whole T_x.
 
     What a step gives is a function of (seed, rank, step) alone: processes share no latent and no crop, and a
     resumed run goes on with the views that the uninterrupted one had. Nothing is read back by the host.
@@ -240,8 +241,10 @@ class ViewSampler:
         precision: str = "fp32",
         rank: int | None = None,
         world_size: int | None = None,
+        mixture: float | None = None,
     ) -> None:
         self.origin = origin
+        self.mixture = mixture
         self.batch_size = batch_size
         self.seed = seed
         self.device = torch.device("cpu") if device is None else torch.device(device)
@@ -271,6 +274,19 @@ class ViewSampler:
 
     @torch.no_grad()
     def __call__(self, step: int) -> Views:
-        images = self.images(step)
-        both = self.augment.pair(images.anchor, images.positive, self.key(step).rng("crops"))
+        images, key = self.images(step), self.key(step)
+        if self.mixture is None:
+            both = self.augment.pair(images.anchor, images.positive, key.rng("crops"))
+        else:
+            both = self._mixed(images, key, self.mixture)
         return Views(*both.contiguous(memory_format=torch.channels_last).chunk(2))
+
+    def _mixed(self, images: ImagePair, key: BatchKey, share: float) -> Tensor:
+        """Views of pairs of which each is made either by T_z or by colours."""
+        by_Tz = runtime.uniform((key.n,), key.rng("mixture"), key.device) < share
+        positives = torch.where(by_Tz.view(-1, 1, 1, 1), images.positive, images.anchor)
+        drawn = self.augment.draw_pair(key.n, key.rng("crops"), key.device)
+        if drawn is not None:
+            by_Tx = ~by_Tz.repeat(2)
+            drawn = replace(drawn, jitter=drawn.jitter & by_Tx, grayscale=drawn.grayscale & by_Tx)
+        return self.augment.view(torch.cat([images.anchor, positives]), drawn)

@@ -56,6 +56,10 @@ TOLERANCE = 0.02
 """The search ends where the logarithm of the strength is known to this."""
 
 
+WORD = "budget:"
+"""What stands before the nats in a T_z."""
+
+
 class Size(NamedTuple):
     """Of a measurement: pairs that its critic is made from, pairs that it is measured on, and components it sees."""
 
@@ -183,6 +187,13 @@ def _solve(
     strength = math.exp(log_strength)
     check = _Images(generator, noise, seed, "check", CHECK)
     return Solved(chunks, nats, strength, check.share(walk(strength)), name)
+
+
+def measured(
+    generator: MultiLatentGenerator, walker: Walker, noise: NoiseDistribution | None = None, seed: int = 0
+) -> Estimate:
+    """What pairs of a walker share, by a critic like the one that checks a budget."""
+    return _Images(generator, noise or TruncatedNormal(), seed, "measured", CHECK).share(walker)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.counting import Counted
 from mi_ml_gen.core import runtime
+from mi_ml_gen.core.counting import Counted
 from mi_ml_gen.core.errors import EnvironmentFault, NonFiniteError, UsageError
 from mi_ml_gen.core.loop import FiniteGuard
 from tests.distributed import run_processes

@@ -20,7 +20,8 @@ from mi_ml_gen.core.texts import TextError, parse_json, parse_yaml
 from mi_ml_gen.data import known as known_data
 from mi_ml_gen.data.loading import NAMED
 from mi_ml_gen.encoders.settings import EncoderConfig
-from mi_ml_gen.experiments.settings import BenchmarkConfig, CalibrationConfig, ComparisonConfig, ExportConfig
+from mi_ml_gen.experiments.comparison_settings import ComparisonConfig
+from mi_ml_gen.experiments.settings import BenchmarkConfig, CalibrationConfig, ExportConfig
 from mi_ml_gen.generators import known
 from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
 from mi_ml_gen.generators.families import FAMILIES, bundled
@@ -85,7 +86,7 @@ def test_a_redefined_option_keeps_its_rule_and_place():
         (CalibrationConfig, "device save_folder save_freq state_interval_s estimator pairs n_pairs"),
         (BenchmarkConfig, "source batch_sizes g_path data_path skip_bad energy save_folder"),
         (NVAETrainConfig, "epochs device log_every save_every state_interval_s save_folder run_name"),
-        (ComparisonConfig, "rows seeds g_path device compile skip_bad save_folder"),
+        (ComparisonConfig, "rows seeds budgets budget_chunks against retry g_path device compile skip_bad save_folder"),
     ],
 )  # fmt: skip
 def test_what_may_change_when_a_run_is_resumed(settings, free):

@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 import torch
 
-from bench import counting, workloads
-from mi_ml_gen.core import kernels, runtime
+from bench import workloads
+from mi_ml_gen.core import counting, kernels, runtime
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.mim.training import train_seeds

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from bench import counting, pretended, workloads
+from bench import pretended, workloads
 from bench.pretended import CUDA, IS_POSSIBLE, pretended_cuda
+from mi_ml_gen.core import counting
 from mi_ml_gen.generators.base import ImagePair
 from mi_ml_gen.generators.bigbigan import BigBiGAN
 

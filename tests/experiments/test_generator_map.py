@@ -9,7 +9,6 @@ import torch
 
 from mi_ml_gen.core.errors import Preempted
 from mi_ml_gen.experiments.generator_map import (
-    cluster_label,
     decode_pool,
     has_independent_chunks,
     map_generator,
@@ -17,6 +16,7 @@ from mi_ml_gen.experiments.generator_map import (
     ranges_of,
     to_table,
 )
+from mi_ml_gen.experiments.map_labels import cluster_label
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
 from mi_ml_gen.latents import Chunks

@@ -11,17 +11,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy import stats
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.runs import read_config
 from mi_ml_gen.data.splits import Splits, Subset
-from mi_ml_gen.experiments import table1, view_comparison
-from mi_ml_gen.experiments.view_comparison import METHODS, Cell, ComparisonConfig, Pixels
+from mi_ml_gen.experiments import comparison_report, table1, view_comparison
+from mi_ml_gen.experiments.comparison_report import Cell
+from mi_ml_gen.experiments.comparison_settings import METHODS, REFERENCES, ComparisonConfig
+from mi_ml_gen.experiments.view_comparison import Pixels, Work
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import Chunks, LatentLayout
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.report import tables as report
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.spec import walker_from
 from tests.conftest import StopAt, make_small_generator
 from tests.probe.test_features import make_source
@@ -56,23 +60,27 @@ def test_rows_pair_T_z_and_T_x_as_the_paper(row):
 
 
 def settings_of(row: str, samples: int = 100, n_stored: int = 60, **changes):
-    settings = ComparisonConfig(samples=samples, **changes)
+    settings = ComparisonConfig(samples=samples, rows=list(METHODS), budgets=[2.0], budget_chunks=["0_2"], **changes)
     generator = make_small_generator()
     generator.layout = LatentLayout((2, 2, 2, 2))
-    walkers = {"1_2": "a", "2_3": "b", "3_4": "c"}
-    stored = make_source(n_stored)
-    return view_comparison.encoder_settings(settings, METHODS[row], 5, generator, stored, Chunks(1, 4), walkers)
+    work = Work(settings, generator, Chunks(1, 4), False, {"1_2": "a", "2_3": "b", "3_4": "c"}, learned_nats=1.23)
+    work.__dict__["stored"] = work.__dict__["pairs"] = make_source(n_stored)
+    return view_comparison.encoder_settings(work, settings.methods[row], 5)
 
 
 def test_every_row_is_the_same_work():
     """Rows differ in images, T_z and T_x, and in nothing else."""
-    rows = [row for row in METHODS if row not in view_comparison.FLOORS]
+    rows = [row for row in [*METHODS, "budget2_0_2"] if row not in REFERENCES]
     described = {row: dataclasses.asdict(settings_of(row)) for row in rows}
     for row in rows:
         differ = {key for key, value in described[row].items() if value != described["synth"][key]}
-        assert differ <= {"Tz", "Tx", "generator", "samples_per_epoch"}, row
+        assert differ <= {"Tz", "Tx", "generator", "samples_per_epoch", "mixture"}, row
     assert described["synth"]["samples_per_epoch"] * described["synth"]["max_epochs"] == 100
-    assert described["real"]["samples_per_epoch"] is None and described["real"]["max_epochs"] == 2
+    for row in ("real", "human"):
+        assert described[row]["samples_per_epoch"] is None and described[row]["max_epochs"] == 2
+    assert described["budget2_0_2"]["Tz"] == {"0_2": "budget:2"}
+    assert described["random_equal"]["Tz"] == {"1_4": "budget:1.23"}
+    assert described["mixture"]["mixture"] == 0.5 and described["mixture"]["Tx"] == "torchvision"
 
 
 @pytest.mark.parametrize(("samples", "n_epochs", "n_images"), [(30, 1, 30), (60, 1, 60), (61, 2, 30), (180, 3, 60)])
@@ -104,17 +112,49 @@ def test_pixels():
     assert grey(views).equal(views[:, 0].flatten(1)) and grey.feature_dim == 25
 
 
-def test_the_table_is_mean_and_spread_over_seeds():
-    def cell(row, seed, top1):
-        return Cell(row, seed, {"sgd": top1, "ridge": top1 - 0.1, "knn": top1 / 2}, 200, None)
+def cell(row, seed, top1, nats=None):
+    return Cell(row, seed, {"sgd": top1, "ridge": top1 - 0.1, "knn": top1 / 2}, 200, None, nats)
 
+
+def test_the_table_is_mean_and_spread_over_seeds():
     cells = [cell("synth", 0, 0.5), cell("real", 1, 0.8), cell("synth", 1, 0.7), cell("pixels", 0, 0.4)]
-    table = view_comparison.comparison_table(cells, ComparisonConfig())
+    table = comparison_report.comparison_table(cells, ComparisonConfig())
     rows = {line[0]: line for line in table.rows}
     assert list(rows) == ["pixels", "real images", "generated, unperturbed"]
-    assert rows["generated, unperturbed"][3] == report.Estimate(pytest.approx(60), pytest.approx(100 * math.sqrt(0.02)))
-    assert rows["real images"][3] == pytest.approx(80) and rows["real images"][6] == 1
-    assert view_comparison.figure([cells[3]]).axes and view_comparison.figure(cells).axes
+    assert rows["generated, unperturbed"][4] == report.Estimate(pytest.approx(60), pytest.approx(100 * math.sqrt(0.02)))
+    assert rows["real images"][4] == pytest.approx(80) and rows["real images"][7] == 1
+    for some in ([cells[3]], cells):
+        assert comparison_report.figure(some, ComparisonConfig()).axes
+
+
+def test_differences_are_paired_by_seed():
+    """A row that is better by about the same for every seed, which differ much: no two intervals could tell."""
+    base = {0: 0.5, 1: 0.7, 2: 0.6, 3: 0.4}
+    cells = [cell("random", seed, value) for seed, value in base.items()]
+    cells += [cell("learned", seed, base[seed] + gain) for seed, gain in ((0, 0.010), (1, 0.012), (2, 0.011))]
+    cells += [cell("synth", 3, 0.1)]  # one seed in common: no difference can be tested
+    table = comparison_report.differences_table(cells, ComparisonConfig())
+    (line,) = table.rows
+    assert line[0] == METHODS["learned"].title and line[1] == pytest.approx(1.1) and line[-1] == 3
+    half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
+    assert line[2] == f"{1.1 - half:+.2f} to {1.1 + half:+.2f}"
+    expected = stats.ttest_rel([0.510, 0.712, 0.611], [0.5, 0.7, 0.6]).pvalue
+    assert line[3] == pytest.approx(expected)
+    assert comparison_report.differences_table(cells, ComparisonConfig(against="real")) is None
+
+
+def test_the_figure_of_nats_has_a_line_for_each_range_of_chunks():
+    settings = ComparisonConfig(budgets=[1.0, 2.0], budget_chunks=["all", "fine"])
+    cells = [cell("synth", 0, 0.5), cell("learned", 0, 0.6, 1.7), cell("pixels", 0, 0.4)]
+    for chunks in ("all", "fine"):
+        cells += [cell(f"budget{nats}_{chunks}", seed, 0.1 * nats + 0.4, nats + 0.1 * seed) for nats in (1, 2)
+                  for seed in (0, 1)]  # fmt: skip
+    (axes,) = comparison_report.nats_figure(cells, settings).axes
+    lines = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    assert set(lines) == {"noise on all chunks, by budget", "noise on the fine chunks, by budget",
+                          METHODS["learned"].title}  # fmt: skip
+    assert list(lines["noise on all chunks, by budget"].get_xdata()) == pytest.approx([1.05, 2.05])
+    assert list(lines["noise on all chunks, by budget"].get_ydata()) == pytest.approx([50, 60])
 
 
 # --- through the script
@@ -161,8 +201,10 @@ def test_a_table_that_grows(monkeypatch, capsys, tmp_path, kit, shared):
     assert learned["Tz"] == {"1_2": str(kit / "walkers" / "chunk1")} and learned["Tx"] == "torchvision_no_color"
     assert learned["max_epochs"] == 2 and learned["samples_per_epoch"] == 40
     first = json.loads((folder / "cells.json").read_text())
-    assert all(cell["seconds"] > 0 for cell in first if cell["row"] in ("real", "learned"))
-    assert Image.open(folder / "comparison.png").width > 500
+    assert all(one["seconds"] > 0 for one in first if one["row"] in ("real", "learned"))
+    assert Image.open(folder / "comparison.png").width > 500 and Image.open(folder / "nats.png").width > 500
+    (nats,) = [one["nats"] for one in first if one["row"] == "learned"]
+    assert table["learned walkers, one per chunk"]["nats"] == pytest.approx(nats)
 
     # More seeds: what is there stays, and the time of the first results too.
     code, out, err = call(monkeypatch, capsys, "compare_views", *argv, "--seeds", 0, 1)
@@ -188,6 +230,32 @@ def test_a_stop_within_an_encoder_changes_nothing(monkeypatch, capsys, tmp_path,
     assert stopped[0]["seconds"] is None and stopped[1]["seconds"] is not None
 
 
+def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared):
+    """One cell that cannot be done is told and does not stop the others, and is not tried more than twice."""
+    argv = [*shared, "--rows", "mixture", "--seeds", 0, "--budgets", "0.2", "4.9", "--budget_chunks", "all"]
+    tried = []
+    solve = budget.solve
+
+    def counted(*arguments, **options):
+        tried.append(arguments[2])
+        if arguments[2] == 4.9:
+            raise UsageError("budget 4.9: out of reach")
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(budget, "solve", counted)
+    monkeypatch.setattr(budget, "CHECK", budget.Size(256, 256, 48))
+    code, out, err = call(monkeypatch, capsys, "compare_views", *argv)
+    assert code == 1 and "failed 1 times: budget4.9_all_seed0: budget 4.9: out of reach" in out, err
+    table = {row["views"]: row for row in json.loads((tmp_path / "table" / "comparison.json").read_text())}
+    assert set(table) == {"half learned, half colour", "0.2 nats shared, all chunks"}
+    assert table["0.2 nats shared, all chunks"]["nats"] == pytest.approx(0.2, abs=0.3)
+    assert tried == [0.2, 4.9]
+    assert "failed 2 times" in call(monkeypatch, capsys, "compare_views", *argv)[1]
+    assert "failed 2 times" in call(monkeypatch, capsys, "compare_views", *argv)[1]
+    assert tried == [0.2, 4.9, 4.9]
+    assert "failed 3 times" in call(monkeypatch, capsys, "compare_views", *argv, "--retry")[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
@@ -197,6 +265,9 @@ def test_a_stop_within_an_encoder_changes_nothing(monkeypatch, capsys, tmp_path,
         (["--samples", "0"], 2, "--samples 0: must be at least 2"),
         (["--walkers", "absent"], 2, "--walkers absent: no such folder or file; groups are written"),
         (["--walkers", "0_1=0.5"], 2, "must perturb all of chunks 1_2, and no others; these perturb 0_1"),
+        (["--budgets", "2", "--budget_chunks", "1_9"], 2, "1_9"),
+        (["--against", "nobody"], 2, "--against nobody: is no row; rows here: pixels"),
+        (["--rows", "human", "--pairs", "absent"], 2, "--pairs absent: no such file or folder"),
         (["--num_sample", "9"], 2, "nearest known flag: --num_samples"),
     ],
     ids=lambda value: str(value)[:30],

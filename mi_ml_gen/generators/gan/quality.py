@@ -17,13 +17,10 @@ from torch import nn
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.progress import Bar
+from mi_ml_gen.features.distances import N_NEAREST, frechet_distance, precision_recall
 from mi_ml_gen.generators.base import MultiLatentGenerator
-from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
-
-VALUES_AT_ONCE = 2**22
-"""Numbers of noise that are decoded at a time, which bounds the memory; at most 500 images."""
-N_NEAREST = 3
-"""Neighbours that the balls of precision and recall reach to."""
+from mi_ml_gen.generators.quality import samples
+from mi_ml_gen.latents import NoiseDistribution
 
 
 class SmallClassifier(nn.Module):
@@ -124,7 +121,6 @@ def measure_quality(
     if n <= N_NEAREST:
         raise UsageError(f"{n} images are too few to measure a generator by; give more than {N_NEAREST} of both splits")
     device = next(classifier.parameters()).device
-    distribution = distribution or TruncatedNormal()
     order = torch.randperm(len(train_images), generator=runtime.stream(seed, "quality floor", 0, 0))
 
     def features(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,14 +129,8 @@ def measure_quality(
         return whole.cpu().double(), classifier.head(whole).softmax(dim=1).cpu()
 
     def generated() -> torch.Tensor:
-        parts = []
-        for i in range(0, n, 500):
-            rng = runtime.stream(seed, "quality", i, 0, device)
-            z = distribution.sample((min(500, n - i), generator.noise_dim), rng)
-            for latents in generator.latents(z).split(max(1, min(500, VALUES_AT_ONCE // generator.noise_dim))):
-                images = generator.decode(latents, rng)
-                parts.append((images.mean(dim=1, keepdim=True) if classifier.n_channels == 1 else images).cpu())
-        return torch.cat(parts)
+        parts = samples(generator, n, seed, distribution, device)
+        return torch.cat([(p.mean(dim=1, keepdim=True) if classifier.n_channels == 1 else p).cpu() for p in parts])
 
     def shares(probabilities: torch.Tensor) -> tuple[float, ...]:
         counts = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1])
@@ -167,34 +157,3 @@ def measure_quality(
         confidence=probabilities.max(dim=1).values.mean().item(),
         floor_confidence=real_probabilities.max(dim=1).values.mean().item(),
     )
-
-
-def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Squared Frechet distance between Gaussians fitted to features (n, d) and (m, d) (Heusel et al., 2017, eq. 6).
-
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); the trace of the root is the sum of roots of A B's eigenvalues.
-    """
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    root_a = _symmetric_root(cov_a)
-    trace_root = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * trace_root
-    return distance.item()
-
-
-def _symmetric_root(matrix: torch.Tensor) -> torch.Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
-
-
-def precision_recall(real: torch.Tensor, fake: torch.Tensor, k: int = N_NEAREST) -> tuple[float, float]:
-    """Share of fakes within the real images' manifold, and of real ones within the fakes' (Kynkaanniemi et al., 2019).
-
-    A set's manifold is the union of balls around its features (n, d), each reaching to its k-th neighbour.
-    """
-
-    def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
-        radii = torch.cat([torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in manifold.split(1000)])
-        inside = [(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(1000)]
-        return runtime.in_float64(torch.cat(inside)).mean().item()
-
-    return covered(fake, real), covered(real, fake)

