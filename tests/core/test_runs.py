@@ -330,7 +330,8 @@ def test_left_overs_are_swept(tmp_path):
         folder.save_state(1, {})
     kept = {"checkpoints/mine.partial", "checkpoints/state_000000000001.pt.sha256"}
     kept |= {"other/.x.0123456789ab.partial"}  # being written by another run's process
-    swept = {"walkers/.w.safetensors.0123456789ab.partial", ".config.yaml.0123456789ab.partial", "checkpoints/.s.pt.0123456789ab.partial"}
+    swept = {".config.yaml.0123456789ab.partial", "checkpoints/.s.pt.0123456789ab.partial"}
+    swept |= {"walkers/.w.safetensors.0123456789ab.partial"}
     swept |= {"images/.a.png.0123456789ab.partial", "checkpoints/state_000000000009.pt.sha256"}
     for name in ("other", "walkers"):
         (tmp_path / name).mkdir()
