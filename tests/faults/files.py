@@ -417,7 +417,7 @@ def _published(carrier: str, kind: str, seed: str, folder: Path) -> None:
 
 @family("rot", sample=1)
 def damage_to_beton_files(seed: int) -> Cases:
-    """FFCV's format has no checksum: damage is noticed where it would make a reader go astray."""
+    """FFCV's format has no checksum. Its labels and tables have one beside; damage to an image must not lead astray."""
     for kind, (_, n) in DAMAGE.items():
         for i in range(3 * n):
             yield f"{kind}, {i}", functools.partial(_beton_damaged, kind, f"{seed} beton {kind} {i}")
@@ -425,14 +425,15 @@ def damage_to_beton_files(seed: int) -> Cases:
 
 def _beton_damaged(kind: str, seed: str, folder: Path) -> None:
     path = _beton(".beton").make(folder)
+    expected = _beton(".beton").read(path)
     data, rng = path.read_bytes(), random.Random(seed)
-    parts = [(0, 4096), (len(data) - 4096, len(data))]  # header and table; the images lie between
-    start, stop = rng.choice(parts)
+    used = [(0, 512), (1 << 21, (1 << 21) + 6000), (len(data) - 24 * 6, len(data))]  # zeros fill up what lies between
+    start, stop = rng.choice(used)
     path.write_bytes(data[:start] + DAMAGE[kind][0](data[start:stop], rng) + data[stop:])
     try:
         source = load_source(path, loader="torch")
         batch = source.batch(torch.arange(source.n_images))
-        assert batch.shape[0] == source.n_images
+        assert batch.shape[0] == source.n_images and _beton(".beton").read(path) == expected
     except (CheckpointError, UsageError) as error:
         assert path.name in str(error), error
 

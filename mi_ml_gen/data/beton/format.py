@@ -10,6 +10,7 @@ Nothing here needs FFCV; `beton_images` reads with it and without.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -90,7 +91,8 @@ def write_beton(
     """Write a .beton file that stock FFCV reads, whole or not at all.
 
     images: exactly n_images of them, in order. classes: the names of the labels, which go into a file beside
-    (train.beton has train.classes.json); None for a file without labels, whose images' labels are not looked at.
+    (train.beton has train.classes.json); None for a file without labels, whose images' labels are not looked at. The
+    SHA-256 of labels and tables goes into another one (train.beton.index.sha256).
     What a killed call for the same path left is removed.
     Raises UsageError for no images, for one whose bytes exceed page_size, and for another number of them.
     """
@@ -128,22 +130,37 @@ def write_beton(
         file.seek(table_at)
         file.write(places.tobytes())
         file.seek(0)
-        file.write(np.array((_VERSION, len(names), page_size, n_images, table_at), _HEADER).tobytes())
-        for name, kind in zip(names, (_RGB, _INT), strict=False):
-            field = np.zeros((), _FIELD)
+        header = np.array((_VERSION, len(names), page_size, n_images, table_at), _HEADER)
+        fields = np.zeros(len(names), _FIELD)
+        for field, name, kind in zip(fields, names, (_RGB, _INT), strict=False):
             field["kind"] = kind
             field["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-            file.write(field.tobytes())
-        file.write(table.tobytes())
+        file.write(header.tobytes() + fields.tobytes() + table.tobytes())
+        index.append(_hash_of(header, fields, table, places))
 
+    index: list[str] = []
     remove_unfinished(path)
-    with disk_faults(path):  # a kill between the two writes must not leave an older file's names beside new labels
-        classes_file(path).unlink(missing_ok=True)
-        hash_file(classes_file(path)).unlink(missing_ok=True)
+    with disk_faults(path):  # a kill between the writes must not leave an older file's names beside new labels
+        for beside in (index_file(path), classes_file(path), hash_file(classes_file(path))):
+            beside.unlink(missing_ok=True)
     atomic_write(path, write)
+    atomic_write(index_file(path), f"{index[0]}  index of {path.name}\n".encode())
     if classes is not None:
         write_with_hash(classes_file(path), (json.dumps(list(classes)) + "\n").encode())
     return path
+
+
+def index_file(path: Path) -> Path:
+    """Where the SHA-256 of a file's header and tables stands: labels, sizes and places of its images. FFCV's format has
+    no checksum of its own, and to read all images at each start would take too long."""
+    return path.with_name(f"{path.name}.index.sha256")
+
+
+def _hash_of(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def classes_file(path: Path) -> Path:
@@ -208,7 +225,8 @@ def _read_index(file: IO[bytes], path: Path, file_size: int) -> BetonIndex:
     require(_MIN_PAGE <= page_size <= _MAX_PAGE and page_size & (page_size - 1) == 0, f"page size {page_size}")
     metadata_at = _HEADER.itemsize + n_fields * _FIELD.itemsize
     require(metadata_at <= file_size, "it ends within the description of its fields")
-    kinds, names = _fields(read(_FIELD, _HEADER.itemsize, n_fields), path)
+    header, fields = read(_HEADER, 0, 1), read(_FIELD, _HEADER.itemsize, n_fields)
+    kinds, names = _fields(fields, path)
     dtypes = {(_RGB,): _UNLABELLED, (_RGB, _INT): _LABELLED, (_INT, _RGB): _LABEL_FIRST}
     if kinds not in dtypes:
         raise UsageError(
@@ -258,6 +276,12 @@ def _read_index(file: IO[bytes], path: Path, file_size: int) -> BetonIndex:
     if len(kinds) == 2:
         label = table["label"].astype(np.int64)
         require(label.min() >= 0 and label.max() < MAX_CLASSES, f"labels from {label.min()} to {label.max()}")
+    beside = index_file(path)
+    if beside.exists() and beside.read_bytes()[:64] != _hash_of(header, fields, table, places).encode():
+        raise CorruptCheckpointError(
+            f"{path}: damaged, its labels and tables are not what {beside.name} says; "
+            "if another program wrote it anew, remove that file"
+        )
     return BetonIndex(path, is_raw, width, height, table["at"].astype(np.int64), sizes, label, names)
 
 

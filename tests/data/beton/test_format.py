@@ -37,7 +37,9 @@ def memory(tmp_path_factory, monkeypatch) -> None:
 def write(path: Path, classes: tuple[str, ...] | None = ("a", "b", "c"), **options) -> Path:
     rows = zip(PICTURES, LABELS, strict=True)
     images = (Encoded(jpeg(pixels), *pixels.shape[:2], label) for pixels, label in rows)
-    return write_beton(path, images, len(PICTURES), classes, **options)
+    write_beton(path, images, len(PICTURES), classes, **options)
+    beton.index_file(path).unlink()  # as other writers leave a file
+    return path
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -57,6 +59,23 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         expected = Framing(10).cut(PICTURES[i])
         assert np.abs(batch[row].permute(1, 2, 0).numpy().astype(int) - expected).mean() < 4  # JPEG
     assert source.batch(torch.tensor([], dtype=torch.int64)).shape == (0, 3, 10, 10)
+
+
+def test_no_damage_to_labels_and_tables_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    write_beton(
+        path, (Encoded(jpeg(PICTURES[0]), *PICTURES[0].shape[:2], label) for label in LABELS), 4, ("a", "b", "c")
+    )
+    whole, index = path.read_bytes(), read_index(path)
+    metadata = HEADER + 2 * FIELD
+    for at in [*range(HEADER + 20), *range(metadata, metadata + 4 * 24), *range(len(whole) - 4 * 24, len(whole))]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises((CorruptCheckpointError, UsageError), match=r"train\.beton"):
+            read_index(path)
+    path.write_bytes(whole)
+    assert read_index(path).label.tolist() == index.label.tolist() == LABELS
+    write_beton(path, [Encoded(jpeg(PICTURES[0]), *PICTURES[0].shape[:2])], 1, page_size=beton.PAGE_SIZE)
+    assert len(read_index(path)) == 1  # the hash is the new file's
 
 
 def test_without_labels(tmp_path: Path) -> None:
