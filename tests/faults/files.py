@@ -81,7 +81,8 @@ def _hostile(wrap: Callable[[bytes], bytes], payload: str, readers: list[str], f
 def _refused(path: Path, readers: list[str]) -> str:
     """Read a file with each reader, under an audit hook and with 256 MB. Each must raise an error of ours; the name of
     the first."""
-    sound = [str(published.WALKER), str(stylegan2.TORCH_FILE)]
+    unknown = published._write(path.with_name("unknown.pth"), {"a": torch.zeros(2)}, "zip")
+    sound = [str(published.WALKER), str(stylegan2.TORCH_FILE), str(unknown)]
     outcomes = list(audited.read_here([str(path)], readers, sound))
     for outcome in outcomes:
         assert not outcome.events, outcome

@@ -129,7 +129,7 @@ def _agent_signalled(name: str, signum: int, folder: Path) -> None:
         with at_step(step, act_of(0, wait)):
             trainer.train(path, **trainer.of_two)
 
-    agent = Child(lambda: elastic_launch(_agent(), functools.partial(_as_a_command, work))())
+    agent = Child(lambda: launch(work))
     os.read(reader, 1)
     agent.signal(signum)
     assert agent.wait().code != 0
@@ -137,21 +137,22 @@ def _agent_signalled(name: str, signum: int, folder: Path) -> None:
     assert_goes_on(name, path)
 
 
-def _agent(max_restarts: int = 0) -> LaunchConfig:
-    return LaunchConfig(
+def launch(work: Callable[[], object], max_restarts: int = 0) -> None:
+    """`work()` in two processes under torchrun's agent, as commands do it: a fault ends one with an exit code."""
+
+    def entry() -> None:
+        sys.argv = ["train"]
+        try:
+            cli.run(lambda argv: work() and None)
+        except SystemExit as request:
+            if request.code:
+                raise
+
+    settings = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, run_id=f"case-{os.getpid()}", rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", max_restarts=max_restarts, start_method="fork", monitor_interval=0.1,
     )  # fmt: skip
-
-
-def _as_a_command(work: Callable[[], object]) -> None:
-    """In a worker of the agent: with the exit codes of the commands."""
-    sys.argv = ["train"]
-    try:
-        cli.run(lambda argv: work() and None)
-    except SystemExit as request:
-        if request.code:
-            raise
+    elastic_launch(settings, entry)()
 
 
 @family("disk", sample=1)
@@ -225,7 +226,7 @@ def _restarted(name: str, rank: int, place: str, folder: Path) -> None:
         with at_step(step, act_of(rank, kill)), at_step(trainer.n_steps, note):
             trainer.train(path, **trainer.of_two)
 
-    elastic_launch(_agent(max_restarts=2), functools.partial(_as_a_command, work))()
+    launch(work, max_restarts=2)
     saved = [at for at in trainer.saves if at < step]
     assert [int(line) for line in began.read_text().split()] == [max(saved, default=0)]  # from the last state
     assert_same(path, whole_of_two(name))
