@@ -155,7 +155,7 @@ def launch(work: Callable[[], object], max_restarts: int = 0) -> None:
     elastic_launch(settings, entry)()
 
 
-@family("disk", sample=1)
+@family("disk", sample=0)
 def no_room_for_the_process_that_writes(seed: int) -> Cases:
     for name in SHARED_WORK:
         yield name, functools.partial(_full_in_a_group, name)
@@ -177,7 +177,7 @@ def _full_in_a_group(name: str, folder: Path) -> None:
 # --- one dead
 
 
-@family("processes", sample=1)
+@family("processes", sample=0)
 def one_killed_process_ends_all(seed: int) -> Cases:
     for name in SHARED_WORK:
         for rank in (0, 1):
