@@ -245,7 +245,8 @@ def _from_outside(name: str, signum: int, step: int, changes: dict[str, Any], fo
             trainer.train(path, **changes)
 
     child = Child(work)
-    os.read(reader, 1)
+    os.close(writer)
+    assert os.read(reader, 1), child.wait()
     child.signal(signum)
     sent_s = time.monotonic()
     ended = child.wait()
