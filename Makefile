@@ -1,6 +1,7 @@
 # make quickstart   an environment in .venv, then Table 1 of the bundled generators, as a page to look at
 #                   (TORCH=cpu takes torch's CPU build, 5 GB smaller, where the package index offers it)
 # make test         the test suite
+# make torture      every case of the fault harness, into docs/reliability.md; stopped, it goes on (see docs/reliability.md)
 # make lint         ruff and mypy
 # make doctor       what works on this machine, and which command mends what does not
 # make bench        timings against the plain way, into bench/results/
@@ -13,13 +14,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint doctor bench bench-gpu house clean
+.PHONY: quickstart test torture lint doctor bench bench-gpu house clean
 
 quickstart: $(STAMP)
 	$(BIN)/python scripts/quickstart.py
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.torture $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

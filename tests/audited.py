@@ -6,13 +6,14 @@ hook and with little more memory than it has at the start, and reports one `Outc
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,10 +81,8 @@ class _Recorder:
             self.events.append(f"{event} {str(arguments)[:200]}")
 
 
-def _child() -> None:
-    import importlib
-
-    files, names, warm_up = json.loads(sys.stdin.read())
+def read_here(files: Sequence[str], names: Sequence[str], warm_up: Sequence[str]) -> Iterator[Outcome]:
+    """The same in this process, which keeps the hook and the limits for good."""
     readers = {}
     for name in names:
         module, function = name.split(":")
@@ -110,7 +109,12 @@ def _child() -> None:
                 error, message = type(caught).__name__, str(caught)
             events, recorder.events = recorder.events, None
             taken = time.process_time() - start
-            print(json.dumps(Outcome(file, name, error, message, events, taken)._asdict()), flush=True)
+            yield Outcome(file, name, error, message, events, taken)
+
+
+def _child() -> None:
+    for outcome in read_here(*json.loads(sys.stdin.read())):
+        print(json.dumps(outcome._asdict()), flush=True)
 
 
 if __name__ == "__main__":

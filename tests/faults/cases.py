@@ -35,7 +35,7 @@ ROWS = {
     "long": "Long runs keep their memory and open files",
 }
 """The promises, by the names that `--only` takes."""
-MODULES = ("training",)
+MODULES = ("files", "training", "processes", "network")
 """Where families are, in this folder."""
 
 Check = Callable[[Path], None]

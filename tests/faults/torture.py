@@ -223,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.again:
         results.found.clear()
     run_all(wanted, results, arguments.folder)
+    gc.unfreeze()
     if not arguments.no_page:
         write_page(arguments.page, table(everything, results.found, arguments.seed))
     n_failed = sum(results.found[str(case)]["passed"] is False for case in wanted)

@@ -220,18 +220,28 @@ def train_example(path: Path, **changes: Any) -> None:
 
 TRAINERS = {
     "navigator": Trainer(train_navigator, 8, (3, 6, 8), dict(lr_walk=0.5), is_distributed=True,
-                         of_two=dict(num_samples=128, save_freq=48)),
-    "several": Trainer(train_several, 8, (3, 6, 8), dict(lr_walk=0.5)),
-    "encoder": Trainer(train_encoder, 6, (3, 6), dict(base_lr=0.5), is_distributed=True),
-    "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True),
+                         of_two=dict(num_samples=128, save_freq=48),
+                         long=(1000, dict(num_samples=8_000, save_freq=10**6))),
+    "several": Trainer(train_several, 8, (3, 6, 8), dict(lr_walk=0.5),
+                       long=(1000, dict(num_samples=8_000, save_freq=10**6))),
+    "encoder": Trainer(train_encoder, 6, (3, 6), dict(base_lr=0.5), is_distributed=True,
+                       long=(1000, dict(samples_per_epoch=4_000))),
+    "probe": Trainer(train_probe, 9, (3, 6, 9), dict(base_lr=0.5), is_distributed=True,
+                     long=(10_002, dict(max_epochs=3334, val_freq=10_000))),
     "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
-        epoch * 20 + step for epoch in range(6) for step in (16, 20))),  # noise comes in blocks of 16 steps
-    "mim image": Trainer(train_mim_image, 12, (4, 8, 12), dict(lr=0.5), is_distributed=True),
-    "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5)),
-    "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True, is_same_in_two=True),
-    "diffusion": Trainer(train_diffusion, 5, (2, 4, 5), dict(lr=0.5), is_distributed=True, is_same_in_two=True),
-    "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5)),
-    "example": Trainer(train_example, 125, (50, 100, 125), dict(lr=0.5), is_distributed=True),
+        epoch * 20 + step for epoch in range(6) for step in (16, 20)),  # noise comes in blocks of 16 steps
+        long=(10_000, dict(epochs=500))),
+    "mim image": Trainer(train_mim_image, 12, (4, 8, 12), dict(lr=0.5), is_distributed=True,
+                         long=(2_000, dict(epochs=500))),
+    "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5), long=(1000, dict(steps=1000, save_every=10**6))),
+    "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True, is_same_in_two=True,
+                    long=(1000, dict(epochs=500, save_every=10**6))),
+    "diffusion": Trainer(train_diffusion, 5, (2, 4, 5), dict(lr=0.5), is_distributed=True, is_same_in_two=True,
+                         long=(1000, dict(steps=1000, save_every=10**6))),
+    "calibration": Trainer(calibrate, 10, (3, 6, 9, 10), dict(lr=0.5),
+                           long=(2004, dict(n_steps=2000, save_freq=10**6))),
+    "example": Trainer(train_example, 125, (50, 100, 125), dict(lr=0.5), is_distributed=True,
+                       long=(10_000, dict(n_steps=10_000))),
 }  # fmt: skip
 
 _NAVIGATOR = TRAINERS["navigator"]
