@@ -80,10 +80,13 @@ def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
     _run("add_doubled", x, small, bias)
 
 
-def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int) -> Tensor:
+def filtered(
+    x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int, turned: bool = False
+) -> Tensor:
     """Each map of x (n, c, h, w), of any dense layout, with up - 1 zeros between its samples, correlated with taps
-    (k, k), of which each down-th value is kept: y[o] = sum over i of taps[i] * x_up[o * down + i - padding]."""
-    return _run("filtered", x, taps, up, down, padding, out_height, out_width)  # type: ignore[no-any-return]
+    (k, k), of which each down-th value is kept: y[o] = sum over i of taps[i] * x_up[o * down + i - padding].
+    turned: the taps are taken in reverse, in both axes."""
+    return _run("filtered", x, taps, up, down, padding, out_height, out_width, turned)  # type: ignore[no-any-return]
 
 
 def interpolation(
@@ -129,7 +132,7 @@ def _gradients_without_numbers(gradient, x, scale, offset, slope, bound, to_scal
     return torch.empty_like(x), *sums
 
 
-def _filtered_without_numbers(x, taps, up, down, padding, out_height, out_width):  # type: ignore[no-untyped-def]
+def _filtered_without_numbers(x, taps, up, down, padding, out_height, out_width, turned):  # type: ignore[no-untyped-def]
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     layout = torch.channels_last if is_last else torch.contiguous_format
     return torch.empty((*x.shape[:2], out_height, out_width), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -151,7 +154,7 @@ _OPERATORS = {
     ),
     "filtered": _operator(
         "filtered",
-        "(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width) -> Tensor",
+        "(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width, bool turned) -> Tensor",
         _filtered_without_numbers,
     ),
     "interpolation": _operator(

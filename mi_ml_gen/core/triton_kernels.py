@@ -112,7 +112,8 @@ def _add_doubled(x, small, bias, side_w, channels, HAS_BIAS: tl.constexpr, BLOCK
 @triton.jit
 def _filter(
     x, taps, y, height, width, channels, out_height, out_width, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, padding,
-    UP: tl.constexpr, DOWN: tl.constexpr, TAPS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    UP: tl.constexpr, DOWN: tl.constexpr, TAPS: tl.constexpr, TURNED: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
     row = tl.program_id(1) * 2  # two rows of results share what they read
@@ -133,9 +134,11 @@ def _filter(
             at = n * x_n + ((r // UP) * x_h + (q // UP) * x_w)[:, None] + c[None, :] * x_c
             value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
             if i < TAPS:
-                first += tl.load(taps + i * TAPS + j) * value
+                at_tap = i * TAPS + j
+                first += tl.load(taps + (TAPS * TAPS - 1 - at_tap if TURNED else at_tap)) * value
             if i >= DOWN:
-                second += tl.load(taps + (i - DOWN) * TAPS + j) * value
+                at_tap = (i - DOWN) * TAPS + j
+                second += tl.load(taps + (TAPS * TAPS - 1 - at_tap if TURNED else at_tap)) * value
     mask = (column < out_width)[:, None] & is_channel
     at = n * y_n + row * y_h + column[:, None] * y_w + c[None, :] * y_c
     tl.store(y + at, first.to(y.dtype.element_ty), mask=mask)
@@ -307,7 +310,9 @@ def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
     )  # fmt: skip
 
 
-def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int) -> Tensor:
+def filtered(
+    x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int, turned: bool = False
+) -> Tensor:
     n, channels, height, width = x.shape
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     layout = torch.channels_last if is_last else torch.contiguous_format
@@ -329,7 +334,7 @@ def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_heig
     _filter[grid](
         seen, taps, made, height, width, seen.shape[1], out_height, out_width,
         n_x, h_x, w_x, c_x, n_y, h_y, w_y, c_y, padding,
-        UP=up, DOWN=down, TAPS=taps.shape[-1], BLOCK_W=block_w, BLOCK_C=block_c,
+        UP=up, DOWN=down, TAPS=taps.shape[-1], TURNED=turned, BLOCK_W=block_w, BLOCK_C=block_c,
     )  # fmt: skip
     return y
 
