@@ -287,13 +287,15 @@ PUBLISHED: dict[str, tuple[str, Train]] = {
 }
 """The published sizes at batch 64: the generator's name, and train(folder, generator, **changes of the settings)."""
 PRECISIONS = ("fp32", "bf16")
+RECOMPUTING: tuple[str, ...] = tuple(name for name in PUBLISHED if not name.startswith("navigator"))
+"""The works that have the flag --recompute."""
 
 
-def count(name: str, precision: str) -> Counts:
+def count(name: str, precision: str, **changes: Any) -> Counts:
     """One line of the table."""
     generator, train = PUBLISHED[name]
     with pretended_cuda() as counted:
-        return counted_step(lambda path: train(path, frozen(generator), precision=precision), counted)
+        return counted_step(lambda path: train(path, frozen(generator), precision=precision, **changes), counted)
 
 
 def graph_breaks(function: Callable[..., Any], *arguments: Any) -> int:

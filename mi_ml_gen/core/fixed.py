@@ -300,13 +300,11 @@ class _FusedActivation(torch.autograd.Function):
         x, scale, offset = ctx.saved_tensors
         _, to_scale, to_offset, *_ = ctx.needs_input_grad
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        to_x, of_scale, of_offset = kernels.scaled_activation_backward(
-            gradient, x, scale, offset, *ctx.how, to_scale, to_offset
-        )
+        to_x, sums = kernels.scaled_activation_backward(gradient, x, scale, offset, *ctx.how, to_scale, to_offset)
         return (
             to_x,
-            _summed_to(of_scale, scale) if to_scale else None,
-            _summed_to(of_offset, offset) if to_offset else None,
+            _summed_to(sums[0], scale) if to_scale else None,
+            _summed_to(sums[-1], offset) if to_offset else None,
             None,
             None,
         )

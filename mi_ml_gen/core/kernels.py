@@ -69,8 +69,9 @@ def scaled_activation(
 def scaled_activation_backward(
     gradient: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, slope: float | None, bound: float | None,
     to_scale: bool, to_offset: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradient of x, and those of scale and offset for each sample, (n, c) in float32; empty where not wanted."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradient of x, and those of scale and offset for each sample, as far as they are wanted, in one tensor, float32
+    (0 to 2, n, c). The latter take a launch of their own."""
     made = _run("scaled_activation_backward", gradient, x, scale, offset, slope, bound, to_scale, to_offset)
     return made  # type: ignore[no-any-return]
 
@@ -128,8 +129,7 @@ def _operator(name: str, schema: str, fake: Callable[..., Any], mutates: tuple[s
 
 
 def _gradients_without_numbers(gradient, x, scale, offset, slope, bound, to_scale, to_offset):  # type: ignore[no-untyped-def]
-    sums = [x.new_empty(x.shape[:2] if wanted else (0,), dtype=torch.float32) for wanted in (to_scale, to_offset)]
-    return torch.empty_like(x), *sums
+    return torch.empty_like(x), x.new_empty((to_scale + to_offset, *x.shape[:2]), dtype=torch.float32)
 
 
 def _filtered_without_numbers(x, taps, up, down, padding, out_height, out_width, turned):  # type: ignore[no-untyped-def]
@@ -146,7 +146,7 @@ _OPERATORS = {
     "scaled_activation_backward": _operator(
         "scaled_activation_backward",
         "(Tensor gradient, Tensor x, Tensor scale, Tensor? offset, float? slope, float? bound, "
-        "bool to_scale, bool to_offset) -> (Tensor, Tensor, Tensor)",
+        "bool to_scale, bool to_offset) -> (Tensor, Tensor)",
         _gradients_without_numbers,
     ),
     "add_doubled": _operator(

@@ -279,8 +279,8 @@ def scaled_activation(
 def scaled_activation_backward(
     gradient: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, slope: float | None, bound: float | None,
     to_scale: bool, to_offset: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, and per sample and channel (n, channels), float32, of scale and offset; empty if unwanted."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, and per sample and channel, float32 (0 to 2, n, channels), of scale and offset, if wanted."""
     how = _how(x, scale, offset, slope, bound)
     n, channels = x.shape[:2]
     block_p, block_c = _blocks(how["pixels"], channels)
@@ -290,14 +290,13 @@ def scaled_activation_backward(
     per_part = triton.cdiv(blocks_p, n_parts) * block_p
     n_parts = triton.cdiv(how["pixels"], per_part)
     to_x = torch.empty_like(x)
-    sums = [x.new_empty((n, n_parts, channels) if wanted else 0, dtype=torch.float32)
-            for wanted in (to_scale, to_offset)]  # fmt: skip
+    sums = x.new_empty((to_scale + to_offset, n, n_parts, channels), dtype=torch.float32)
     _backward[(n_parts, blocks_c, n)](
-        gradient, x, scale, x if offset is None else offset, to_x, *sums, **how, pixels_per_part=per_part,
+        gradient, x, scale, x if offset is None else offset, to_x, sums[0] if to_scale else to_x,
+        sums[-1] if to_offset else to_x, **how, pixels_per_part=per_part,
         TO_SCALE=to_scale, TO_OFFSET=to_offset, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
-    of_scale, of_offset = (one.sum(1) if one.numel() else one for one in sums)
-    return to_x, of_scale, of_offset
+    return to_x, sums.sum(2)
 
 
 def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:

@@ -589,7 +589,7 @@ def test_a_published_file_must_say_its_resolution():
 
 def test_configuration_and_weights_round_trip_through_json():
     generator = _tiny(architecture="resnet", conv_clamp=2.0, c_dim=2, label=1, psi=0.8, crop=20, size=10)
-    again = build(json.loads(json.dumps(generator.config())), generator.state_dict(), "copy")
+    again = build(json.loads(json.dumps(generator.config())), generator.state_dict(), "copy").freeze()
     assert again.settings == generator.settings and again.name == "copy"
     z = torch.randn(2, 24)
     assert torch.equal(again.decode(again.latents(z)), generator.decode(generator.latents(z)))
