@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from typing import Any
 
 import torch
 
@@ -25,11 +26,15 @@ def main() -> None:
     print("| work | launches | GB | peak GiB | GFLOP | host waits |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     found = {}
-    for work, precision in itertools.product(workloads.PUBLISHED, workloads.PRECISIONS):
-        name = f"{work}, {precision}"
+    rows: list[tuple[str, str, dict[str, Any]]] = [
+        *((*pair, {}) for pair in itertools.product(workloads.PUBLISHED, workloads.PRECISIONS)),
+        *((work, "bf16", {"recompute": True}) for work in workloads.RECOMPUTING),
+    ]
+    for work, precision, changes in rows:
+        name = f"{work}, {precision}{', --recompute' if changes else ''}"
         if options.only not in name:
             continue
-        counts = workloads.count(work, precision)
+        counts = workloads.count(work, precision, **changes)
         row = found[name] = counts.as_dict()
         print(
             f"| {name} | {row['launches']:,} | {row['traffic_gb']:.1f} | {row['peak_gib']:.2f} | {row['gflop']:,.0f} "

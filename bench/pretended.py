@@ -6,7 +6,7 @@
 Everything that runs within it believes in a device cuda:0. What raises an error there:
 
     a tensor on the wrong device, a value that the host reads (item, tolist, nonzero, a mask as an index), page-locked
-    memory for an expanded tensor, a gradient on another device than its tensor.
+    memory for an expanded tensor, a gradient on another device than its tensor, a backward pass inside autocast.
 
 Autograd's engine asks for a driver, and is stood in for: gradients come from a walk over the same graph in Python, with
 the same operators in the same order, each of which is counted.
@@ -42,14 +42,14 @@ IS_POSSIBLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 
 
 class _Saved:
-    """A tensor that a node of the graph keeps for its backward, until that has run."""
+    """A tensor, or what hooks made of it, that a node of the graph keeps for its backward, until that has run."""
 
     used: list[_Saved] = []  # noqa: RUF012 - of the node that is in work
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor: Tensor | None = tensor
+    def __init__(self, tensor: Any) -> None:
+        self.tensor: Any = tensor
 
-    def unpack(self) -> Tensor:
+    def unpack(self) -> Any:
         assert self.tensor is not None, "backward has run through this graph already"
         _Saved.used.append(self)
         return self.tensor
@@ -114,6 +114,10 @@ def gradients(
 ) -> list[Tensor | None]:
     """Gradients of a scalar, or of outputs that have `given` ones, with respect to leaves: into their `grad`, or of
     `inputs` alone, given back."""
+    if torch.is_autocast_enabled("cuda"):
+        raise RuntimeError(
+            "a backward pass inside autocast: the engine would run its float32 products in half precision"
+        )
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     starts = [torch.ones_like(output) for output in outputs] if given is None else given
     roots = [output.grad_fn for output in outputs]
@@ -159,13 +163,13 @@ def gradients(
 def _run(node: Any, arrived: dict[int, Tensor], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
     """One node's backward; what it had saved is released after it."""
     n_outputs = len(node._input_metadata)
-    _Saved.used = []
+    outer, _Saved.used = _Saved.used, []  # a backward may run another one
     with contextlib.nullcontext() if all(wanted) or len(wanted) != 3 else _Only(wanted):
         given = [arrived.get(i) for i in range(n_outputs)]
         out = node(*given) if not isinstance(node, torch.autograd.function.BackwardCFunction) else node.apply(*given)
     for saved in _Saved.used:
         saved.tensor = None
-    _Saved.used = []
+    _Saved.used = outer
     out = out if isinstance(out, tuple) else (out,)
     return out[: len(node.next_functions)]  # trailing arguments of our own functions that are no tensors
 
@@ -199,9 +203,10 @@ def _backward_of_several(outputs: Any, given: Any, *arguments: Any, **named: Any
     gradients(outputs, None, given)
 
 
-def _grad(output: Tensor, inputs: Any, *arguments: Any, **named: Any) -> tuple[Tensor | None, ...]:
-    assert not arguments and not named, "the pretended autograd.grad knows no options"
-    return tuple(gradients(output, [inputs] if isinstance(inputs, Tensor) else list(inputs)))
+def _grad(outputs: Any, inputs: Any, grad_outputs: Any = None, **named: Any) -> tuple[Tensor | None, ...]:
+    assert not named, "the pretended autograd.grad knows no options"
+    given = [grad_outputs] if isinstance(grad_outputs, Tensor) else grad_outputs
+    return tuple(gradients(outputs, [inputs] if isinstance(inputs, Tensor) else list(inputs), given))
 
 
 # --- The device ---------------------------------------------------------------------------------------------------
@@ -300,6 +305,14 @@ def _as_cudnn_lays_it(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_f
     return torch.channels_last if is_last else torch.contiguous_format
 
 
+_real_hooks = torch.autograd.graph.saved_tensors_hooks
+
+
+def _hooks(pack: Any, unpack: Any) -> Any:
+    """Hooks within ours, which torch would put in their place."""
+    return _real_hooks(lambda tensor: _Saved(pack(tensor)), lambda saved: unpack(saved.unpack()))
+
+
 @contextlib.contextmanager
 def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
     """A CUDA device without numbers, for what runs within; gives the counter, entered, not yet counting.
@@ -329,6 +342,7 @@ def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
             stack.enter_context(patch)
         if n_processes > 1:
             stack.enter_context(_processes(n_processes))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_Saved, _Saved.unpack))
+        stack.enter_context(_real_hooks(_Saved, _Saved.unpack))
+        stack.enter_context(mock.patch.object(torch.autograd.graph, "saved_tensors_hooks", _hooks))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))  # stored images are real ones
         yield stack.enter_context(Counted())

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
 from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
-from mi_ml_gen.generators.stylegan2.network import Features, NoiseSource, SynthesisLayer, Window
+from mi_ml_gen.generators.stylegan2.network import Features, Modulation, NoiseSource, SynthesisLayer, Window
 
 WAYS = ("shared", "grouped", "decode")
 
@@ -41,6 +41,7 @@ def grouped_forward(
     wanted: Window,
     noise: NoiseSource,
     gain: float = 1.0,
+    modulation: Modulation | None = None,  # which it makes itself
 ) -> Features:
     """`SynthesisLayer.forward` as the paper writes it: modulate, normalise and apply one kernel per sample.
 

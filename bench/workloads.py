@@ -24,6 +24,11 @@ from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.generators import fingerprint
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
+from mi_ml_gen.generators.diffusion import training as diffusion
+from mi_ml_gen.generators.diffusion.generator import Diffusion
+from mi_ml_gen.generators.diffusion.processes import PROCESSES
+from mi_ml_gen.generators.diffusion.settings import UNetConfig
+from mi_ml_gen.generators.diffusion.train_settings import DiffusionTrainConfig
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
 from mi_ml_gen.generators.nvae import training as nvae
 from mi_ml_gen.generators.nvae.generator import NVAE
@@ -48,6 +53,9 @@ _NVAE = dict(
     num_scales=2, num_groups_per_scale=1, num_cells_per_group=1, num_latent_per_group=2, initial_channels=4,
     num_pre_post_process_cells=1, num_logistic_mixtures=2,
 )  # fmt: skip
+_UNET = dict(
+    sample_size=8, block_out_channels=(4, 8), down=("plain", "attention"), up=("attention", "plain"), norm_num_groups=2
+)
 GENERATORS: dict[str, Callable[[], MultiLatentGenerator]] = {
     "bigbigan": BigBiGAN,
     "stylegan2": lambda: StyleGAN2(StyleGAN2Config()),
@@ -59,6 +67,7 @@ GENERATORS: dict[str, Callable[[], MultiLatentGenerator]] = {
     ),
     "small-nvae": lambda: NVAE(NVAEConfig((3, 8, 8), **_NVAE)),  # type: ignore[arg-type]
     "small-linear-gaussian": LinearGaussian,
+    "small-diffusion": lambda: Diffusion(UNetConfig(**_UNET), PROCESSES["v"](), use=dict(steps=3, block=1)),  # type: ignore[arg-type]
 }
 """Published sizes, and networks of a few pixels for the checks of devices and reads alone."""
 SMALL: dict[str, Any] = dict(batch_size=4, critic_width=4)
@@ -105,9 +114,9 @@ def counted_step(train: Callable[[Path], Any], counted: Counted) -> Counts:
 
 def frozen(name: str) -> MultiLatentGenerator:
     """A generator on the pretended device, as `load_generator` gives it."""
-    if name == "small-linear-gaussian":
+    if name in ("small-linear-gaussian", "small-diffusion"):
         with unset_fake_temporarily():
-            made = LinearGaussian()
+            made = GENERATORS[name]()
         return _without_numbers(made)
     with CUDA:
         return GENERATORS[name]().freeze().to(memory_format=torch.channels_last)
@@ -115,11 +124,8 @@ def frozen(name: str) -> MultiLatentGenerator:
 
 def _without_numbers(generator: MultiLatentGenerator) -> MultiLatentGenerator:
     """A generator whose making needs numbers, on the pretended device."""
-    generator.freeze()
-    for part in generator.modules():
-        for name, value in part._buffers.items():
-            part._buffers[name] = value if value is None else torch.empty(value.shape, dtype=value.dtype, device=CUDA)
-    return generator
+    generator.to("meta").to_empty(device=CUDA)
+    return generator.freeze().to(memory_format=torch.channels_last)
 
 
 def train_navigator(path: Path, generator: MultiLatentGenerator, chunks: str, **changes: Any) -> None:
@@ -200,6 +206,24 @@ def nvae_step(counted: Counted, **changes: Any) -> Counts:
     return counted_step(train, counted)
 
 
+def diffusion_step(counted: Counted, **changes: Any) -> Counts:
+    """A step of a diffusion model's training."""
+    sizes = dict(resolution=8, widths=(4, 8), patch=1, batch_size=4, steps=3, sampler_steps=3, block=1, flip=True)
+    use = Diffusion._use
+
+    def with_numbers(generator: Diffusion, given: dict[str, Any]) -> None:
+        with unset_fake_temporarily():  # the sampler's steps are numbers
+            use(generator, given)
+
+    def train(path: Path) -> None:
+        images = torch.empty(10, 1, 8, 8, dtype=torch.uint8)
+        place = dict(save_folder=str(path.parent), run_name=path.name)
+        diffusion.train_diffusion(DiffusionTrainConfig(**(sizes | place | changes)), images, progress=False)  # type: ignore[arg-type]
+
+    with mock.patch.object(Diffusion, "_use", with_numbers):
+        return counted_step(train, counted)
+
+
 def mim_image_step(counted: Counted, model_name: str, **changes: Any) -> Counts:
     """A step of an image model of MIM, on binary images."""
     sizes = dict(
@@ -228,6 +252,7 @@ TRAINERS: dict[str, Callable[[Counted], Counts]] = {
             ("stylegan2", "bf16"),
             ("nvae", "bf16"),
             ("linear-gaussian", "fp32"),
+            ("diffusion", "bf16"),
         )
     },
     **{
@@ -243,6 +268,8 @@ TRAINERS: dict[str, Callable[[Counted], Counts]] = {
     "probe": probe_step,
     "mim": mim_step,
     "nvae": nvae_step,
+    "diffusion": diffusion_step,
+    "diffusion, bf16": lambda c: diffusion_step(c, precision="bf16"),
     "mim image, vae": lambda c: mim_image_step(c, "vae"),
     "mim image, cmim, bf16": lambda c: mim_image_step(c, "hvae_2level-cmim", precision="bf16"),
     "mim image, convolutional": lambda c: mim_image_step(c, "convhvae_2level-amim"),
@@ -260,13 +287,15 @@ PUBLISHED: dict[str, tuple[str, Train]] = {
 }
 """The published sizes at batch 64: the generator's name, and train(folder, generator, **changes of the settings)."""
 PRECISIONS = ("fp32", "bf16")
+RECOMPUTING: tuple[str, ...] = tuple(name for name in PUBLISHED if not name.startswith("navigator"))
+"""The works that have the flag --recompute."""
 
 
-def count(name: str, precision: str) -> Counts:
+def count(name: str, precision: str, **changes: Any) -> Counts:
     """One line of the table."""
     generator, train = PUBLISHED[name]
     with pretended_cuda() as counted:
-        return counted_step(lambda path: train(path, frozen(generator), precision=precision), counted)
+        return counted_step(lambda path: train(path, frozen(generator), precision=precision, **changes), counted)
 
 
 def graph_breaks(function: Callable[..., Any], *arguments: Any) -> int:

@@ -4,7 +4,7 @@
 numbers (`bench.pretended`), so that what a step costs on a GPU can be counted without one. What the figures mean:
 
     launches   operators that run a kernel. A view, an allocation and a detach run none; every other operator counts as
-               one, however many kernels a library makes of it.
+               one, however many kernels a library makes of it. Of our own operators each kernel counts.
     traffic    bytes of the tensors that these operators take and give: what goes through memory if no cache helps and
                nothing is fused.
     FLOPs      of convolutions, matrix products and attention, 2 for each multiply and add.
@@ -33,6 +33,9 @@ from torch.utils.flop_counter import flop_registry
 
 NO_KERNEL = ("empty", "new_empty", "detach", "_unsafe_view", "alias", "lift_fresh", "set_", "resize_", "sym_")
 """Beginnings of the names of operators that run no kernel, besides views."""
+
+SUMMED = ("scaled_activation_backward",)
+"""Operators of our own whose second result is summed by a launch after that of the kernel."""
 
 
 @dataclass
@@ -149,9 +152,10 @@ class Counted(TorchDispatchMode):
         if space not in ("aten", "mi_ml_gen") or not here or function.is_view or name.startswith(NO_KERNEL):
             return
         n_bytes = sum(map(memory_of, here))
-        counts.launches += 1
+        n_launches = 1 + (name in SUMMED and given[1].numel() > 0)
+        counts.launches += n_launches
         counts.traffic_bytes += n_bytes
-        counts.by_operator[name] += 1
+        counts.by_operator[name] += n_launches
         counts.traffic_by_operator[name] += n_bytes
         packet = function._overloadpacket
         if packet in flop_registry:

@@ -300,13 +300,11 @@ class _FusedActivation(torch.autograd.Function):
         x, scale, offset = ctx.saved_tensors
         _, to_scale, to_offset, *_ = ctx.needs_input_grad
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        to_x, of_scale, of_offset = kernels.scaled_activation_backward(
-            gradient, x, scale, offset, *ctx.how, to_scale, to_offset
-        )
+        to_x, sums = kernels.scaled_activation_backward(gradient, x, scale, offset, *ctx.how, to_scale, to_offset)
         return (
             to_x,
-            _summed_to(of_scale, scale) if to_scale else None,
-            _summed_to(of_offset, offset) if to_offset else None,
+            _summed_to(sums[0], scale) if to_scale else None,
+            _summed_to(sums[-1], offset) if to_offset else None,
             None,
             None,
         )
@@ -402,6 +400,38 @@ def _summed_in_twos(maps: Tensor) -> Tensor:
     return functional.avg_pool2d(maps, 2, divisor_override=1)
 
 
+# --- products over channels ---------------------------------------------------------------------------------
+
+
+def channel_products(kernel: Tensor, x: Tensor) -> Tensor:
+    """A 1x1 convolution with a kernel for each sample: (n, o, c) and maps (n, c, h, w) -> (n, o, h, w).
+
+    The gradient of maps that have their channels last has them last too.
+    """
+    if is_channels_last(x) and _by_hand(kernel, x):
+        dtype = working_dtype(x)
+        return _ChannelProducts.apply(kernel.to(dtype), x.to(dtype))
+    return torch.bmm(kernel, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+class _ChannelProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel, x):
+        ctx.save_for_backward(kernel, x)
+        return torch.bmm(kernel, x.flatten(2)).unflatten(2, x.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        kernel, x = ctx.saved_tensors
+        gradient = gradient.flatten(2)
+        to_kernel = torch.bmm(gradient, x.flatten(2).mT) if ctx.needs_input_grad[0] else None
+        to_x = None
+        if ctx.needs_input_grad[1]:
+            to_x = torch.bmm(gradient.mT, kernel).mT.unflatten(2, x.shape[2:])
+        return to_kernel, to_x
+
+
 # --- small filters, the same on each map ---------------------------------------------------------------------
 
 
@@ -432,12 +462,12 @@ class _Filtered(torch.autograd.Function):
         (taps,) = ctx.saved_tensors
         up, padding, (height, width) = ctx.how
         gradient = gradient if is_channels_last(gradient) else gradient.contiguous()
-        adjoint = taps.flip(0, 1).contiguous()
         padding = len(taps) - 1 - padding
-        return kernels.filtered(gradient, adjoint, 1, up, padding, height, width), None, None, None, None, None
+        to_x = kernels.filtered(gradient, taps, 1, up, padding, height, width, turned=True)
+        return to_x, None, None, None, None, None
 
 
 __all__ = [
-    "Conv2d", "FixedWeights", "add_doubled", "convolve", "filtered", "fix", "hold", "is_channels_last",
-    "scaled_activation", "without_gradients", "working_dtype",
+    "Conv2d", "FixedWeights", "add_doubled", "channel_products", "convolve", "filtered", "fix", "hold",
+    "is_channels_last", "scaled_activation", "without_gradients", "working_dtype",
 ]  # fmt: skip

@@ -69,8 +69,9 @@ def scaled_activation(
 def scaled_activation_backward(
     gradient: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, slope: float | None, bound: float | None,
     to_scale: bool, to_offset: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradient of x, and those of scale and offset for each sample, (n, c) in float32; empty where not wanted."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradient of x, and those of scale and offset for each sample, as far as they are wanted, in one tensor, float32
+    (0 to 2, n, c). The latter take a launch of their own."""
     made = _run("scaled_activation_backward", gradient, x, scale, offset, slope, bound, to_scale, to_offset)
     return made  # type: ignore[no-any-return]
 
@@ -80,10 +81,13 @@ def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
     _run("add_doubled", x, small, bias)
 
 
-def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int) -> Tensor:
+def filtered(
+    x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int, turned: bool = False
+) -> Tensor:
     """Each map of x (n, c, h, w), of any dense layout, with up - 1 zeros between its samples, correlated with taps
-    (k, k), of which each down-th value is kept: y[o] = sum over i of taps[i] * x_up[o * down + i - padding]."""
-    return _run("filtered", x, taps, up, down, padding, out_height, out_width)  # type: ignore[no-any-return]
+    (k, k), of which each down-th value is kept: y[o] = sum over i of taps[i] * x_up[o * down + i - padding].
+    turned: the taps are taken in reverse, in both axes."""
+    return _run("filtered", x, taps, up, down, padding, out_height, out_width, turned)  # type: ignore[no-any-return]
 
 
 def interpolation(
@@ -125,11 +129,10 @@ def _operator(name: str, schema: str, fake: Callable[..., Any], mutates: tuple[s
 
 
 def _gradients_without_numbers(gradient, x, scale, offset, slope, bound, to_scale, to_offset):  # type: ignore[no-untyped-def]
-    sums = [x.new_empty(x.shape[:2] if wanted else (0,), dtype=torch.float32) for wanted in (to_scale, to_offset)]
-    return torch.empty_like(x), *sums
+    return torch.empty_like(x), x.new_empty((to_scale + to_offset, *x.shape[:2]), dtype=torch.float32)
 
 
-def _filtered_without_numbers(x, taps, up, down, padding, out_height, out_width):  # type: ignore[no-untyped-def]
+def _filtered_without_numbers(x, taps, up, down, padding, out_height, out_width, turned):  # type: ignore[no-untyped-def]
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     layout = torch.channels_last if is_last else torch.contiguous_format
     return torch.empty((*x.shape[:2], out_height, out_width), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -143,7 +146,7 @@ _OPERATORS = {
     "scaled_activation_backward": _operator(
         "scaled_activation_backward",
         "(Tensor gradient, Tensor x, Tensor scale, Tensor? offset, float? slope, float? bound, "
-        "bool to_scale, bool to_offset) -> (Tensor, Tensor, Tensor)",
+        "bool to_scale, bool to_offset) -> (Tensor, Tensor)",
         _gradients_without_numbers,
     ),
     "add_doubled": _operator(
@@ -151,7 +154,7 @@ _OPERATORS = {
     ),
     "filtered": _operator(
         "filtered",
-        "(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width) -> Tensor",
+        "(Tensor x, Tensor taps, int up, int down, int padding, int out_height, int out_width, bool turned) -> Tensor",
         _filtered_without_numbers,
     ),
     "interpolation": _operator(

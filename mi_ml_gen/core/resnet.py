@@ -7,11 +7,14 @@ there, since that takes longer than torch itself.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.recompute import activated, normalised, recomputing
 
 SMALL_IMAGE_PX = 64
 """Below this the stem keeps the resolution: 3x3, stride 1, no max pool."""
@@ -34,20 +37,17 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Sequential | None = None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
         self.bn1 = BatchNorm2d(planes)
-        self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = BatchNorm2d(planes)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.bn2(self.conv2(branch))
-        branch += x if self.downsample is None else self.downsample(x)
-        return self.relu(branch)
+        branch = activated(self.bn1, self.conv1(x))
+        return activated(self.bn2, self.conv2(branch), added=_beside(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Sequential | None = None) -> None:
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
@@ -67,15 +67,20 @@ class Bottleneck(nn.Module):
         self.bn2 = BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
         self.bn3 = BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.relu(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(branch))
-        branch += x if self.downsample is None else self.downsample(x)
-        return self.relu(branch)
+        branch = activated(self.bn1, self.conv1(x))
+        branch = activated(self.bn2, self.conv2(branch))
+        return activated(self.bn3, self.conv3(branch), added=_beside(self.downsample, x))
+
+
+def _beside(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
+    """What a block adds to its branch."""
+    if shortcut is None:
+        return x
+    convolution, norm = shortcut
+    return normalised(norm, convolution(x))
 
 
 _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -90,7 +95,11 @@ class ResNet(nn.Module):
     Modules carry torchvision's names (conv1, bn1, layer1 .. layer4), so that with `width=64` and the standard
     stem a state dict of torchvision's `resnet18` or `resnet50` fits once `fc` is dropped.  The last pooling
     is a mean over the axes: unlike adaptive pooling its backward is deterministic on CUDA.
+
+    recomputes: whether the outputs of ReLUs are computed again in the backward pass, see `core.recompute`.
     """
+
+    recomputes = False
 
     def __init__(
         self, depth: int = 18, small_images: bool = False, width: int = 64, zero_init_residual: bool = False
@@ -104,7 +113,6 @@ class ResNet(nn.Module):
         kernel, stride = (3, 1) if small_images else (7, 2)
         self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, width, width, lengths[0], stride=1)
         self.layer2 = _stage(block, width * block.expansion, 2 * width, lengths[1], stride=2)
@@ -122,8 +130,9 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
+        with recomputing() if self.recomputes and self.training else nullcontext():
+            x = self.maxpool(activated(self.bn1, self.conv1(images)))
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
         if self.training:
             norms = [module for module in self.modules() if isinstance(module, BatchNorm2d) and module.training]
             counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]

@@ -112,7 +112,8 @@ def _add_doubled(x, small, bias, side_w, channels, HAS_BIAS: tl.constexpr, BLOCK
 @triton.jit
 def _filter(
     x, taps, y, height, width, channels, out_height, out_width, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, padding,
-    UP: tl.constexpr, DOWN: tl.constexpr, TAPS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    UP: tl.constexpr, DOWN: tl.constexpr, TAPS: tl.constexpr, TURNED: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
     row = tl.program_id(1) * 2  # two rows of results share what they read
@@ -133,9 +134,11 @@ def _filter(
             at = n * x_n + ((r // UP) * x_h + (q // UP) * x_w)[:, None] + c[None, :] * x_c
             value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
             if i < TAPS:
-                first += tl.load(taps + i * TAPS + j) * value
+                at_tap = i * TAPS + j
+                first += tl.load(taps + (TAPS * TAPS - 1 - at_tap if TURNED else at_tap)) * value
             if i >= DOWN:
-                second += tl.load(taps + (i - DOWN) * TAPS + j) * value
+                at_tap = (i - DOWN) * TAPS + j
+                second += tl.load(taps + (TAPS * TAPS - 1 - at_tap if TURNED else at_tap)) * value
     mask = (column < out_width)[:, None] & is_channel
     at = n * y_n + row * y_h + column[:, None] * y_w + c[None, :] * y_c
     tl.store(y + at, first.to(y.dtype.element_ty), mask=mask)
@@ -276,8 +279,8 @@ def scaled_activation(
 def scaled_activation_backward(
     gradient: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, slope: float | None, bound: float | None,
     to_scale: bool, to_offset: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, and per sample and channel (n, channels), float32, of scale and offset; empty if unwanted."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, and per sample and channel, float32 (0 to 2, n, channels), of scale and offset, if wanted."""
     how = _how(x, scale, offset, slope, bound)
     n, channels = x.shape[:2]
     block_p, block_c = _blocks(how["pixels"], channels)
@@ -287,14 +290,13 @@ def scaled_activation_backward(
     per_part = triton.cdiv(blocks_p, n_parts) * block_p
     n_parts = triton.cdiv(how["pixels"], per_part)
     to_x = torch.empty_like(x)
-    sums = [x.new_empty((n, n_parts, channels) if wanted else 0, dtype=torch.float32)
-            for wanted in (to_scale, to_offset)]  # fmt: skip
+    sums = x.new_empty((to_scale + to_offset, n, n_parts, channels), dtype=torch.float32)
     _backward[(n_parts, blocks_c, n)](
-        gradient, x, scale, x if offset is None else offset, to_x, *sums, **how, pixels_per_part=per_part,
+        gradient, x, scale, x if offset is None else offset, to_x, sums[0] if to_scale else to_x,
+        sums[-1] if to_offset else to_x, **how, pixels_per_part=per_part,
         TO_SCALE=to_scale, TO_OFFSET=to_offset, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
-    of_scale, of_offset = (one.sum(1) if one.numel() else one for one in sums)
-    return to_x, of_scale, of_offset
+    return to_x, sums.sum(2)
 
 
 def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
@@ -307,7 +309,9 @@ def add_doubled(x: Tensor, small: Tensor, bias: Tensor | None) -> None:
     )  # fmt: skip
 
 
-def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int) -> Tensor:
+def filtered(
+    x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_height: int, out_width: int, turned: bool = False
+) -> Tensor:
     n, channels, height, width = x.shape
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     layout = torch.channels_last if is_last else torch.contiguous_format
@@ -329,7 +333,7 @@ def filtered(x: Tensor, taps: Tensor, up: int, down: int, padding: int, out_heig
     _filter[grid](
         seen, taps, made, height, width, seen.shape[1], out_height, out_width,
         n_x, h_x, w_x, c_x, n_y, h_y, w_y, c_y, padding,
-        UP=up, DOWN=down, TAPS=taps.shape[-1], BLOCK_W=block_w, BLOCK_C=block_c,
+        UP=up, DOWN=down, TAPS=taps.shape[-1], TURNED=turned, BLOCK_W=block_w, BLOCK_C=block_c,
     )  # fmt: skip
     return y
 

@@ -118,6 +118,11 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         False, free=True, later=True,
         help="record what a step launches on the GPU and replay it as CUDA graphs, in a run of one process",
     )  # fmt: skip
+    recompute: bool = option(
+        False, free=True, later=True,
+        help="compute the backbone's ReLUs again in the backward pass, which takes time and saves memory, in a run of "
+        "one process",
+    )  # fmt: skip
     decode_at_once: int | None = option(
         None, at_least=1, free=True, help="pairs that are decoded together (default: all of a batch)"
     )
@@ -127,6 +132,8 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         POLICIES.check(self.policy)
         if self.cuda_graphs and self.compile:
             raise UsageError("--cuda_graphs and --compile: choose one of them")
+        if self.recompute and self.compile:
+            raise UsageError("--recompute and --compile: choose one of them")
 
     @property
     def policy(self) -> str:

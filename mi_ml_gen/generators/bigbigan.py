@@ -128,20 +128,25 @@ class UpsampledConv(fixed.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def derive(self) -> dict[str, torch.Tensor]:
+        """The folded kernel, in bf16 its copy alone: both would take half as much memory again as all weights."""
+        folded = self._folded()
+        return self._halved(folded) if self.in_bf16 else {"folded": folded}
+
+    def _folded(self) -> torch.Tensor:
         w = self.weight.flip(2, 3).transpose(0, 1)  # (in, out, 3, 3), as a transposed convolution reads it
         padded = F.pad(w, (1, 1, 1, 1))  # convolve with the 2x2 ones of the doubling: 3 + 2 - 1 = 4 taps
         folded = padded[..., :-1, :-1] + padded[..., 1:, :-1] + padded[..., :-1, 1:] + padded[..., 1:, 1:]
         layout = torch.channels_last if fixed.is_channels_last(self.weight) else torch.contiguous_format
-        folded = folded.contiguous(memory_format=layout)
-        return {"folded": folded} | self._halved(folded)
+        return folded.contiguous(memory_format=layout)
 
     def forward(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         if not self.is_current():
             with torch.autocast(x.device.type, enabled=False):  # which would double in float32
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             return self._conv_forward(x, self.weight, self.bias if with_bias else None)
-        assert self.folded is not None
-        weight, bias = self.operands(x, self.folded)
+        weight, bias = self.operands(x, self.weight)
+        if weight is self.weight:
+            weight = self._folded() if self.folded is None else self.folded
         return fixed.convolve(x, weight, bias if with_bias else None, stride=2, padding=1, transposed=True)
 
 

@@ -9,7 +9,9 @@ batch size under memory limited setup"). Loss and gradients are those of the who
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ class Parts:
     """Views of the images of a pair of latents, `size` pairs at a time.
 
     stream: gives the random generator of a part's images, the same one whenever it is asked. drawn: the parameters of
-    all views, anchors before positives, as `Augment.draw_pair` gives them.
+    all views, anchors before positives, as `Augment.draw_pair` gives them. context: such as autocast, for the images;
+    their backward pass stays outside of it.
     """
 
     pair: Pair
@@ -35,6 +38,7 @@ class Parts:
     stream: Callable[[int], torch.Generator]
     augment: Augment
     drawn: ViewParameters | None
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def views(self) -> Tensor:
         """Views of anchors, then of positives, (2 n, 3, side, side), without a graph."""
@@ -57,7 +61,8 @@ class Parts:
         return ((i, slice(start, min(start + self.size, n))) for i, start in enumerate(range(0, n, self.size)))
 
     def _views(self, i: int, rows: slice, positive: Tensor) -> Tensor:
-        images = self.decode_pair(self.pair.anchor[rows].detach(), positive, self.chunks, self.stream(i))
+        with self.context():
+            images = self.decode_pair(self.pair.anchor[rows].detach(), positive, self.chunks, self.stream(i))
         drawn = None
         if self.drawn is not None:
             n = len(self.pair.positive)

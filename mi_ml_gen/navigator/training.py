@@ -113,7 +113,8 @@ def train_navigator(
                     drawn = augment.draw_pair(settings.batch_size, rng, device)
                     of_part = partial(_part_stream, settings.seed, step, device)
                     size = math.ceil(settings.batch_size / settings.micro_batches)
-                    parts = Parts(pair, chunks, size, decode_pair, of_part, augment, drawn)
+                    autocast = partial(runtime.autocast, device, settings.precision)
+                    parts = Parts(pair, chunks, size, decode_pair, of_part, augment, drawn, autocast)
                     views = parts.views()
                 views = views.contiguous(memory_format=torch.channels_last)
 
@@ -129,10 +130,10 @@ def train_navigator(
             with runtime.autocast(device, settings.precision), fixed.without_gradients(critic):
                 views = views if parts is None else views.requires_grad_()
                 loss_walker = -_infonce(score(views), settings)
-                if parts is None:
-                    gradients = torch.autograd.grad(loss_walker, parameters)
-                else:
-                    gradients = parts.gradients(torch.autograd.grad(loss_walker, views)[0], parameters)
+            if parts is None:
+                gradients = torch.autograd.grad(loss_walker, parameters)
+            else:
+                gradients = parts.gradients(torch.autograd.grad(loss_walker, views)[0], parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             runtime.average_gradients(walker)

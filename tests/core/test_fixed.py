@@ -98,6 +98,19 @@ def test_a_fixed_convolution_equals_the_plain_one_and_keeps_no_input(layout, tra
     assert kept == [weight.shape]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_products_over_channels_equal_a_convolution_of_each_sample(layout):
+    rng = torch.Generator().manual_seed(0)
+    kernel = torch.randn(2, 3, 6, generator=rng, dtype=torch.float64).requires_grad_()
+    x = torch.randn(2, 6, 5, 5, generator=rng, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    made = fixed.channel_products(kernel, x)
+    plain = torch.cat([F.conv2d(one[None], k[:, :, None, None]) for one, k in zip(x, kernel, strict=True)])
+    direction = torch.randn(made.shape, generator=rng, dtype=torch.float64)
+    ours, others = (torch.autograd.grad(result, [kernel, x], direction) for result in (made, plain))
+    torch.testing.assert_close([made, *ours], [plain, *others], rtol=0, atol=1e-12)
+    assert ours[1].is_contiguous(memory_format=layout)
+
+
 def test_a_convolution_whose_weight_is_trained_gets_its_gradient():
     weight = torch.randn(3, 3, 1, 1, requires_grad=True)
     fixed.convolve(torch.randn(1, 3, 2, 2, requires_grad=True), weight).sum().backward()

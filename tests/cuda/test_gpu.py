@@ -10,13 +10,14 @@ import torch
 
 from bench import workloads
 from mi_ml_gen.core import counting, kernels, runtime
+from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.data.source import HeldImages
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.mim.training import train_seeds
 from mi_ml_gen.navigator.training import train_navigator
 from mi_ml_gen.views.augment import POLICIES, Augment
 from tests.conftest import StopAt, make_small_generator
-from tests.core.test_kernels import kernel_cases, results
+from tests.core.test_kernels import kernel_cases, results, view_cases, without_gradients
 from tests.cuda.test_draws import DRAWS
 from tests.encoders.test_training import SETTINGS as ENCODER
 from tests.faults import trainers
@@ -81,6 +82,30 @@ def test_kernels_equal_torchs_operators():
         for one, other in zip(ours, plain, strict=True):
             scale = other.abs().max().item()
             torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * scale, msg=lambda t, what=what: f"{what}: {t}")
+
+
+def test_views_by_kernels_equal_those_by_torchs_operators():
+    for what, view, images in view_cases(CUDA):
+        ours = [*without_gradients(view, images), *results(view, images)]
+        with no_kernels():
+            plain = [*without_gradients(view, images), *results(view, images)]
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4, msg=lambda text, what=what: f"{what}: {text}")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputing_changes_gradients_by_roundings_alone(precision):
+    torch.manual_seed(0)
+    network = resnet(50, 32, width=16).to(CUDA).to(memory_format=torch.channels_last).train()
+    images = torch.randn(16, 3, 32, 32, device=CUDA).contiguous(memory_format=torch.channels_last)
+    found = []
+    for network.recomputes in (False, True):
+        network.zero_grad()
+        with runtime.autocast(torch.device(CUDA), precision):
+            features = network(images)
+        features.float().square().sum().backward()
+        found.append([features.detach().float(), *(parameter.grad.clone() for parameter in network.parameters())])
+    for kept, again in zip(*found, strict=True):
+        assert (kept - again).norm() <= (1e-4 if precision == "fp32" else 0.05) * kept.norm()
 
 
 def test_kernels_in_bfloat16_are_as_exact_as_torchs_operators():

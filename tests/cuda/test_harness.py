@@ -122,6 +122,23 @@ def test_a_copy_without_waiting():
     assert not beside(lambda images: torch.ones(3, 1, 1).pin_memory().to(CUDA, non_blocking=True)).waits
 
 
+def test_a_backward_pass_inside_autocast():
+    """Its products would be in half precision, whatever those of the forward pass were in."""
+
+    def backward(images):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            torch.autograd.grad((images * 2).sum(), images)
+
+    with pytest.raises(RuntimeError, match="a backward pass inside autocast"):
+        beside(backward)
+
+
+def test_a_gradient_that_is_given_to_autograd_grad():
+    made = []
+    beside(lambda images: made.append(torch.autograd.grad(images * 2, images, torch.ones_like(images))))
+    assert made[0][0].shape == (4, 3, 8, 8)
+
+
 def test_float64(monkeypatch):
     found = planted(monkeypatch, lambda images: images + images.detach().double().mean().float())
     assert found.float64 == {"_to_copy": 1, "mean": 1}

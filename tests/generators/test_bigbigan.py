@@ -87,6 +87,19 @@ def test_folded_upsampling_convolution_equals_the_plain_one():
     torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-12)
 
 
+def test_the_folded_kernel_is_held_in_one_type_alone():
+    torch.manual_seed(0)
+    layer = UpsampledConv(5, 7)
+    x = torch.randn(2, 5, 6, 6)
+    layer.eval().requires_grad_(False).fix()
+    in_float32 = layer(x)
+    layer.fix(in_bf16=True)
+    assert layer.folded is None and layer.half_weight.dtype == torch.bfloat16
+    assert torch.equal(layer(x), in_float32)  # outside of autocast nothing is rounded
+    layer.fix(in_bf16=False)
+    assert layer.folded is not None and layer.half_weight is None
+
+
 @pytest.mark.parametrize("chunks", [Chunks(0, 1), Chunks(1, 2), Chunks(2, 4), Chunks(3, 4)], ids=str)
 def test_decode_pair_equals_decoding_both_bit_for_bit(tiny, published_bigbigan, chunks):
     generator = build_tiny(tiny, published_bigbigan, torch.float32)

@@ -15,6 +15,7 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.stylegan2.config import _DEFAULT_TAPS, _GAINS, NOISE_MODES, StyleGAN2Config
 
 _SLOPE = 0.2
+_NORM_EPS = 1e-8
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -107,17 +108,20 @@ def _kernel(stored: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Te
     return (4 * square).to(dtype).expand(channels, 1, *square.shape)
 
 
-def upsample(image: torch.Tensor, stored: torch.Tensor, held: Window, side: int, wanted: Window) -> torch.Tensor:
+def upsample(
+    image: torch.Tensor, stored: torch.Tensor, held: Window, side: int, wanted: Window, taps: torch.Tensor | None = None
+) -> torch.Tensor:
     """Double a plane of the given side: zeros between samples, then the low-pass filter with gain 4.
 
     `image` (n, C, h, h) is window `held` of the plane; returns window `wanted` of the doubled one. It works in the
-    image's precision inside autocast too.
+    image's precision inside autocast too. taps: what `_taps` makes of the stored filter, from who holds it.
     """
     channels, n_taps = image.shape[1], stored.shape[-1]
     doubled = LowPass(n_taps).image(wanted)
     size = doubled.stop - doubled.start
     padding = n_taps - 1 + 2 * held.start - doubled.start
-    whole = fixed.filtered(image, _taps(stored, image.dtype), 2, padding, size, size)
+    taps = _taps(stored, image.dtype) if taps is None else taps
+    whole = fixed.filtered(image, taps, 2, padding, size, size)
     if whole is not None:
         return whole
     kernel = _kernel(stored, channels, image.dtype)
@@ -201,6 +205,15 @@ class MappingNetwork(nn.Module):
             self.w_avg.lerp_(w.detach().mean(dim=0).to(self.w_avg.dtype), 1 - self.w_avg_beta)
 
 
+class Modulation(NamedTuple):
+    """What w (n, w_dim) makes of a layer, from who computed it for several layers at once."""
+
+    scale: torch.Tensor
+    """(n, in) of a convolution; the kernel (n, img_channels, in), in the maps' dtype, of a ToRGB."""
+    norm: torch.Tensor | None = None
+    """(n, out), with the gain of the activation."""
+
+
 class Features(NamedTuple):
     """A window of feature maps: x (n, C, h, h) holds rows and columns `held`."""
 
@@ -265,24 +278,34 @@ class SynthesisLayer(fixed.FixedWeights):
         return made
 
     def forward(
-        self, features: Features, w: torch.Tensor, wanted: Window, noise: NoiseSource, gain: float = 1.0
+        self,
+        features: Features,
+        w: torch.Tensor,
+        wanted: Window,
+        noise: NoiseSource,
+        gain: float = 1.0,
+        modulation: Modulation | None = None,
     ) -> Features:
         """Features before the layer, w (n, w_dim) -> window `wanted` of those after it, times `gain`."""
         is_fixed = self.is_current()
-        with torch.autocast(w.device.type, enabled=False):
-            style = self.affine(w)  # (n, in)
-            squares = self.squares if is_fixed and self.squares is not None else self._squares()
-            norm = torch.rsqrt(style.square() @ squares.T + 1e-8)  # (n, out)
+        style, norm = modulation or self._modulation(w, is_fixed)
+        assert norm is not None
         x = features.x
         x = fixed.scaled_activation(x, style[:, :, None, None], slope=None)
         x = self._convolve(x, features.held, wanted, is_fixed)
         # Activations are positively homogeneous: their gain may act before them, on the factors of addcmul.
         offset = self._offset(x, len(w), wanted, noise, gain, is_fixed)
-        gain = gain * _GAINS[self.activation]
-        factor = (norm * gain)[:, :, None, None]
+        factor = (norm if gain == 1 else norm * gain)[:, :, None, None]
         slope = _SLOPE if self.activation == "lrelu" else None
-        bound = None if self.conv_clamp is None else self.conv_clamp * gain / _GAINS[self.activation]
+        bound = None if self.conv_clamp is None else self.conv_clamp * gain
         return Features(fixed.scaled_activation(x, factor, offset, slope, bound, overwrite=True), wanted)
+
+    def _modulation(self, w: torch.Tensor, is_fixed: bool) -> Modulation:
+        with torch.autocast(w.device.type, enabled=False):
+            style = self.affine(w)
+            squares = self.squares if is_fixed and self.squares is not None else self._squares()
+            norm = torch.rsqrt(style.square() @ squares.T + _NORM_EPS)
+            return Modulation(style, norm * _GAINS[self.activation])
 
     def _squares(self) -> torch.Tensor:
         return self.weight.square().sum(dim=(2, 3))
@@ -353,15 +376,20 @@ class ToRGB(nn.Module):
         self.weight = nn.Parameter(_normal(config.img_channels, inputs, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.img_channels))
 
-    def forward(self, features: Features, w: torch.Tensor, wanted: Window) -> torch.Tensor:
+    def forward(
+        self, features: Features, w: torch.Tensor, wanted: Window, modulation: Modulation | None = None
+    ) -> torch.Tensor:
         """Features, w (n, w_dim) -> window `wanted` of the image contribution, (n, img_channels, h, h)."""
         x = features.x
-        with torch.autocast(w.device.type, enabled=False):
-            style = self.affine(w) / math.sqrt(self.weight.shape[1])
-            kernel = self.weight[:, :, 0, 0] * style[:, None, :]  # (n, img_channels, in): no scaled copy of x
-        y = torch.bmm(kernel.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        if modulation is not None:
+            kernel = modulation.scale
+        else:
+            with torch.autocast(w.device.type, enabled=False):
+                style = self.affine(w) / math.sqrt(self.weight.shape[1])
+                kernel = self.weight[:, :, 0, 0] * style[:, None, :]  # (n, img_channels, in): no scaled copy of x
+        y = fixed.channel_products(kernel.to(x.dtype), x)
         y, _ = _fit(y, features.held, wanted)  # three channels are cropped, not all of x
-        y = y.to(self.bias.dtype) + self.bias[:, None, None]
+        y = y + self.bias[:, None, None]  # in the bias's dtype
         return y if self.conv_clamp is None else y.clamp(-self.conv_clamp, self.conv_clamp)
 
 
@@ -404,12 +432,18 @@ class Step(NamedTuple):
     """One layer of the synthesis: the row of W+ that it reads, and what it does to the state."""
 
     row: int
-    run: Callable[[State, torch.Tensor, NoiseSource], State]
+    layer: SynthesisLayer | ToRGB
+    run: Callable[[State, torch.Tensor, NoiseSource, Modulation | None], State]
 
 
-class SynthesisBlock(nn.Module):
-    """The layers at one resolution: conv0 (doubles; absent at 4 px), conv1, and toRGB where there is one."""
+class SynthesisBlock(fixed.FixedWeights):
+    """The layers at one resolution: conv0 (doubles; absent at 4 px), conv1, and toRGB where there is one.
 
+    Frozen, it holds the low-pass filter with its gain.
+    """
+
+    follows = ("taps",)
+    taps: torch.Tensor | None
     resample_filter: torch.Tensor
 
     def __init__(self, resolution: int, config: StyleGAN2Config):
@@ -430,6 +464,12 @@ class SynthesisBlock(nn.Module):
         if config.architecture == "resnet" and not self.first:
             self.skip = Shortcut(inputs, channels, config)
 
+    def sources(self) -> list[torch.Tensor]:
+        return [self.resample_filter]
+
+    def derive(self) -> dict[str, torch.Tensor]:
+        return {"taps": _taps(self.resample_filter, self.resample_filter.dtype)}
+
     def plan(self, image: Window | None, features: Window | None) -> BlockPlan:
         """Windows of the block's outputs, given those of the image and the features that are read later."""
         wanted = [window for window in (image, features) if window is not None]
@@ -449,45 +489,132 @@ class SynthesisBlock(nn.Module):
         """The block's layers in order, with the rows of W+ that they read (the last of b4 is row 1)."""
         row = 2 * int(math.log2(self.resolution)) - 4  # of conv1
 
-        def conv0(state: State, w: torch.Tensor, noise: NoiseSource) -> State:
+        def conv0(state: State, w: torch.Tensor, noise: NoiseSource, given: Modulation | None) -> State:
             assert state.features is not None
             shortcut = None
             if self.skip is not None:
                 shortcut = self.skip(state.features, self.resolution // 2, plan.conv1) * math.sqrt(0.5)
-            return State(self.conv0(state.features, w, plan.conv0, noise), state.image, shortcut)
+            return State(self.conv0(state.features, w, plan.conv0, noise, modulation=given), state.image, shortcut)
 
-        def conv1(state: State, w: torch.Tensor, noise: NoiseSource) -> State:
+        def conv1(state: State, w: torch.Tensor, noise: NoiseSource, given: Modulation | None) -> State:
             features = state.features
             if self.first:
                 features = Features(self.const.expand(len(w), -1, -1, -1), Window(0, self.resolution))
             assert features is not None
             gain = 1.0 if state.shortcut is None else math.sqrt(0.5)
-            x, held = self.conv1(features, w, plan.conv1, noise, gain)
+            x, held = self.conv1(features, w, plan.conv1, noise, gain, given)
             return State(Features(x if state.shortcut is None else x + state.shortcut, held), state.image)
 
-        def torgb(state: State, w: torch.Tensor, noise: NoiseSource) -> State:
+        def torgb(state: State, w: torch.Tensor, noise: NoiseSource, given: Modulation | None) -> State:
             assert state.features is not None and self.torgb is not None and plan.image is not None
-            image = self.torgb(state.features, w, plan.image)
+            image = self.torgb(state.features, w, plan.image, given)
             if state.image is not None:
                 before, held = state.image
-                image = image + upsample(before, self.resample_filter, held, self.resolution // 2, plan.image)
+                taps = self.taps if self.is_current() else None
+                image = image + upsample(before, self.resample_filter, held, self.resolution // 2, plan.image, taps)
             return State(state.features, Features(image, plan.image))
 
         if not self.first:
-            yield Step(row - 1, conv0)
-        yield Step(row, conv1)
+            yield Step(row - 1, self.conv0, conv0)
+        yield Step(row, self.conv1, conv1)
         if self.torgb is not None:
-            yield Step(row + 1, torgb)
+            yield Step(row + 1, self.torgb, torgb)
 
 
-class SynthesisNetwork(nn.Module):
-    """Styles (n, num_ws, w_dim) to an image (n, img_channels, side, side)."""
+class SynthesisNetwork(fixed.FixedWeights):
+    """Styles (n, num_ws, w_dim) to an image (n, img_channels, side, side).
+
+    Frozen, it holds the small matrices that make styles and norms of all layers, so that a few products do for all of
+    them what would take some for each. Convolutions come first, then the ToRGB layers, each in its order; what has
+    fewer channels than the widest is filled up with zeros.
+    """
+
+    follows = ("affine_weights", "affine_biases", "squares", "rgb_weights")
+    affine_weights: torch.Tensor | None
+    """(layers, w_dim, channels)"""
+    affine_biases: torch.Tensor | None
+    """(layers, 1, channels)"""
+    squares: torch.Tensor | None
+    """(convolutions, channels, channels): inputs, outputs."""
+    rgb_weights: torch.Tensor | None
+    """(ToRGB layers, 1, img_channels, channels)"""
 
     def __init__(self, config: StyleGAN2Config):
         super().__init__()
         self.resolutions = config.resolutions
+        self.gain = _GAINS[config.activation]
         for resolution in self.resolutions:
             self.add_module(f"b{resolution}", SynthesisBlock(resolution, config))
+
+    def convolutions(self) -> list[SynthesisLayer]:
+        return [
+            layer
+            for block in self.blocks()
+            for layer in ((block.conv1,) if block.first else (block.conv0, block.conv1))
+        ]
+
+    def torgbs(self) -> list[ToRGB]:
+        return [block.torgb for block in self.blocks() if block.torgb is not None]
+
+    def sources(self) -> list[torch.Tensor]:
+        layers: list[SynthesisLayer | ToRGB] = [*self.convolutions(), *self.torgbs()]
+        return [tensor for layer in layers for tensor in (layer.affine.weight, layer.affine.bias, layer.weight)]
+
+    def derive(self) -> dict[str, torch.Tensor]:
+        convolutions, torgbs = self.convolutions(), self.torgbs()
+        layers: list[SynthesisLayer | ToRGB] = [*convolutions, *torgbs]
+        n = max(channels for layer in layers for channels in layer.weight.shape[:2])
+
+        def filled(parts: list[torch.Tensor], *axes: int) -> torch.Tensor:
+            """Stacked, the last axes brought to n."""
+            fill = [tuple(x for axis in reversed(axes) for x in (0, n - part.shape[axis])) for part in parts]
+            return torch.stack([F.pad(part, pad) for part, pad in zip(parts, fill, strict=True)])
+
+        return {
+            "affine_weights": filled([layer.affine.weight.T for layer in layers], -1),
+            "affine_biases": filled([layer.affine.bias[None] for layer in layers], -1),
+            "squares": filled([layer._squares().T for layer in convolutions], -2, -1),
+            "rgb_weights": filled(
+                [layer.weight[None, :, :, 0, 0] / math.sqrt(layer.weight.shape[1]) for layer in torgbs], -1
+            ),
+        }
+
+    def modulations(self, steps: list[Step], ws: torch.Tensor) -> list[Modulation | None]:
+        """What ws make of the layer of each step; None where weights may change, and each layer sees to its own."""
+        if not self.is_current() or self.affine_weights is None or not steps:
+            return [None] * len(steps)
+        assert self.affine_biases is not None and self.squares is not None and self.rgb_weights is not None
+        dtype = fixed.working_dtype(ws)
+        is_conv = [isinstance(step.layer, SynthesisLayer) for step in steps]
+        of_convs = [step for step, it_is in zip(steps, is_conv, strict=True) if it_is]
+        of_torgbs = [step for step, it_is in zip(steps, is_conv, strict=True) if not it_is]
+        # A convolution's place is its row; those of the steps are neighbours, and so are the ToRGB layers.
+        at_convs = [step.row for step in of_convs]
+        at_torgbs = [(step.row - 1) // 2 if len(self.rgb_weights) > 1 else 0 for step in of_torgbs]
+        for_convs: list[Modulation] = []
+        for_torgbs: list[Modulation] = []
+        with torch.autocast(ws.device.type, enabled=False):
+            places = [*at_convs, *(len(self.squares) + at for at in at_torgbs)]
+            affine, rows = steps[0].layer.affine, ws.unbind(1)
+            styles = torch.baddbmm(
+                _rows_of(self.affine_biases, places),
+                torch.stack([rows[step.row] for step in (*of_convs, *of_torgbs)]),
+                _rows_of(self.affine_weights, places),
+                beta=affine.lr_multiplier,
+                alpha=affine.lr_multiplier / math.sqrt(affine.weight.shape[1]),
+            )
+            scales, of_rgb = styles.split([len(of_convs), len(of_torgbs)])
+            if of_convs:
+                norms = (scales.square() @ _rows_of(self.squares, at_convs)).add_(_NORM_EPS).rsqrt_() * self.gain
+                for step, scale, norm in zip(of_convs, scales.unbind(), norms.unbind(), strict=True):
+                    outputs, inputs = step.layer.weight.shape[:2]
+                    for_convs.append(Modulation(_first(scale, inputs), _first(norm, outputs)))
+            if of_torgbs:  # (layers, n, img_channels, channels)
+                kernels = _rows_of(self.rgb_weights, at_torgbs) * of_rgb[:, :, None, :]
+                for step, kernel in zip(of_torgbs, kernels.to(dtype).unbind(), strict=True):
+                    for_torgbs.append(Modulation(_first(kernel, step.layer.weight.shape[1])))
+        of_kind = {True: iter(for_convs), False: iter(for_torgbs)}
+        return [next(of_kind[it_is]) for it_is in is_conv]
 
     def blocks(self) -> list[SynthesisBlock]:
         return [self.get_submodule(f"b{resolution}") for resolution in self.resolutions]  # type: ignore[misc]
@@ -505,13 +632,25 @@ class SynthesisNetwork(nn.Module):
 
     def run(self, steps: list[Step], ws: torch.Tensor, noise: NoiseSource, state: State | None = None) -> State:
         state = state or State()
-        for step in steps:
-            state = step.run(state, ws[:, step.row], noise)
+        for step, given in zip(steps, self.modulations(steps, ws), strict=True):
+            state = step.run(state, ws[:, step.row], noise, given)
         return state
 
     def forward(self, ws: torch.Tensor, noise: NoiseSource, wanted: Window | None = None) -> torch.Tensor:
         steps = self.steps(wanted or Window(0, self.resolutions[-1]))
         return _image(self.run(steps, ws, noise))
+
+
+def _rows_of(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """The rows at some places, without a copy where they are neighbours."""
+    if places == list(range(places[0], places[-1] + 1)):
+        return tensor[places[0] : places[-1] + 1]
+    return torch.stack([tensor[place] for place in places])
+
+
+def _first(x: torch.Tensor, n: int) -> torch.Tensor:
+    """The first n of the last axis."""
+    return x if x.shape[-1] == n else x[..., :n]
 
 
 def _image(state: State) -> torch.Tensor:
