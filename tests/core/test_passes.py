@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.counting import Counted
+from mi_ml_gen.core.counting import Counted
 from mi_ml_gen.core import passes as module
 from mi_ml_gen.core import runtime
 from mi_ml_gen.core.passes import passes

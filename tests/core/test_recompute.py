@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from bench.counting import Counted
+from mi_ml_gen.core.counting import Counted
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
