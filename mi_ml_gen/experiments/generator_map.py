@@ -269,16 +269,17 @@ def draw_pairs(
     independent = has_independent_chunks(generator)
     mixed = mixtures(generator.layout.n_chunks, masks, independent)
 
-    def pool(name: str, n_groups: int, label: Labeller | None = None) -> Pool:
-        def stop() -> None:
-            session.stop_if_asked("the ranges that are measured are safe")
+    def stop() -> None:
+        session.stop_if_asked("the ranges that are measured are safe")
 
+    def pool(name: str, n_groups: int, label: Labeller | None = None) -> Pool:
         return decode_pool(generator, mixed, n_groups, settings, name, label, progress, stop)
 
     n_fit = -(-N_WHITENED // len(mixed.from_b))
     sample = pool("fit", n_fit).images.flatten(0, 1)[:N_WHITENED].float().cpu() / 255
     whitening = Whitening.of(sample, settings.n_inputs)
-    label = labeller(settings, sample, generator.resolution, device, progress)
+    keep = session.run.path / "label_classifier.safetensors"
+    label = labeller(settings, sample, generator.resolution, device, progress, stop, keep)
     training = pool("train", settings.n_train)
     held_out = pool("measure", settings.n_eval, label)
     return Pairs(

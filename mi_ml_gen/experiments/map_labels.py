@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from mi_ml_gen.core import runtime
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import load_tensors, save_tensors
 from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.data.source import HeldImages, held
 from mi_ml_gen.encoders.features import load_features
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.features.base import FeatureNetwork
-from mi_ml_gen.generators.gan.quality import train_classifier
+from mi_ml_gen.generators.gan.quality import SmallClassifier, train_classifier
 from mi_ml_gen.probe.classifier import LinearClassifier, load_classifier
 from mi_ml_gen.probe.features import Features
 from mi_ml_gen.probe.readouts import fit_ridge
@@ -31,16 +33,26 @@ VALIDATION_SHARE = 0.2
 AT_ONCE = 250
 
 
-def labeller(settings: MapConfig, sample: Tensor, side: int, device: torch.device, progress: bool) -> Labeller:
+def labeller(
+    settings: MapConfig,
+    sample: Tensor,
+    side: int,
+    device: torch.device,
+    progress: bool,
+    stop: Callable[[], object] = lambda: None,
+    keep: Path | None = None,
+) -> Labeller:
     """The label that the settings ask for. sample: decoded images (n, 3, side, side) in [0, 1], of which clusters are
-    made. side: of the generator's images. Raises UsageError for labelled images without labels."""
+    made. side: of the generator's images. stop: called before every step of a training; what it raises ends it. keep:
+    a file for the classifier that is trained here, which is read where it is there. Raises UsageError for labelled
+    images without labels."""
     if settings.classifier is not None:
         return classifier_label(load_classifier(settings.classifier), device)
     network = None if settings.features is None else load_features(settings.features, device)
     if settings.label_data is None:
         return cluster_label(sample, settings.n_labels, settings.seed, network)
     if network is None:
-        return learned_label(settings.label_data, side, settings.seed, device, progress)
+        return learned_label(settings.label_data, side, settings.seed, device, progress, stop, keep)
     return feature_label(settings.label_data, network, side, settings.seed, device)
 
 
@@ -94,14 +106,40 @@ def classifier_label(classifier: LinearClassifier, device: torch.device) -> Labe
     return label
 
 
-def learned_label(reference: str, side: int, seed: int, device: torch.device, progress: bool = True) -> Labeller:
+def learned_label(
+    reference: str,
+    side: int,
+    seed: int,
+    device: torch.device,
+    progress: bool = True,
+    stop: Callable[[], object] = lambda: None,
+    keep: Path | None = None,
+) -> Labeller:
     """The class that a small classifier names, trained here on the grey images of a labelled set at the generator's
-    size. Raises UsageError for a set without labels."""
-    source = labelled(reference, side)
-    assert source.labels is not None
-    grey = source.images.float().mean(1, keepdim=True) / 255
-    classifier = train_classifier(grey, source.labels, seed, device, progress=progress)
+    size; stop and keep as in `labeller`. Raises UsageError for a set without labels."""
+    if keep is not None and keep.exists():
+        classifier = _kept(keep).to(device)
+    else:
+        source = labelled(reference, side)
+        assert source.labels is not None
+        grey = source.images.float().mean(1, keepdim=True) / 255
+        classifier = train_classifier(grey, source.labels, seed, device, progress=progress, stop=stop)
+        if keep is not None:
+            save_tensors(keep, classifier.state_dict())
     return lambda decoded: classifier(decoded.mean(1, keepdim=True)).argmax(1).cpu()
+
+
+def _kept(path: Path) -> SmallClassifier:
+    state = load_tensors(path).tensors
+    try:
+        classifier = SmallClassifier(len(state["head.bias"]))
+        classifier.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise CorruptCheckpointError(
+            f"{path}: is no classifier of a map ({why}); remove it to train it again"
+        ) from None
+    return classifier.eval().requires_grad_(False)
 
 
 def feature_label(reference: str, network: FeatureNetwork, side: int, seed: int, device: torch.device) -> Labeller:

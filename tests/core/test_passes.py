@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mi_ml_gen.core.counting import Counted
 from mi_ml_gen.core import passes as module
 from mi_ml_gen.core import runtime
+from mi_ml_gen.core.counting import Counted
 from mi_ml_gen.core.passes import passes
 from mi_ml_gen.encoders import byol, simclr, simsiam
 from mi_ml_gen.encoders.base import Architecture, accumulate_gradients

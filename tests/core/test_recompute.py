@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from mi_ml_gen.core.counting import Counted
 from torch.nn import functional
 
+from mi_ml_gen.core.counting import Counted
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.resnet import ResNet
 from mi_ml_gen.encoders.settings import EncoderConfig

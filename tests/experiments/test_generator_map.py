@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from mi_ml_gen.core.errors import Preempted
+from mi_ml_gen.core import loop
+from mi_ml_gen.core.errors import CorruptCheckpointError, Preempted
+from mi_ml_gen.core.files import hash_file
+from mi_ml_gen.experiments import generator_map, map_labels
 from mi_ml_gen.experiments.generator_map import (
     decode_pool,
     has_independent_chunks,
@@ -20,6 +25,7 @@ from mi_ml_gen.experiments.map_labels import cluster_label
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
 from mi_ml_gen.latents import Chunks
+from tests import image_files
 from tests.browser import Browser
 from tests.conftest import StopAt, make_small_generator
 
@@ -134,3 +140,48 @@ def test_the_page_in_a_browser(tmp_path):
             assert browser.run("document.documentElement.scrollWidth") <= width
             assert browser.run("document.querySelectorAll('tbody tr').length") == 6
             assert browser.complaints == []
+
+
+def test_the_training_of_labels_stops_when_asked_and_is_not_done_twice(tmp_path, monkeypatch):
+    """Ctrl-C while the small classifier is trained; then it is trained once, kept, and read."""
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        name = tmp_path / "images" / "train" / ("ant", "bee")[i % 2] / f"{i}.png"
+        image_files.save(name, rng.integers(256, size=(32, 32), dtype=np.uint8))
+    small = dict(n_train=128, n_eval=128, ranges="single", label_data=str(tmp_path / "images"))
+    asked = settings(tmp_path / "map", **small)
+    steps = []
+
+    def stop_if_asked(session, what):
+        steps.append(what)
+        if len(steps) == 3:
+            raise Preempted("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Session, "stop_if_asked", stop_if_asked)
+        patched.setattr(generator_map, "decode_pool", no_decoding)
+        with pytest.raises(Preempted):
+            map_generator(asked, make_small_generator(), progress=False)
+    kept = tmp_path / "map" / "label_classifier.safetensors"
+    assert len(steps) == 3 and not kept.exists()  # in the middle of the training
+
+    map_generator(asked, make_small_generator(), progress=False)
+    assert kept.exists()
+    stopped = settings(tmp_path / "other", **small)
+    (tmp_path / "other").mkdir()
+    for file in (kept, hash_file(kept)):
+        shutil.copy(file, tmp_path / "other")
+    with monkeypatch.context() as patched:
+        patched.setattr(map_labels, "train_classifier", None)
+        map_generator(stopped, make_small_generator(), progress=False)
+    first, second = (json.loads((tmp_path / name / "map.json").read_text()) for name in ("map", "other"))
+    assert first["ranges"] == second["ranges"]
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(CorruptCheckpointError, match="label_classifier.safetensors"):
+        map_labels.learned_label("none", 32, 0, torch.device("cpu"), keep=kept)
+
+
+def no_decoding(generator, mixed, n_groups, *arguments, **named):
+    """In place of decoding: noise, so that only the training of the classifier can be stopped."""
+    images = torch.randint(256, (n_groups, len(mixed.from_b), 3, 32, 32), dtype=torch.uint8)
+    return generator_map.Pool(images, torch.zeros(n_groups, 0))

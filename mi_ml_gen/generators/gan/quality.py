@@ -7,6 +7,7 @@ held-out set.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,9 +46,18 @@ class SmallClassifier(nn.Module):
 
 
 def train_classifier(
-    images: torch.Tensor, labels: torch.Tensor, seed: int, device: torch.device, epochs: int = 4, progress: bool = True
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    seed: int,
+    device: torch.device,
+    epochs: int = 4,
+    progress: bool = True,
+    stop: Callable[[], object] = lambda: None,
 ) -> SmallClassifier:
-    """Train on images (n, 1 or 3, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule."""
+    """Train on images (n, 1 or 3, 32, 32) in [0, 1] and labels (n,), by Adam with a cosine schedule.
+
+    stop: called before every step; what it raises ends the training.
+    """
     torch.manual_seed(seed)
     batch_size = min(128, len(images))
     model = SmallClassifier(int(labels.max()) + 1, images.shape[1]).to(device).to(memory_format=torch.channels_last)
@@ -58,6 +68,7 @@ def train_classifier(
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=runtime.stream(seed, "classifier", epoch, 0))
         for chosen in order.split(batch_size)[: len(images) // batch_size]:
+            stop()
             x, y = images[chosen].to(device), labels[chosen].to(device)
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
