@@ -80,12 +80,12 @@ def test_the_noise_grows_along_each_path_from_image_to_noise():
 
 
 def test_the_first_step_replaces_the_starting_noise():
-    """What of it stays in the noisy image is nothing for a flow, and little for the cosine schedule (docs/diffusion.md)."""
+    """What of it stays in the noisy image is nothing for a flow, and little for the cosine schedule."""
     kept = {n: {name: PROCESSES[name]().steps(n, 1.0)[0].next_x for name in OBJECTIVES} for n in (5, 20)}
     assert kept[5]["flow"] == kept[20]["flow"] == 0
     assert kept[5]["v"] == kept[5]["epsilon"] == pytest.approx(0.029, abs=5e-4)
     assert kept[20]["v"] == pytest.approx(0.114, abs=5e-4)
-    assert all(PROCESSES[name]().steps(5, 0.1)[0].next_x > 0.9 for name in OBJECTIVES)  # as in DDIM
+    assert all(PROCESSES[name]().steps(5, 0.1)[0].next_x > 0.75 for name in OBJECTIVES)  # as in DDIM
 
 
 @pytest.mark.parametrize(("n", "share"), [(5, 0.43), (10, 0.61), (20, 0.75)])
