@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +12,9 @@ from mi_ml_gen.core.errors import CheckpointError
 from mi_ml_gen.encoders.loading import load_encoder, load_whole
 from mi_ml_gen.information import estimate_information, make_task
 from tests.conftest import GOLDEN
-from tests.scripts.test_scripts import call
+from tests.pages import Page, elsewhere
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = Page("extending.md")
 SMALL = {
     "visualize_generator": "--n_images 3",
     "train_navigator": "--num_samples 32 --batch_size 8 --save_freq 16 --critic_width 4",
@@ -31,29 +26,13 @@ SMALL = {
 """Flags that make each command of the page small; the settings of the page itself come first."""
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return [text for name, text in found if name == language]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A user's folder with the files of the page."""
     place = tmp_path_factory.mktemp("extending")
-    for text in blocks("python"):
-        if (name := re.match(r"# (\w+\.py)\n", text)) is not None:
-            (place / name[1]).write_text(text)
     tested = {f"{test}{name}.py" for name in ("discs", "barlow", "erase") for test in ("", "test_")}
-    assert {path.name for path in place.iterdir()} == tested | {"spearman.py"}
+    assert PAGE.write(place) == tested | {"spearman.py"}
     return place
-
-
-def elsewhere(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """Python in a process of its own, in the user's folder."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
 
 
 def test_the_tests_of_the_page_pass(folder):
@@ -61,19 +40,9 @@ def test_the_tests_of_the_page_pass(folder):
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
 
 
-def commands() -> list[list[str]]:
-    lines = [line for text in blocks("") for line in text.splitlines()]
-    return [[Path(words[1]).stem, *words[2:]] for words in map(shlex.split, lines) if words]
-
-
 def test_the_commands_of_the_page_work(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    seen = []
-    for name, *flags in commands():
-        code, out, err = call(monkeypatch, capsys, name, *flags, *shlex.split(SMALL[name]), "--device", "cpu")
-        assert code == 0, (name, out, err)
-        seen.append(name)
-    assert list(dict.fromkeys(seen)) == list(SMALL)
+    PAGE.run(SMALL, monkeypatch, capsys)
     assert (folder / "walker_runs" / "0_Discs_0_1_none" / "walker.safetensors").is_file()
     assert (folder / "walker_runs" / "table1.md").is_file() and len(list((folder / "discs").glob("*.png"))) == 16
 
@@ -110,7 +79,7 @@ def test_files_of_a_class_that_was_not_imported(folder):
 
 
 def test_the_examples_of_weights_on_the_page(tmp_path, monkeypatch):
-    (text,) = [text for text in blocks("python") if "weights.save" in text]
+    (text,) = [text for text in PAGE.blocks("python") if "weights.save" in text]
     monkeypatch.chdir(tmp_path)
     model = weights.load(GOLDEN / "written_by_0.1" / "walker_nonlinear.safetensors")
     names: dict[str, object] = {"model": model}

@@ -251,10 +251,17 @@ def _run(said: str, function: Callable[[], E]) -> E:
         raise UsageError(f"{said}: {fault(error)}") from error
 
 
+_NOT_THEIRS = ("torch", "numpy", "json", "importlib")
+"""Modules in whose lines a fault of a user's file often shows."""
+
+
 def fault(error: BaseException) -> str:
-    """An exception of a user's code in one line: what it says, and in which line of which file."""
-    places = traceback.extract_tb(error.__traceback__)
-    own = [place for place in places if not place.filename.startswith("<")]
+    """An exception of a user's code in one line: what it says, and in which line of which file, theirs if it can be."""
+    places = [place for place in traceback.extract_tb(error.__traceback__) if not place.filename.startswith("<")]
+    known = [Path(__file__).parents[1], *(Path(sys.modules[name].__file__ or "").parent for name in _NOT_THEIRS
+                                          if name in sys.modules)]  # fmt: skip
+    own = [place for place in places if not any(Path(place.filename).is_relative_to(folder) for folder in known)]
+    own = own or places
     if isinstance(error, SyntaxError):
         where = f" ({error.filename}, line {error.lineno})"
     else:

@@ -27,7 +27,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.estimate import Estimate
-from mi_ml_gen.information.image_critic import CriticSettings, Uses, measure_pairs
+from mi_ml_gen.information.image_critic import CriticSettings, measure_pairs
 from mi_ml_gen.information.stored_pairs import MOST_MEASURED, StoredPairs, n_pairs, uses
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.navigator.spread import over_walkers
@@ -116,17 +116,30 @@ def compare_pairs(settings: HumanPairsConfig, progress: bool = True) -> list[Row
 
 
 def _measured(
-    train: StoredPairs, test: StoredPairs, resolution: int, settings: HumanPairsConfig, seed: int,
-    device: torch.device, progress: bool,
-) -> Estimate:  # fmt: skip
+    train: StoredPairs,
+    test: StoredPairs,
+    resolution: int,
+    settings: HumanPairsConfig,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> Estimate:
     critic = CriticSettings(
-        width=settings.critic_width, max_steps=settings.max_steps, reuse=1, batch_size=settings.batch_size,
+        width=settings.critic_width,
+        max_steps=settings.max_steps,
+        reuse=1,
+        batch_size=settings.batch_size,
         **n_pairs(train, test),
-    )  # fmt: skip
-    draws: Uses = uses(train, test, seed=seed)
-    return measure_pairs(
-        draws, resolution=resolution, settings=critic, seed=seed, device=device, progress=progress
-    ).estimate  # fmt: skip
+    )
+    found = measure_pairs(
+        uses(train, test, seed=seed),
+        resolution=resolution,
+        settings=critic,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    return found.estimate
 
 
 @dataclass(frozen=True)

@@ -470,7 +470,7 @@ def _stray(trial: Trial) -> str | None:
         with torch.no_grad():
             trial.copied().to("meta").decode(trial.latents.to("meta"), trial.rng())
     except RuntimeError as error:
-        if "two devices" in str(error):
+        if "expected device meta" in str(error):
             return fault(error)
     except Exception:  # reads values, which "meta" has none of
         return None

@@ -109,7 +109,7 @@ def _made(name: str, family: Family) -> MultiLatentGenerator:
         return family.make()
     except UsageError:
         raise
-    except Exception as error:  # of a user's class
+    except (Exception, SystemExit) as error:  # of a user's class
         raise UsageError(f"--generator {name}: cannot be made without arguments: {fault(error)}") from error
 
 

@@ -156,6 +156,37 @@ def test_chunks_must_add_up():
         Short()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("chunk_sizes = (4, 4, 8)", "chunk_sizes = 16"), r"Mine: chunk_sizes 16: must be the length of each chunk"),
+        (("chunk_sizes = (4, 4, 8)", ""), r"Mine: chunk_sizes None: must be the length of each chunk"),
+        (
+            ("chunk_sizes = (4, 4, 8)", "chunk_sizes = (4, 4)"),
+            r"Mine: the network cannot run on latent vectors \(2, 8\)",
+        ),
+        (("def build", "def make"), r"Mine: define build\(self\), which returns the network"),
+        (("        return nn.Sequential(", "        ("), r"Mine: build gives NoneType; it must return the network"),
+        (
+            ("        return nn.Sequential(", "        raise SystemExit(1)\n        ("),
+            "Mine: cannot be made .*SystemExit: 1",
+        ),
+        (
+            ("class Mine", "raise SystemExit(1)\n\n\nclass Mine"),
+            "Mine: ends the program when it is imported .exit 1.; put",
+        ),
+        (("8)\n", "8)\n    image_range = 1\n"), r"Mine: image_range 1 must be \(black, white\)"),
+        (("8)\n", "8)\n    latent_shape = 16\n"), r"Mine: latent_shape 16 does not hold 16 numbers; it is the shape"),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_one_line(tmp_path, change, says):
+    assert change[0] in FILE
+    (tmp_path / "mine.py").write_text(FILE.replace(*change, 1))
+    with pytest.raises(UsageError, match=says) as refused:
+        load_generator(f"{tmp_path / 'mine.py'}:Mine")
+    assert "\n" not in str(refused.value)
+
+
 def test_the_trial_leaves_statistics_alone(mine):
     cls = type(load_generator(mine))
     assert int(cls().network[1].num_batches_tracked) == 0 and cls().network[1].training

@@ -86,6 +86,16 @@ class WrongSlice(Sound):
         return slice(0, 3)
 
 
+class MadeOnTheCPU(Sound):
+    def decode(self, latents, rng=None):
+        return super().decode(latents + torch.full((6,), 0.1))
+
+
+class SteppedSlice(Sound):
+    def walk_slice(self, chunks):
+        return slice(chunks.start, 6, 2)
+
+
 class DeadChunk(Sound):
     def decode(self, latents, rng=None):
         return super().decode(torch.cat([latents[:, :3], torch.zeros_like(latents[:, 3:])], 1))
@@ -119,7 +129,7 @@ class TooLarge(Sound):
 class HalfPrecision(Sound):
     def decode(self, latents, rng=None):
         exact = (latents * 1000).sum(1)[:, None, None, None]
-        wave = torch.sin(exact * torch.matmul(torch.ones(1, 1), torch.full((1, 1), 3.001)))
+        wave = torch.sin(exact * torch.matmul(latents.new_ones(1, 1), latents.new_full((1, 1), 3.001)))
         return super().decode(latents) * (0.5 + 0.5 * wave)
 
 
@@ -155,6 +165,8 @@ BROKEN = [
     (Forgetful, "save and load", r"images that differ by up to \S+; what decides them must be in config\(\), a param"),
     (InPlace, "unperturbed chunks", "decode changes the latents that it is given; work on a copy"),
     (WrongSlice, "walk_slice", r"walk_slice of chunk 1, 0:3, leaves latents 3:6 as they are; walk_slice must name"),
+    (SteppedSlice, "walk_slice", r"walk_slice of chunk 0 is slice\(0, 6, 2\); it must be slice\(START, STOP\)"),
+    (MadeOnTheCPU, "device and dtype", r"decode uses a tensor that stays on the CPU .*test_checking.py, line"),
     (DeadChunk, "gradients", "no gradient flows from its images to chunk 1, so no walker can learn there; let the im"),
     (NoGradient, "gradients", "no gradient flows from its images to the noise, so no walker can learn on it"),
     (Counting, "frozen weights", "decode changes its count; a frozen generator must stay as it is"),
@@ -194,6 +206,13 @@ ALSO = {
                     "gradients", "device and dtype"},
 }  # fmt: skip
 """What else breaks with some of them."""
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_normed_weights_that_every_pass_computes_are_no_stray_tensors(norm):
+    generator = Sound()
+    generator.linear = norm(generator.linear)
+    assert not any(finding.broken for finding in examine_generator(generator.freeze(), skip=["save and load"]))
 
 
 def test_a_sound_generator_and_those_of_the_package_keep_all_promises():

@@ -79,6 +79,26 @@ def test_the_noise_grows_along_each_path_from_image_to_noise():
         assert (alpha.diff() < 0).all() and (sigma.diff() > 0).all() and alpha[0] > 0.99 and sigma[-1] > 0.99
 
 
+def test_the_first_step_replaces_the_starting_noise():
+    """What of it stays in the noisy image is nothing for a flow, and little for the cosine schedule."""
+    kept = {n: {name: PROCESSES[name]().steps(n, 1.0)[0].next_x for name in OBJECTIVES} for n in (5, 20)}
+    assert kept[5]["flow"] == kept[20]["flow"] == 0
+    assert kept[5]["v"] == kept[5]["epsilon"] == pytest.approx(0.029, abs=5e-4)
+    assert kept[20]["v"] == pytest.approx(0.114, abs=5e-4)
+    assert all(PROCESSES[name]().steps(5, 0.1)[0].next_x > 0.75 for name in OBJECTIVES)  # as in DDIM
+
+
+@pytest.mark.parametrize(("n", "share"), [(5, 0.43), (10, 0.61), (20, 0.75)])
+def test_few_steps_give_less_variance_than_the_images_have(n, share):
+    """Of the cosine schedule, for normal images of deviation 0.5 and the network that is best for them."""
+    process, variance, of_data = PROCESSES["v"](), 1.0, 0.25
+    for i, step in enumerate(process.steps(n, 1.0)):
+        at = process.at(1 - i / n)
+        gain = at.alpha * of_data / (at.alpha**2 * of_data + at.sigma**2)
+        variance = (step.next_clean * gain + step.next_x) ** 2 * variance + step.fresh**2
+    assert variance / of_data == pytest.approx(share, abs=0.005)
+
+
 def test_ancestral_std_is_that_of_ddpm():
     """Equation 7 of Ho et al. (2020), with beta of one training step."""
     products = torch.tensor(DDPM().alphas(), dtype=torch.float64)
