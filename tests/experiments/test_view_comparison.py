@@ -182,7 +182,8 @@ def kit(tmp_path_factory):
 
 
 @pytest.fixture
-def shared(kit, tmp_path):
+def shared(kit, tmp_path, monkeypatch):
+    monkeypatch.setattr(view_comparison, "N_NATS_PAIRS", 512)
     return [
         "--generator", "bigbigan", "--g_path", kit / "small.safetensors", "--data_path", kit / "squares",
         "--walkers", kit / "walkers", "--samples", 80, "--batch_size", 8, "--width", 4, "--dim", 8,
@@ -244,7 +245,6 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
 
     monkeypatch.setattr(budget, "solve", counted)
     monkeypatch.setattr(budget, "N_PAIRS", 128)
-    monkeypatch.setattr(view_comparison, "N_NATS_PAIRS", 512)
     code, out, err = call(monkeypatch, capsys, "compare_views", *argv)
     assert code == 1 and "failed 1 times: budget4.9_all_seed0: budget 4.9: out of reach" in out, err
     table = {row["views"]: row for row in json.loads((tmp_path / "table" / "comparison.json").read_text())}
