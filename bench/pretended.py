@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mi_ml_gen.core import runtime
+from mi_ml_gen.core.costs import moved
 from mi_ml_gen.core.counting import PINNED_MARK, Counted
 from mi_ml_gen.data import source
 
@@ -212,19 +213,6 @@ def _grad(outputs: Any, inputs: Any, grad_outputs: Any = None, **named: Any) -> 
 # --- The device ---------------------------------------------------------------------------------------------------
 
 
-def _moved(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
-    """nn.Module._apply, which swaps the content of parameters; fake ones do not bear that."""
-    for part in module.modules():
-        for held in (part._parameters, part._buffers):
-            for name, value in held.items():
-                if value is None:
-                    continue
-                new = function(value.detach())
-                is_parameter = isinstance(value, torch.nn.Parameter)
-                held[name] = torch.nn.Parameter(new, value.requires_grad) if is_parameter else new  # type: ignore
-    return module
-
-
 def _pinned(self: Tensor, device: Any = None) -> Tensor:
     """What torch does: page-locked memory of the same sizes and strides, then a copy."""
     if torch._debug_has_internal_overlap(self) == 1 or 0 in [
@@ -321,7 +309,7 @@ def pretended_cuda(n_processes: int = 1) -> Iterator[Counted]:
     """
     with_foreach = [Tensor, torch.nn.Parameter, FakeTensor]  # operators on lists of tensors, as real ones have them
     patches = [
-        mock.patch.object(torch.nn.Module, "_apply", _moved),
+        mock.patch.object(torch.nn.Module, "_apply", moved),
         mock.patch.object(torch.Tensor, "backward", _backward),
         mock.patch.object(torch.autograd, "grad", _grad),
         mock.patch.object(torch.autograd, "backward", _backward_of_several),

@@ -97,9 +97,8 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> Comparison:
     folder = settings.save_folder
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     work = Work(settings, generator, fine_chunks(settings, generator), progress)
-    for chunks in settings.budget_chunks if settings.budgets else ():
-        if chunks not in ("all", "fine"):
-            generator.chunks(chunks, "--budget_chunks")
+    for method in settings.methods.values():
+        budget_chunks(work, method)  # refuses chunks that the generator does not have
     queue = Cells(folder / "cells", most_failures=10**6 if settings.retry else MOST_FAILURES)
     described = config.to_dict(settings) | fingerprint_record(folder, generator)
     with queue.alone("folder"), runs.RunFolder.open(folder, described, **config.resuming(ComparisonConfig)):
@@ -279,13 +278,22 @@ def _given_walkers(written: Path, generator: MultiLatentGenerator, fine: Chunks)
     return groups
 
 
+def budget_chunks(work: Work, method: Method) -> Chunks | None:
+    """The chunks of a row by budget; None for others. Raises UsageError for chunks that the generator does not have."""
+    if method.budget_nats is None:
+        return None
+    if method.chunks == "fine":
+        return work.fine
+    return (
+        work.generator.layout.all if method.chunks == "all" else work.generator.chunks(method.chunks, "--budget_chunks")
+    )
+
+
 def Tz_of(work: Work, method: Method) -> dict[str, Any] | None:
     """The T_z of a row, as an encoder's settings have it."""
     settings = work.settings
     whole = Chunks(0, work.generator.layout.n_chunks)
-    if method.budget_nats is not None:
-        named = {"all": whole, "fine": work.fine}.get(method.chunks)
-        chunks = named if named is not None else work.generator.chunks(method.chunks, "--budget_chunks")
+    if (chunks := budget_chunks(work, method)) is not None:
         return {str(chunks): f"{budget.WORD}{method.budget_nats:g}"}
     if method is METHODS["random_equal"]:
         assert work.learned_nats is not None

@@ -43,6 +43,8 @@ class Family:
     """From the file that the authors of the network published."""
     make: Callable[[], MultiLatentGenerator] | None = None
     """Without any file, where the network has no weights to learn."""
+    network: Callable[[], MultiLatentGenerator] | None = None
+    """The published network with random weights, where its size is known without a file."""
     latent_space: Callable[[], MultiLatentGenerator] | None = None
     """Without weights: the published network's latents alone, where they need none."""
     published_as: str = ""
@@ -89,7 +91,8 @@ def _bigbigan() -> Family:
     from mi_ml_gen.generators import bigbigan
 
     return Family(
-        bigbigan.build, bigbigan.read_published, latent_space=bigbigan.latent_space, is_checked=True,
+        bigbigan.build, bigbigan.read_published, network=bigbigan.BigBiGAN, latent_space=bigbigan.latent_space,
+        is_checked=True,
         published_as="BigBiGAN_x1.pth", is_published=bigbigan.is_published,
     )  # fmt: skip
 
@@ -99,7 +102,8 @@ def _stylegan2() -> Family:
     from mi_ml_gen.generators.stylegan2 import generator, published
 
     return Family(
-        generator.build, generator.read_published, published_as="stylegan2-car-config-f.pkl", is_checked=True,
+        generator.build, generator.read_published, network=generator.published_network,
+        published_as="stylegan2-car-config-f.pkl", is_checked=True,
         is_published=published.is_published, names=published.stylegan2_names,
     )  # fmt: skip
 

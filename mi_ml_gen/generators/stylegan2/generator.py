@@ -266,3 +266,8 @@ def build(config: dict[str, Any], state: Mapping[str, torch.Tensor], name: str =
 def read_published(path: str | Path) -> StyleGAN2:
     """The generator in a published pickle, used as the defaults have it."""
     return StyleGAN2.from_file(path)
+
+
+def published_network() -> StyleGAN2:
+    """The network of LSUN Cars at 512 px, with random weights."""
+    return StyleGAN2(StyleGAN2Config())
