@@ -1,7 +1,7 @@
 # make quickstart   an environment in .venv, then Table 1 of the bundled generators, as a page to look at
 #                   (TORCH=cpu takes torch's CPU build, 5 GB smaller, where the package index offers it)
 # make test         the test suite
-# make torture      every case of the fault harness, into docs/reliability.md; stopped, it goes on (see docs/reliability.md)
+# make torture      every case of the fault harness, into docs/reliability.md; stopped, the same command goes on
 # make lint         ruff and mypy
 # make doctor       what works on this machine, and which command mends what does not
 # make bench        timings against the plain way, into bench/results/

@@ -106,7 +106,7 @@ def _one_signalled(name: str, rank: int, signum: int, folder: Path) -> None:
     assert_goes_on(name, path)
 
 
-@family("preempted", sample=0)
+@family("preempted", sample=0, limit_s=400)
 def a_signal_to_torchruns_agent(seed: int) -> Cases:
     """As a scheduler sends it: the agent passes it on."""
     for name in SHARED_WORK:
@@ -142,6 +142,8 @@ def launch(work: Callable[[], object], max_restarts: int = 0) -> None:
     """`work()` in two processes under torchrun's agent, as commands do it: a fault ends one with an exit code."""
 
     def entry() -> None:
+        for signum, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+            signal.signal(signum, handler)  # as in a new program; a forked one has the agent's
         sys.argv = ["train"]
         try:
             cli.run(lambda argv: work() and None)
@@ -200,7 +202,7 @@ def _one_killed(name: str, rank: int, place: str, folder: Path) -> None:
     assert_goes_on(name, path)
 
 
-@family("processes", sample=1)
+@family("processes", sample=1, limit_s=400)
 def torchruns_agent_starts_all_again(seed: int) -> Cases:
     """As `torchrun --max-restarts 2` does, whose agent this is."""
     for name in SHARED_WORK:
@@ -282,7 +284,7 @@ def _own_share_of_what_one_draws() -> contextlib.ExitStack:
         whole = sample(self, (n * world, *shape[1:]), *generator, **named)
         return whole[runtime.rank() * n : (runtime.rank() + 1) * n]
 
-    patch.setattr(optimizers, "Adam", lambda parameters, lr, **_: optimizers.SGD(parameters, lr=0.05))
+    patch.setattr(optimizers, "Adam", lambda parameters, lr, **_: optimizers.SGD(parameters, lr=1e-3))
     patch.setattr(runtime, "stream", stream)
     patch.setattr(TruncatedNormal, "sample", share)
     return patches
@@ -291,14 +293,14 @@ def _own_share_of_what_one_draws() -> contextlib.ExitStack:
 _NAVIGATOR = dict(negatives="global", Tx="none")
 EQUAL: dict[str, Callable[[int], dict[str, Any]]] = {
     **{
-        name: lambda n: dict(batch_size=24 // n, num_samples=24 * 30, save_freq=24 * 30, lr_walk=1e-3, **_NAVIGATOR)
+        name: lambda n: dict(batch_size=24 // n, num_samples=240, save_freq=240, **_NAVIGATOR)
         for name in SHARED_WORK if name.startswith("navigator")
     },
     **{
-        name: lambda n: dict(cumulative_bs=24, samples_per_epoch=360, max_epochs=2, save_freq=2, base_lr=0.1, Tx="none")
+        name: lambda n: dict(cumulative_bs=24, samples_per_epoch=120, max_epochs=2, save_freq=2, base_lr=0.1, Tx="none")
         for name in ("encoder", "encoder simclr", "encoder simsiam")
     },
-    "probe": lambda n: dict(cumulative_bs=12, max_epochs=30, val_freq=30),
+    "probe": lambda n: dict(cumulative_bs=12, max_epochs=10, val_freq=10),
 }  # fmt: skip
 """By trainer: the changes under which n processes do what one does."""
 TOLERANCE = 2e-4
