@@ -74,12 +74,14 @@ def kernel_cases(
 
 def view_cases(device: str, few: bool = False) -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:
     """(name, function of `views`, images): T_x by kernels that have no backward pass, or none to the images."""
-    for policy in ("simclr", "no_crop", "torchvision") if few else POLICIES.names():
-        for size, layout in ((9, torch.channels_last), (8, torch.contiguous_format)):
+    sizes = ((9, torch.channels_last), (8, torch.contiguous_format))
+    n = 4 if few else 16
+    for i, policy in enumerate(("simclr", "no_crop", "torchvision") if few else POLICIES.names()):
+        for size, layout in sizes[i % 2 : i % 2 + 1] if few else sizes:
             augment = Augment(policy, size, 7, antialias=size == 9).to(device)
-            images = torch.rand((12, 3, size, size), generator=torch.Generator().manual_seed(2))
+            images = torch.rand((n, 3, size, size), generator=torch.Generator().manual_seed(2))
             images[0], images[1, 0] = 0.5, 0.0  # grey, and dark in one colour
-            drawn = augment.draw_pair(6, torch.Generator().manual_seed(3), device)
+            drawn = augment.draw_pair(n // 2, torch.Generator().manual_seed(3), device)
             yield f"{policy}, {size} px", lambda x, augment=augment, drawn=drawn: augment.view(x, drawn), [
                 images.to(device).contiguous(memory_format=layout)
             ]  # fmt: skip

@@ -524,10 +524,13 @@ class SynthesisBlock(fixed.FixedWeights):
 class SynthesisNetwork(fixed.FixedWeights):
     """Styles (n, num_ws, w_dim) to an image (n, img_channels, side, side).
 
-    Frozen, it holds the small matrices that make styles and norms of all layers, so that a few products do for all of
-    them what would take some for each. Convolutions come first, then the ToRGB layers, each in its order; what has
-    fewer channels than the widest is filled up with zeros.
+    Frozen on a GPU, where each launch counts, it holds the small matrices that make styles and norms of all layers, so
+    that a few products do for all of them what would take some for each. Convolutions come first, then the ToRGB
+    layers, each in its order; what has fewer channels than the widest is filled up with zeros. On the CPU nothing would
+    be gained, and each layer sees to its own.
     """
+
+    modulates_at_once_on = ("cuda",)
 
     follows = ("affine_weights", "affine_biases", "squares", "rgb_weights")
     affine_weights: torch.Tensor | None
@@ -563,6 +566,8 @@ class SynthesisNetwork(fixed.FixedWeights):
     def derive(self) -> dict[str, torch.Tensor]:
         convolutions, torgbs = self.convolutions(), self.torgbs()
         layers: list[SynthesisLayer | ToRGB] = [*convolutions, *torgbs]
+        if layers[0].weight.device.type not in self.modulates_at_once_on:
+            return {}
         n = max(channels for layer in layers for channels in layer.weight.shape[:2])
 
         def filled(parts: list[torch.Tensor], *axes: int) -> torch.Tensor:
@@ -580,7 +585,7 @@ class SynthesisNetwork(fixed.FixedWeights):
         }
 
     def modulations(self, steps: list[Step], ws: torch.Tensor) -> list[Modulation | None]:
-        """What ws make of the layer of each step; None where weights may change, and each layer sees to its own."""
+        """What ws make of the layer of each step; None where each layer sees to its own."""
         if not self.is_current() or self.affine_weights is None or not steps:
             return [None] * len(steps)
         assert self.affine_biases is not None and self.squares is not None and self.rgb_weights is not None

@@ -262,6 +262,7 @@ def test_scaled_activations_equal_kernels_per_sample(architecture):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_layers_modulated_at_once_equal_those_one_by_one(architecture, precision, monkeypatch):
+    monkeypatch.setattr(SynthesisNetwork, "modulates_at_once_on", ("cpu",))
     generator = _tiny(architecture=architecture, channel_base=128, channel_max=16)
     generator.freeze().to(memory_format=torch.channels_last).hold(precision)
     anchor = generator.latents(torch.randn(3, generator.noise_dim, generator=torch.Generator().manual_seed(2)))
@@ -276,7 +277,7 @@ def test_layers_modulated_at_once_equal_those_one_by_one(architecture, precision
     monkeypatch.setattr(SynthesisNetwork, "modulations", lambda self, steps, ws: asked.append(1) or [None] * len(steps))
     for one, other in zip(at_once, pair(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
-    assert len(asked) == 3 and len({step.row for step in generator.synthesis.steps(Window(0, 32))}) > 2
+    assert len(asked) == 3 and generator.synthesis.squares is not None
 
 
 @pytest.mark.parametrize("taps", [(1,), (1, 1), (1, 2, 1), (1, 3, 3, 1), (3, -1, 4, 1, 5), (1, 4, 2, 8, 5, 7, 1, 3, 2)])
@@ -478,7 +479,7 @@ def test_whole_image_is_resized_antialiased():
     expected = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=False, antialias=True)
     assert generator.resolution == 12
     _close(generator.decode(latents), (expected * 127.5 + 128).clamp(0, 255) / 255, 1e-5)
-    unfiltered = build({**generator.config(), "resampling": "corners"}, generator.state_dict()).freeze().decode(latents)
+    unfiltered = build({**generator.config(), "resampling": "corners"}, generator.state_dict()).decode(latents)
     expected = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=True)
     _close(unfiltered, (expected * 127.5 + 128).clamp(0, 255) / 255, 1e-6)
 
@@ -589,7 +590,7 @@ def test_a_published_file_must_say_its_resolution():
 
 def test_configuration_and_weights_round_trip_through_json():
     generator = _tiny(architecture="resnet", conv_clamp=2.0, c_dim=2, label=1, psi=0.8, crop=20, size=10)
-    again = build(json.loads(json.dumps(generator.config())), generator.state_dict(), "copy").freeze()
+    again = build(json.loads(json.dumps(generator.config())), generator.state_dict(), "copy")
     assert again.settings == generator.settings and again.name == "copy"
     z = torch.randn(2, 24)
     assert torch.equal(again.decode(again.latents(z)), generator.decode(generator.latents(z)))
