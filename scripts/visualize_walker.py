@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = [pictures.save_strengths(out / "strength.png", generator, walker, z, a.strengths)]
     if a.run:
         written.append(pictures.save_training(out / "training.png", generator, a.run, z, a.n_rows))
-        written.append(pictures.save_curves(out / "curves.png", runs.read_metrics(a.run)))
+        written.append(pictures.save_curves(out / "curves.png", runs.read_metrics(a.run, whole=True)))
     print("written: " + ", ".join(map(str, written)))
 
 

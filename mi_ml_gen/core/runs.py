@@ -209,9 +209,9 @@ class RunFolder:
                 file.truncate(start)  # whole lines or nothing
                 raise
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self, whole: bool = False) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; see `read_metrics`. A run's own may be of any length."""
-        return read_metrics(self.path, most_bytes=None)
+        return read_metrics(self.path, whole, most_bytes=None)
 
     # states
 
@@ -340,11 +340,11 @@ def read_metrics(
         return []
     if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
         raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
-    rows, n_damaged, is_summed = [], 0, False
+    rows, damaged, is_summed = [], [], False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
+            if not line.endswith(b"\n") and not SUMMED_ROW.fullmatch(line[:-1]):
+                break  # cut short; a whole row with another byte in place of its end is damaged
             try:
                 row, has_sum = _row(line[:-1])
                 if is_summed and not has_sum:  # only the first rows may come from a version that wrote no checksums
@@ -353,9 +353,13 @@ def read_metrics(
                 is_summed = has_sum
             except (ValueError, RecursionError):
                 logger.warning("%s: line %d is damaged and left out", path, number)
-                n_damaged += 1
-    if whole and n_damaged:
-        raise CorruptCheckpointError(f"{path}: {n_damaged} damaged lines, so what is computed from it would be wrong")
+                damaged.append(number)
+    if whole and damaged:
+        lines = f"line{'s' if len(damaged) > 1 else ''} {', '.join(map(str, damaged[:5]))}{' ...' * (len(damaged) > 5)}"
+        raise CorruptCheckpointError(
+            f"{path}: damaged in {lines}, so what is computed from it would be wrong; remove what is damaged to go on "
+            "without it"
+        )
     return rows
 
 
@@ -365,8 +369,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path) / "config.yaml"
     try:
         data = path.read_bytes()
-        if data.startswith(SUM.encode()):
-            head, _, data = data.partition(b"\n")
+        head = data.partition(b"\n")[0]
+        if head.startswith(SUM.encode()) or re.search(rb"[0-9a-f]{64}$", head):  # a flipped bit may end the comment
+            data = data[len(head) + 1 :]
             if hashlib.sha256(data).hexdigest() != head.decode("latin-1").removeprefix(SUM):
                 raise TextError("it is not what its first line says; if you changed it, remove that line")
         found = parse_yaml(data)

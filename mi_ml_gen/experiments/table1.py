@@ -20,6 +20,7 @@ import torch
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import runs, runtime
+from mi_ml_gen.core.arrays import read_npy
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import atomic_write, write_json
 from mi_ml_gen.delta import DeltaEstimate
@@ -169,7 +170,7 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
-    settings, rows = runs.read_config(folder), runs.read_metrics(folder, whole=True)
+    settings, rows = runs.read_config(folder), _rows(folder)
     if settings.get("walkers", 1) > 1:
         return _read_several(folder, samples, settings, rows)
     n_pairs = settings["batch_size"]
@@ -196,6 +197,17 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
         folder, walker, samples, loss, loss, n_pairs, settings["temp"], tuple(rows), record,
         training=_in_short(converged, why), bound=finding,
     )  # fmt: skip
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run. Raises CorruptCheckpointError where they are damaged, or end before the run did."""
+    rows, summary = runs.read_metrics(folder, whole=True), folder / "summary.json"
+    n_trained = runs.read_json(summary).get("trained_samples", 0) if summary.exists() else 0
+    if (n_told := rows[-1]["samples"] if rows else 0) < n_trained:
+        raise CorruptCheckpointError(
+            f"{folder / 'metrics.jsonl'}: damaged: ends after {n_told:,} samples, but the run had {n_trained:,}"
+        )
+    return rows
 
 
 def _was_stopped_by_rule(folder: Path) -> bool:
@@ -266,10 +278,7 @@ def _read_published(folder: Path, samples: int | None, batch_size: int) -> Train
 def _published_losses(path: Path) -> np.ndarray | None:
     if not path.exists():
         return None
-    try:
-        losses = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from None
+    losses = read_npy(path)
     if losses.ndim != 1 or not np.issubdtype(losses.dtype, np.floating) or not len(losses):
         raise CorruptCheckpointError(f"{path}: must be a list of losses, has shape {losses.shape} of {losses.dtype}")
     return losses
