@@ -33,7 +33,7 @@ from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.learned import NonlinearWalker
 from tests.faults.trainers import train_navigator
 
-POSITIONS = 24
+POSITIONS = 12
 """Places in each file at which a bit is flipped; a short file has one at every byte."""
 
 

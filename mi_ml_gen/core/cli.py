@@ -170,6 +170,8 @@ def as_known(error: BaseException) -> MiMlGenError | None:
     text = str(error)
     if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in text:
         return EnvironmentFault(f"out of memory: {text or 'this machine has no more'}")
+    if classes & {"RuntimeError", "ValueError", "OverflowError"} and _TOO_LARGE.search(text):
+        return EnvironmentFault(f"out of memory: a size in the settings is too large: {text.strip().splitlines()[0]}")
     if "DistError" in classes or ("RuntimeError" in classes and any(name in text for name in ("gloo", "NCCL"))):
         return EnvironmentFault(f"lost the connection to the other processes: {text}")
     if "RuntimeError" in classes and _DEVICE_FAULT.search(text) and "device-side assert" not in text:
@@ -177,6 +179,11 @@ def as_known(error: BaseException) -> MiMlGenError | None:
     return None
 
 
+_TOO_LARGE = re.compile(
+    r"Storage size calculation overflowed|integer multiplication overflow|Maximum allowed dimension exceeded"
+    r"|array is too big|cannot fit 'int' into an index-sized integer"
+)
+"""What torch, NumPy and Python say of a size that not even its number of bytes can be counted of."""
 _DEVICE_FAULT = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS|cublasLt|cusolver|cufft|cusparse|MPS) (driver |runtime |backend )?error\b"
     r"|\b(CUDNN|CUBLAS|CUSOLVER|CUFFT|CUSPARSE)_STATUS_\w+|No CUDA GPUs are available|no NVIDIA driver",

@@ -171,11 +171,11 @@ class Session:
         self._preemption.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         if self._bar is not None:
             self._bar.close()  # what is said next begins on a line of its own
         self._preemption.__exit__()
-        self.run.close()
+        self.run.close(exception[1])
 
     # what is kept
 

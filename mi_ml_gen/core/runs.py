@@ -95,6 +95,7 @@ class RunFolder:
         self._lock: _Lock | None = None
         self._record: provenance.Record | None = None
         self._state_is_loadable = False
+        self._made: list[Path] = []  # folders that were not there before
 
     @classmethod
     def open(
@@ -120,6 +121,7 @@ class RunFolder:
 
     def _take(self) -> None:
         locks.check_system()
+        self._made = [path for path in (*reversed(self.path.parents), self.path) if not path.exists()]
         for path in (self.path, self.checkpoints, self.images):
             with disk_faults(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -132,20 +134,39 @@ class RunFolder:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Let other processes have the folder."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Let other processes have the folder. With a UsageError as `error` a new folder in which nothing has been
+        done yet goes, so that a command that is refused leaves nothing."""
+        discard = isinstance(error, UsageError) and self._lock is not None and self._is_unused()
         if self._record is not None:
-            self._record.end()
+            if not discard:
+                self._record.end()
             self._record = None
+        if discard:
+            self._discard()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
+    def _is_unused(self) -> bool:
+        """Whether the folder is new, and only opening it has written into it."""
+        found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
+        record = provenance.NAME
+        opened = {".lock", "config.yaml", "checkpoints", "images", record, f"{record}.sha256"}
+        return self.path in self._made and found <= opened
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in ("config.yaml", provenance.NAME, f"{provenance.NAME}.sha256", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            for path in (self.checkpoints, self.images, *reversed(self._made)):
+                path.rmdir()  # never one that holds anything
+
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, *exception: Any) -> None:
+        self.close(exception[1])
 
     # settings
 

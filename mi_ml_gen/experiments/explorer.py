@@ -399,7 +399,8 @@ def _page(
             + "</div>"
         )
     choices = "".join(
-        f'<label><input type="radio" name="kind" value="{i}"{" checked" if i == 0 else ""}> {kind.name}</label>'
+        f'<label><input type="radio" name="kind" value="{i}"{" checked" if i == 0 else ""}> '
+        f"{html.escape(kind.name)}</label>"
         for i, kind in enumerate(kinds)
     )
     walks = f'<fieldset class="kinds"><legend>The sliders follow</legend>{choices}</fieldset>' if len(kinds) > 1 else ""

@@ -22,8 +22,9 @@ from mi_ml_gen.walkers.spec import load_walker
 
 @torch.no_grad()
 def decode_shown(generator: MultiLatentGenerator, latents: torch.Tensor) -> torch.Tensor:
-    """Images (n, 3, H, W); where decoding draws, the draws are the same in every picture."""
-    return generator.decode(latents, runtime.stream(0, "pictures", 0, 0, latents.device))
+    """Images (n, 3, H, W); where decoding draws, the draws are the same in every picture. Raises NonFiniteError."""
+    images = generator.decode(latents, runtime.stream(0, "pictures", 0, 0, latents.device))
+    return runtime.finite(f"images of {generator.name}", images)
 
 
 @torch.no_grad()

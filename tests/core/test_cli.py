@@ -161,3 +161,20 @@ def test_exit_codes():
     codes |= {"EnvironmentFault": 4, "NonFiniteError": 5, "Preempted": 75, "MiMlGenError": 1}
     assert {name: getattr(errors, name).exit_code for name in codes} == codes
     assert issubclass(errors.UsageError, ValueError)
+
+
+def test_a_size_beyond_all_memory_is_no_fault_of_ours():
+    import numpy as np
+    import torch
+
+    for make in (
+        lambda: torch.empty(2**62, 8),
+        lambda: torch.zeros(2**62),
+        lambda: np.zeros((2**62, 8)),
+        lambda: np.zeros(2**80),
+        lambda: [0] * 2**70,
+    ):
+        with pytest.raises((RuntimeError, ValueError, OverflowError, MemoryError)) as caught:
+            make()
+        known = cli.as_known(caught.value)
+        assert isinstance(known, errors.EnvironmentFault) and "out of memory" in str(known), caught.value
