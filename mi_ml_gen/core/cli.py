@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from mi_ml_gen.core import config, locks, threads
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
@@ -41,11 +41,15 @@ class Parser(argparse.ArgumentParser):
         # argparse takes "-1e-3" for a flag: its own pattern of a negative number knows no exponent.
         self._negative_number_matcher = re.compile(r"^-\d+$|^-\d*\.?\d+(e[-+]?\d+)?$", re.IGNORECASE)
 
+    declared: ClassVar[set[str]] = set()
+    """Flags of the command line that was read last, with underscores."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
+        Parser.declared = {name.replace("-", "_") for name in self._option_string_actions}
         namespace, unknown = self.parse_known_args(self._as_declared(words), namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
@@ -150,7 +154,17 @@ def _report(error: BaseException) -> int:
     known = as_known(error)
     if known is None:
         return _say(f"error: {type(error).__name__}: {error} (unforeseen; --debug shows where)", 1)
-    return _say(f"error: {known}", known.exit_code)
+    return _say(f"error: {known}{_without_flags(str(known))}", known.exit_code)
+
+
+def _without_flags(text: str) -> str:
+    """What to add to an error of a room that many commands use, where it advises a flag that this one does not have."""
+    if not Parser.declared or re.search(r"pip install|scripts/|torchrun", text):  # other programs' flags
+        return ""
+    given = " ".join(sys.argv).replace("-", "_")
+    named = dict.fromkeys(re.findall(r"(?<![\w-])--[A-Za-z]\w*", text))
+    lacking = [flag for flag in named if (own := flag.replace("-", "_")) not in Parser.declared and own not in given]
+    return f" (this command has no {' and no '.join(lacking)})" if lacking else ""
 
 
 def as_known(error: BaseException) -> MiMlGenError | None:

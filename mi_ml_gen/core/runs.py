@@ -301,7 +301,7 @@ class RunFolder:
         if damaged:
             raise CorruptCheckpointError(
                 f"{self.checkpoints}: no saved state is whole; "
-                "to start again, remove the run's folder or choose another --run_name"
+                "to start again, remove the run's folder, or choose another --run_name or folder"
             )
         self._cut_metrics(-1)
         return None
@@ -486,7 +486,7 @@ class _Lock:
             self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
             if not locks.take(self._file, wait=False, of_process=True):
                 holder = self._holder()
-                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name")
+                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name or folder")
             self._file.truncate(0)
             self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
             self._file.flush()

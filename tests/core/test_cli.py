@@ -178,3 +178,19 @@ def test_a_size_beyond_all_memory_is_no_fault_of_ours():
             make()
         known = cli.as_known(caught.value)
         assert isinstance(known, errors.EnvironmentFault) and "out of memory" in str(known), caught.value
+
+
+def test_advice_of_a_flag_that_the_command_lacks_says_so(monkeypatch, capsys):
+    parser = cli.Parser(prog="x")
+    parser.add_argument("--skip-bad")
+    parser.parse_args([])
+
+    def said(text: str) -> str:
+        cli._report(errors.UsageError(text))
+        return capsys.readouterr().err.strip()
+
+    monkeypatch.setattr(sys, "argv", ["x", "--sed", "3"])
+    assert said("a bad image; leave it out with --skip_bad") == "error: a bad image; leave it out with --skip_bad"
+    assert said("a bad image; choose --loader torch").endswith("--loader torch (this command has no --loader)")
+    for text in ("unknown flag --sed", "run pip install --no-deps x", "see scripts/y.py --all", "a -- b"):
+        assert said(text) == f"error: {text}"
