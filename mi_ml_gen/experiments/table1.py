@@ -12,6 +12,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.information.verdicts import Finding
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
+from mi_ml_gen.navigator.keeping import at_hand
 from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.remaining import (
     SHARED_NATS,
@@ -39,9 +41,9 @@ from mi_ml_gen.navigator.remaining import (
 )
 from mi_ml_gen.navigator.selection import bound_finding, convergence, near, of_walker, select_checkpoint
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.navigator.several import file_name, train_several
+from mi_ml_gen.navigator.several import train_several, walker_file_of
 from mi_ml_gen.navigator.spread import WalkerMean, over_walkers
-from mi_ml_gen.navigator.training import train_navigator, walker_name
+from mi_ml_gen.navigator.training import train_navigator, walker_file
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import bars, curves, figure_png
 from mi_ml_gen.report.page import Page
@@ -176,18 +178,19 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     n_pairs = settings["batch_size"]
     if settings["negatives"] == "global":
         n_pairs *= settings["n_processes"]
-    if not any(row["saved"] for row in rows):
+    there = at_hand(rows, partial(walker_file, folder))
+    if not any(row["saved"] for row in there):
         raise UsageError(f"{folder}: no walker has been saved yet")
     if samples is None:
         independent = math.inf
         if (folder / "summary.json").exists():
             independent = runs.read_json(folder / "summary.json")["independent_delta"]
-        samples = select_checkpoint(rows, independent).samples
-    saved = [row["samples"] for row in rows if row["saved"]]
+        samples = select_checkpoint(there, independent).samples
+    saved = [row["samples"] for row in there if row["saved"]]
     if samples not in saved:
         nearest = min(saved, key=lambda n: abs(n - samples))
         raise UsageError(f"{folder}: no walker of {samples} samples; the nearest has {nearest}")
-    walker = load_walker(folder / "walkers" / f"{walker_name(samples)}.safetensors")
+    walker = load_walker(walker_file(folder, samples))
     loss = near(rows, samples)["loss"]
     record = RunRecord.read(folder)
     converged, why = convergence(rows, _was_stopped_by_rule(folder))
@@ -231,13 +234,14 @@ def _read_several(
 ) -> TrainedWalker:
     """A run of several walkers: each at its own selected checkpoint, or all at the same one."""
     n = settings["walkers"]
-    if not any(row["saved"] for row in rows):
+    own = [of_walker(rows, i) for i in range(n)]
+    there = [at_hand(one, partial(walker_file_of, folder, i)) for i, one in enumerate(own)]
+    if not all(any(row["saved"] for row in one) for one in there):
         raise UsageError(f"{folder}: no walker has been saved yet")
     done = runs.read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     independent = done.get("independent_delta", math.inf)
-    own = [of_walker(rows, i) for i in range(n)]
-    at = [samples if samples is not None else select_checkpoint(one, independent).samples for one in own]
-    walkers = [load_walker(folder / "walkers" / f"{file_name(n_seen, i)}.safetensors") for i, n_seen in enumerate(at)]
+    at = [samples if samples is not None else select_checkpoint(one, independent).samples for one in there]
+    walkers = [load_walker(walker_file_of(folder, i, n_seen)) for i, n_seen in enumerate(at)]
     ends = [convergence(one, stopped_by_rule=False) for one in own]
     unfinished = [why for converged, why in ends if not converged]
     why = unfinished[0] if unfinished else "the loss had stopped rising"

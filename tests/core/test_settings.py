@@ -77,7 +77,7 @@ def test_a_redefined_option_keeps_its_rule_and_place():
     ("settings", "free"),
     [
         (NavigatorConfig, "num_samples g_path device compile state_interval_s image_freq save_folder run_name "
-         "early_stopping_min_steps early_stopping_threshold patience keep_going micro_batches"),
+         "early_stopping_min_steps early_stopping_threshold patience keep_going micro_batches keep"),
         (EncoderConfig, "g_path device compile state_interval_s save_freq save_folder run_name workers loader "
          "skip_bad decode_at_once knn_freq abort_on_collapse cuda_graphs"),
         (ProbeConfig, "save_folder run_name loader skip_bad device batch_size state_interval_s"),
