@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mi_ml_gen.core import runtime
-from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.errors import NonFiniteError, UsageError
 from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
@@ -157,4 +157,6 @@ def _monte_carlo(
         total, squared = total + batch.sum(), squared + batch.square().sum()
     assert origin is not None
     shift, mean_square = total.item() / n_samples, squared.item() / n_samples
+    if not math.isfinite(origin.item() + shift + mean_square):
+        raise NonFiniteError(f"{name} is nan or infinite; the noise or the walker's weights are too large")
     return DeltaEstimate(origin.item() + shift, math.sqrt(max(mean_square - shift**2, 0.0)), n_samples)

@@ -28,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not Path(run).is_dir():
             raise UsageError(f"{run}: no such run folder")
     cli.loading()
-    from mi_ml_gen.mim.images.evaluation import evaluate_run, to_table
+    from mi_ml_gen.mim.images.evaluation import check_run, evaluate_run, to_table
+
+    for run in arguments.runs:
+        check_run(Path(run))
 
     for run in arguments.runs:
         results = evaluate_run(run, settings)

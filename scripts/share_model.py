@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.loading()
     from mi_ml_gen.hub import sharing
 
-    folder = sharing.prepare(a.folder, a.repo, a.license, a.out)
+    folder = sharing.prepare(a.folder, a.repo, a.license, a.out, to_push=a.push)
     upload = sharing.push(folder, a.repo, dry_run=not a.push, private=a.private)
     print(upload)
     if not a.push:

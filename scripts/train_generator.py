@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mi_ml_gen.core import cli, config
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.trainers import chosen
 
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     settings: Any = config.from_arguments(trainer.settings, arguments)
     settings.check()
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"--threads {arguments.threads}: must be at least 1")
     if cli.is_dry_run(arguments, settings):
         return
     cli.loading()

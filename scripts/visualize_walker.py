@@ -43,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if a.run is None:
         warn_of_differences(walker, generator, found.noise)
     z = found.noise.sample((a.n_images, generator.noise_dim), runtime.stream(a.seed, "shown", 0, 0, device))
+    rows = runs.read_metrics(a.run, whole=True) if a.run else []
     out.mkdir(parents=True, exist_ok=True)
     written = [pictures.save_strengths(out / "strength.png", generator, walker, z, a.strengths)]
     if a.run:
         written.append(pictures.save_training(out / "training.png", generator, a.run, z, a.n_rows))
-        written.append(pictures.save_curves(out / "curves.png", runs.read_metrics(a.run)))
+        written.append(pictures.save_curves(out / "curves.png", rows))
     print("written: " + ", ".join(map(str, written)))
 
 

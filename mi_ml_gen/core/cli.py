@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from mi_ml_gen.core import config, locks, threads
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
@@ -42,11 +42,15 @@ class Parser(argparse.ArgumentParser):
         # argparse takes "-1e-3" for a flag: its own pattern of a negative number knows no exponent.
         self._negative_number_matcher = re.compile(r"^-\d+$|^-\d*\.?\d+(e[-+]?\d+)?$", re.IGNORECASE)
 
+    declared: ClassVar[set[str]] = set()
+    """Flags of the command line that was read last, with underscores."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
+        Parser.declared = {name.replace("-", "_") for name in self._option_string_actions}
         namespace, unknown = self.parse_known_args(self._as_declared(words), namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
@@ -157,7 +161,17 @@ def _report(error: BaseException) -> int:
     known = as_known(error)
     if known is None:
         return _say(f"error: {type(error).__name__}: {error} (unforeseen; --debug shows where)", 1)
-    return _say(f"error: {known}", known.exit_code)
+    return _say(f"error: {known}{_without_flags(str(known))}", known.exit_code)
+
+
+def _without_flags(text: str) -> str:
+    """What to add to an error of a room that many commands use, where it advises a flag that this one does not have."""
+    if not Parser.declared or re.search(r"pip install|scripts/|torchrun", text):  # other programs' flags
+        return ""
+    given = " ".join(sys.argv).replace("-", "_")
+    named = dict.fromkeys(re.findall(r"(?<![\w-])--[A-Za-z]\w*", text))
+    lacking = [flag for flag in named if (own := flag.replace("-", "_")) not in Parser.declared and own not in given]
+    return f" (this command has no {' and no '.join(lacking)})" if lacking else ""
 
 
 def as_known(error: BaseException) -> MiMlGenError | None:
@@ -177,6 +191,8 @@ def as_known(error: BaseException) -> MiMlGenError | None:
     text = str(error)
     if classes & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in text:
         return EnvironmentFault(f"out of memory: {text or 'this machine has no more'}")
+    if classes & {"RuntimeError", "ValueError", "OverflowError"} and _TOO_LARGE.search(text):
+        return EnvironmentFault(f"out of memory: a size in the settings is too large: {text.strip().splitlines()[0]}")
     if "DistError" in classes or ("RuntimeError" in classes and any(name in text for name in ("gloo", "NCCL"))):
         return EnvironmentFault(f"lost the connection to the other processes: {text}")
     if "RuntimeError" in classes and _DEVICE_FAULT.search(text) and "device-side assert" not in text:
@@ -184,6 +200,11 @@ def as_known(error: BaseException) -> MiMlGenError | None:
     return None
 
 
+_TOO_LARGE = re.compile(
+    r"Storage size calculation overflowed|integer multiplication overflow|Maximum allowed dimension exceeded"
+    r"|array is too big|cannot fit 'int' into an index-sized integer"
+)
+"""What torch, NumPy and Python say of a size that not even its number of bytes can be counted of."""
 _DEVICE_FAULT = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS|cublasLt|cusolver|cufft|cusparse|MPS) (driver |runtime |backend )?error\b"
     r"|\b(CUDNN|CUBLAS|CUSOLVER|CUFFT|CUSPARSE)_STATUS_\w+|No CUDA GPUs are available|no NVIDIA driver",

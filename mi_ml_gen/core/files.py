@@ -237,7 +237,7 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
     except TextError as error:
         raise CorruptCheckpointError(f"{path}: damaged: {error}") from error
     if not isinstance(found, kind):
-        raise CorruptCheckpointError(f"{path}: damaged, holds no {'results' if kind is dict else 'list of results'}")
+        raise CorruptCheckpointError(f"{path}: damaged, holds no {'list of ' * (kind is list)}results")
     return found
 
 

@@ -171,11 +171,11 @@ class Session:
         self._preemption.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         if self._bar is not None:
             self._bar.close()  # what is said next begins on a line of its own
         self._preemption.__exit__()
-        self.run.close()
+        self.run.close(exception[1])
 
     # what is kept
 
@@ -183,12 +183,12 @@ class Session:
         """Name what training changes, and bring it to where the newest good state has it.
 
         Parts are loaded in the order given. Modules then get rank 0's values on every rank. Raises
-        CorruptCheckpointError where the states are damaged or not of these parts, NonFiniteError where one holds a
-        nan or an infinity.
+        CorruptCheckpointError where states or metrics are damaged, or the states not of these parts; NonFiniteError
+        where one holds a nan or an infinity.
         """
         self._parts, self._course = parts, course if course is not None else Course()
         saved = self.run.load_latest()
-        self.rows = runtime.on_main(self.run.metrics)
+        self.rows = runtime.on_main(lambda: self.run.metrics(whole=True))
         if saved is not None:
             self.first, state = saved
             self.done = self.first

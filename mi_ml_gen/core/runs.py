@@ -95,6 +95,7 @@ class RunFolder:
         self._lock: _Lock | None = None
         self._record: provenance.Record | None = None
         self._state_is_loadable = False
+        self._made: list[Path] = []  # folders that were not there before
 
     @classmethod
     def open(
@@ -120,6 +121,7 @@ class RunFolder:
 
     def _take(self) -> None:
         locks.check_system()
+        self._made = [path for path in (*reversed(self.path.parents), self.path) if not path.exists()]
         for path in (self.path, self.checkpoints, self.images):
             with disk_faults(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -132,20 +134,39 @@ class RunFolder:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Let other processes have the folder."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Let other processes have the folder. With a UsageError as `error` a new folder in which nothing has been
+        done yet goes, so that a command that is refused leaves nothing."""
+        discard = isinstance(error, UsageError) and self._lock is not None and self._is_unused()
         if self._record is not None:
-            self._record.end()
+            if not discard:
+                self._record.end()
             self._record = None
+        if discard:
+            self._discard()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
+    def _is_unused(self) -> bool:
+        """Whether the folder is new, and only opening it has written into it."""
+        found = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
+        record = provenance.NAME
+        opened = {".lock", "config.yaml", "checkpoints", "images", record, f"{record}.sha256"}
+        return self.path in self._made and found <= opened
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in ("config.yaml", provenance.NAME, f"{provenance.NAME}.sha256", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            for path in (self.checkpoints, self.images, *reversed(self._made)):
+                path.rmdir()  # never one that holds anything
+
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, *exception: Any) -> None:
+        self.close(exception[1])
 
     # settings
 
@@ -209,9 +230,9 @@ class RunFolder:
                 file.truncate(start)  # whole lines or nothing
                 raise
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self, whole: bool = False) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; see `read_metrics`. A run's own may be of any length."""
-        return read_metrics(self.path, most_bytes=None)
+        return read_metrics(self.path, whole, most_bytes=None)
 
     # states
 
@@ -280,7 +301,7 @@ class RunFolder:
         if damaged:
             raise CorruptCheckpointError(
                 f"{self.checkpoints}: no saved state is whole; "
-                "to start again, remove the run's folder or choose another --run_name"
+                "to start again, remove the run's folder, or choose another --run_name or folder"
             )
         self._cut_metrics(-1)
         return None
@@ -340,11 +361,11 @@ def read_metrics(
         return []
     if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
         raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
-    rows, n_damaged, is_summed = [], 0, False
+    rows, damaged, is_summed = [], [], False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
+            if not line.endswith(b"\n") and not SUMMED_ROW.fullmatch(line[:-1]):
+                break  # cut short; a whole row with another byte in place of its end is damaged
             try:
                 row, has_sum = _row(line[:-1])
                 if is_summed and not has_sum:  # only the first rows may come from a version that wrote no checksums
@@ -353,9 +374,13 @@ def read_metrics(
                 is_summed = has_sum
             except (ValueError, RecursionError):
                 logger.warning("%s: line %d is damaged and left out", path, number)
-                n_damaged += 1
-    if whole and n_damaged:
-        raise CorruptCheckpointError(f"{path}: {n_damaged} damaged lines, so what is computed from it would be wrong")
+                damaged.append(number)
+    if whole and damaged:
+        lines = f"line{'s' if len(damaged) > 1 else ''} {', '.join(map(str, damaged[:5]))}{' ...' * (len(damaged) > 5)}"
+        raise CorruptCheckpointError(
+            f"{path}: damaged in {lines}, so what is computed from it would be wrong; remove what is damaged to go on "
+            "without it"
+        )
     return rows
 
 
@@ -365,8 +390,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path) / "config.yaml"
     try:
         data = path.read_bytes()
-        if data.startswith(SUM.encode()):
-            head, _, data = data.partition(b"\n")
+        head = data.partition(b"\n")[0]
+        if head.startswith(SUM.encode()) or re.search(rb"[0-9a-f]{64}$", head):  # a flipped bit may end the comment
+            data = data[len(head) + 1 :]
             if hashlib.sha256(data).hexdigest() != head.decode("latin-1").removeprefix(SUM):
                 raise TextError("it is not what its first line says; if you changed it, remove that line")
         found = parse_yaml(data)
@@ -459,7 +485,7 @@ class _Lock:
             self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
             if not locks.take(self._file, wait=False, of_process=True):
                 holder = self._holder()
-                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name")
+                raise UsageError(f"{path.parent} is in use by {holder}; choose another --run_name or folder")
             self._file.truncate(0)
             self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
             self._file.flush()

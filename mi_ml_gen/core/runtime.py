@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, UsageError
+from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, NonFiniteError, UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 _precision: str | None = None
@@ -105,6 +105,14 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()  # the meta device, for example
+
+
+def finite(what: str, values: Tensor) -> Tensor:
+    """The values, of which something is about to be written or printed; this waits for the device. Raises
+    NonFiniteError, which says what they are, where any is nan or infinite."""
+    if not values.isfinite().all():
+        raise NonFiniteError(f"{what}: nan or infinity among them; the noise or the weights are too large")
+    return values
 
 
 def _check_precision(precision: str) -> None:

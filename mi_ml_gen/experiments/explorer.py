@@ -309,18 +309,19 @@ def known_facts(group: Chunks, map_file: Path | None, table_file: Path | None) -
     """Sentences on what was measured of a range of chunks, from the JSON files of a map and of Table 1; empty where
     they hold nothing on it.
 
-    Raises UsageError for a file that is neither.
+    Raises UsageError for a file that is neither, CorruptCheckpointError for a damaged one.
     """
     said: list[str] = []
-    if map_file is not None:
-        cells = _json(map_file, "--map", dict).get("ranges", [])
-        for cell in cells:
-            if cell.get("chunks") == str(group):
-                said += _of_cell(cell)
-    if table_file is not None:
-        for row in _json(table_file, "--table", list):
-            if isinstance(row, dict) and row.get("chunks") == str(group):
-                said += _of_row(row)
+    for path, flag, kind, of_one in ((map_file, "--map", dict, _of_cell), (table_file, "--table", list, _of_row)):
+        if path is None:
+            continue
+        content = _json(path, flag, kind)
+        try:
+            for one in content if kind is list else content["ranges"]:
+                if one["chunks"] == str(group):
+                    said += of_one(one)
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise _not_such(path, flag) from None
     return said
 
 
@@ -353,7 +354,14 @@ def _estimate(found: Mapping[str, Any]) -> str:
 def _json(path: Path, flag: str, kind: type) -> Any:
     if not path.is_file():
         raise UsageError(f"{flag} {path}: no such file; map_generator.py writes map.json, and Table 1 table1.json")
-    return read_json(path, kind)
+    content = read_json(path, object)
+    if not isinstance(content, kind):
+        raise _not_such(path, flag)
+    return content
+
+
+def _not_such(path: Path, flag: str) -> UsageError:
+    return UsageError(f"{flag} {path}: not such a file; map_generator.py writes map.json, and Table 1 table1.json")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -391,7 +399,8 @@ def _page(
             + "</div>"
         )
     choices = "".join(
-        f'<label><input type="radio" name="kind" value="{i}"{" checked" if i == 0 else ""}> {kind.name}</label>'
+        f'<label><input type="radio" name="kind" value="{i}"{" checked" if i == 0 else ""}> '
+        f"{html.escape(kind.name)}</label>"
         for i, kind in enumerate(kinds)
     )
     walks = f'<fieldset class="kinds"><legend>The sliders follow</legend>{choices}</fieldset>' if len(kinds) > 1 else ""

@@ -159,9 +159,10 @@ def export_images(settings: ExportConfig) -> Export:
 def to_bytes(images: Tensor, truncated: bool = False) -> Tensor:
     """Images (n, 3, H, W) in [0, 1] -> uint8 (n, H, W, 3), rounded, on the same device.
 
-    truncated: rounded down, as in the published images, which are darker by half a level on average.
+    truncated: rounded down, as in the published images, which are darker by half a level on average. Raises
+    NonFiniteError for images that are no numbers.
     """
-    levels = images.float() * 255
+    levels = runtime.finite("images to write", images.float()) * 255
     levels = levels.floor_() if truncated else levels.round_()
     return levels.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mi_ml_gen.core import config, runtime
+from mi_ml_gen.core.arrays import read_npz
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.loop import Preemption
 from mi_ml_gen.core.progress import Bar
@@ -456,11 +457,7 @@ def _estimate(settings: CalibrationConfig, x: np.ndarray, y: np.ndarray) -> Esti
 
 def _read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["x"], arrays["y"]
-    except FileNotFoundError:
-        raise UsageError(f"--pairs {path}: there is no such file") from None
-    except KeyError:
-        raise UsageError(f"--pairs {path}: must hold arrays named x and y") from None
-    except (OSError, ValueError, AttributeError, EOFError) as error:
-        raise UsageError(f"--pairs {path}: not a .npz file of arrays of numbers ({type(error).__name__})") from None
+        x, y = read_npz(path, ("x", "y"))
+    except UsageError as error:
+        raise UsageError(f"--pairs {error}") from None
+    return x, y

@@ -262,7 +262,7 @@ def write_report(settings: MimComparisonConfig, command: str = "") -> list[Path]
         page.text(line)
     page.section("Embeddings from the encoder and from the decoder").table(ablation)
     page.section("Course of training")
-    rows = {one.cell.title: runs.read_metrics(one.path) for one in cells if one.cell.seed == 0}
+    rows = {one.cell.title: runs.read_metrics(one.path, whole=True) for one in cells if one.cell.seed == 0}
     for family in (True, False):
         own = {name: found for (name, found), one in zip(rows.items(), _first_seeds(cells), strict=True)
                if (one.cell.method in GENERATIVE) == family and found}  # fmt: skip

@@ -60,7 +60,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         raise UsageError("RUN: a run folder is given twice")
     names = _names([path.resolve() for path in paths])
     return [
-        Run(name, path, runs.read_config(path), runs.read_metrics(path), _summary(path))
+        Run(name, path, runs.read_config(path), runs.read_metrics(path, whole=True), _summary(path))
         for name, path in zip(names, paths, strict=True)
     ]
 

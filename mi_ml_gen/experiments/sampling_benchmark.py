@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from mi_ml_gen.core import config, loop, optimizers, runs, runtime
-from mi_ml_gen.core.errors import EnvironmentFault, Preempted, UsageError
+from mi_ml_gen.core.errors import CorruptCheckpointError, Preempted, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.data.loading import load_source
@@ -111,7 +112,7 @@ def benchmark(settings: BenchmarkConfig, progress: bool = True) -> list[Measurem
         runs.RunFolder.open(settings.save_folder, described, **config.resuming(BenchmarkConfig)) as run,
         loop.Preemption() as preemption,
     ):
-        kept = [_measurement(row) for row in run.metrics()]
+        kept = [_measurement(row, run.path) for row in run.metrics()]
         for source in settings.source:
             wanted = [size for size in settings.batch_sizes if not _holds(kept, source, size)]
             if not wanted:
@@ -301,12 +302,12 @@ def _holds(measurements: Sequence[Measurement], source: str, batch_size: int) ->
     return any((m.source, m.batch_size) == (source, batch_size) for m in measurements)
 
 
-def _measurement(row: dict[str, Any]) -> Measurement:
+def _measurement(row: dict[str, Any], folder: Path) -> Measurement:
     values = {key: value for key, value in row.items() if key != "step"}
     try:
         return Measurement(**values)
     except TypeError:
-        raise EnvironmentFault(f"metrics.jsonl: not a measurement: {json.dumps(row)[:80]}") from None
+        raise CorruptCheckpointError(f"{folder / 'metrics.jsonl'}: not a measurement: {json.dumps(row)[:80]}") from None
 
 
 __all__ = ["BenchmarkConfig", "Measurement", "benchmark"]

@@ -340,7 +340,7 @@ class NVAEAblationConfig(NavigatorConfig):
 class GeneratorPicturesConfig(OnDevice, Seeded, InFolder, AnchorNoise, FromGenerator):
     """What `scripts/visualize_generator.py` takes."""
 
-    groups: int = option(1, help="number of chunks that are exchanged together")
+    groups: int = option(1, at_least=1, help="number of chunks that are exchanged together")
     n_images: int = option(10, at_least=1, help="number of images in a row")
     std: float = redefined(AnchorNoise, "std", 1.0, above=None, at_least=0)
     save_folder: Path = redefined(InFolder, "save_folder", Path("pictures"), flag="out", help="folder for the pictures")
@@ -493,7 +493,7 @@ class BetonConfig(InFolder):
     val_folder: Path | None = option(None, help="folder with the validation images")
     test_folder: Path | None = option(None, help="folder with the test images")
     predict_folder: Path | None = option(None, help="folder with images without labels, to predict on")
-    max_resolution: int = option(256, help="longest side of a stored image, in pixels")
+    max_resolution: int = option(256, at_least=1, help="longest side of a stored image, in pixels")
     with_labels: bool = option(False, help="store the class folders as labels")
     skip_bad: bool = option(False, help="leave out images that cannot be read")
     workers: int = option(min(8, threads.available()), at_least=1, help="threads that read and encode images")
@@ -652,3 +652,23 @@ class HumanPairsConfig(OnDevice, Resumed, FromGenerator):
         """Refuse by UsageError what is wrong and can be seen without torch."""
         check_generator_settings(self.generator, self.g_path, self.g_use)
         check_data_path("--data_path", self.data_path)
+
+
+# --- tasks of known information, as files -----------------------------------------------------------------------
+
+
+@dataclass
+class TaskFilesConfig:
+    """What `scripts/export_tasks.py` takes."""
+
+    out: Path = option(help="folder for the files")
+    tasks: list[str] = option([], help='families, or "bmi" for the tasks of that benchmark (default: all families)')
+    nats: list[float] = option([0.5, 2.0, 4.0], at_least=0, help="levels of information, in nats")
+    dims: list[int] = option([1, 5], at_least=1, help="numbers of dimensions")
+    n: int = option(10_000, at_least=1, help="number of pairs in each file")
+    seed: int = option(0, at_least=0, help="random seed")
+
+    def __post_init__(self) -> None:
+        for name in ("nats", "dims"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name}: must hold at least one value")

@@ -21,6 +21,7 @@ import torch
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import runs, runtime
+from mi_ml_gen.core.arrays import read_npy
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import atomic_write, write_json
 from mi_ml_gen.delta import DeltaEstimate
@@ -29,7 +30,8 @@ from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.information.verdicts import Finding
 from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
-from mi_ml_gen.navigator import kept
+from mi_ml_gen.navigator import stored_critics
+from mi_ml_gen.navigator.keeping import at_hand
 from mi_ml_gen.navigator.records import RunRecord
 from mi_ml_gen.navigator.remaining import (
     SHARED_NATS,
@@ -40,9 +42,9 @@ from mi_ml_gen.navigator.remaining import (
 )
 from mi_ml_gen.navigator.selection import bound_finding, convergence, near, of_walker, select_checkpoint
 from mi_ml_gen.navigator.settings import NavigatorConfig
-from mi_ml_gen.navigator.several import file_name, train_several
+from mi_ml_gen.navigator.several import train_several, walker_file_of
 from mi_ml_gen.navigator.spread import WalkerMean, over_walkers
-from mi_ml_gen.navigator.training import train_navigator, walker_name
+from mi_ml_gen.navigator.training import train_navigator, walker_file
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import bars, curves, figure_png
 from mi_ml_gen.report.page import Page
@@ -171,24 +173,25 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
-    settings, rows = runs.read_config(folder), runs.read_metrics(folder, whole=True)
+    settings, rows = runs.read_config(folder), _rows(folder)
     if settings.get("walkers", 1) > 1:
         return _read_several(folder, samples, settings, rows)
     n_pairs = settings["batch_size"]
     if settings["negatives"] == "global":
         n_pairs *= settings["n_processes"]
-    if not any(row["saved"] for row in rows):
+    there = at_hand(rows, partial(walker_file, folder))
+    if not any(row["saved"] for row in there):
         raise UsageError(f"{folder}: no walker has been saved yet")
     if samples is None:
         independent = math.inf
         if (folder / "summary.json").exists():
             independent = runs.read_json(folder / "summary.json")["independent_delta"]
-        samples = select_checkpoint(rows, independent).samples
-    saved = [row["samples"] for row in rows if row["saved"]]
+        samples = select_checkpoint(there, independent).samples
+    saved = [row["samples"] for row in there if row["saved"]]
     if samples not in saved:
         nearest = min(saved, key=lambda n: abs(n - samples))
         raise UsageError(f"{folder}: no walker of {samples} samples; the nearest has {nearest}")
-    walker = load_walker(folder / "walkers" / f"{walker_name(samples)}.safetensors")
+    walker = load_walker(walker_file(folder, samples))
     loss = near(rows, samples)["loss"]
     record = RunRecord.read(folder)
     converged, why = convergence(rows, _was_stopped_by_rule(folder))
@@ -198,6 +201,17 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
         folder, walker, samples, loss, loss, n_pairs, settings["temp"], tuple(rows), record,
         training=_in_short(converged, why), bound=finding,
     )  # fmt: skip
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run. Raises CorruptCheckpointError where they are damaged, or end before the run did."""
+    rows, summary = runs.read_metrics(folder, whole=True), folder / "summary.json"
+    n_trained = runs.read_json(summary).get("trained_samples", 0) if summary.exists() else 0
+    if (n_told := rows[-1]["samples"] if rows else 0) < n_trained:
+        raise CorruptCheckpointError(
+            f"{folder / 'metrics.jsonl'}: damaged: ends after {n_told:,} samples, but the run had {n_trained:,}"
+        )
+    return rows
 
 
 def _was_stopped_by_rule(folder: Path) -> bool:
@@ -221,13 +235,14 @@ def _read_several(
 ) -> TrainedWalker:
     """A run of several walkers: each at its own selected checkpoint, or all at the same one."""
     n = settings["walkers"]
-    if not any(row["saved"] for row in rows):
+    own = [of_walker(rows, i) for i in range(n)]
+    there = [at_hand(one, partial(walker_file_of, folder, i)) for i, one in enumerate(own)]
+    if not all(any(row["saved"] for row in one) for one in there):
         raise UsageError(f"{folder}: no walker has been saved yet")
     done = runs.read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     independent = done.get("independent_delta", math.inf)
-    own = [of_walker(rows, i) for i in range(n)]
-    at = [samples if samples is not None else select_checkpoint(one, independent).samples for one in own]
-    walkers = [load_walker(folder / "walkers" / f"{file_name(n_seen, i)}.safetensors") for i, n_seen in enumerate(at)]
+    at = [samples if samples is not None else select_checkpoint(one, independent).samples for one in there]
+    walkers = [load_walker(walker_file_of(folder, i, n_seen)) for i, n_seen in enumerate(at)]
     ends = [convergence(one, stopped_by_rule=False) for one in own]
     unfinished = [why for converged, why in ends if not converged]
     why = unfinished[0] if unfinished else "the loss had stopped rising"
@@ -268,10 +283,7 @@ def _read_published(folder: Path, samples: int | None, batch_size: int) -> Train
 def _published_losses(path: Path) -> np.ndarray | None:
     if not path.exists():
         return None
-    try:
-        losses = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from None
+    losses = read_npy(path)
     if losses.ndim != 1 or not np.issubdtype(losses.dtype, np.floating) or not len(losses):
         raise CorruptCheckpointError(f"{path}: must be a list of losses, has shape {losses.shape} of {losses.dtype}")
     return losses
@@ -383,10 +395,10 @@ def with_remaining(
         if keep is None:
             remaining, warm = measure()
         else:
-            before = kept.origin(generator, walkers, distribution, settings, before, with_curve=with_curve,
+            before = stored_critics.origin(generator, walkers, distribution, settings, before, with_curve=with_curve,
                                  curve_of=median, seed=seed, independent=row.independent.mean)  # fmt: skip
             path = keep / f"{row.walker.folder.name}.safetensors"
-            remaining, warm = kept.measured_once(path, before, measure)
+            remaining, warm = stored_critics.measured_once(path, before, measure)
             warm = warm.to(device)
         measured.append(dataclasses.replace(row, remaining=remaining))
     return measured

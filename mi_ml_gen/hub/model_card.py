@@ -114,7 +114,7 @@ class RunRecord:
             path,
             runs.read_config(whole),
             provenance.read(whole),
-            runs.read_metrics(path),
+            runs.read_metrics(path, whole=True),
             dict(_results(path)),
             card.read_text(encoding="utf-8") if card.is_file() else "",
         )

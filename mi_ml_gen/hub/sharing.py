@@ -286,11 +286,18 @@ def load_from_run(folder: str | Path) -> Shared:
     return weights.load(folder / KINDS[name].file, name)
 
 
-def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str | Path | None = None) -> Path:
+def prepare(
+    folder: str | Path,
+    repo: str,
+    licence: str | None = None,
+    out: str | Path | None = None,
+    to_push: bool = False,
+) -> Path:
     """The shared folder of a run folder, written to `out` (by default its subfolder shared) where it is not there.
 
-    A shared folder is given back as it is, so that an edited card stays. Raises UsageError where what is there is of
-    another model than the run's, or another licence is asked for than its card states.
+    A shared folder is given back as it is, so that an edited card stays. to_push: refuse, before anything is written,
+    what `push` would refuse for want of a licence. Raises UsageError where what is there is of another model than the
+    run's, or another licence is asked for than its card states.
     """
     _check_repo(repo)
     folder = Path(folder)
@@ -300,6 +307,8 @@ def prepare(folder: str | Path, repo: str, licence: str | None = None, out: str 
         model = load_from_run(folder)
         target = Path(out) if out is not None else folder / "shared"
         if not target.exists():
+            if to_push and licence is None:
+                raise UsageError("--push needs --license, such as mit")
             return save(model, target, folder, repo, licence)
         if not _equal(model, load(target)):
             raise UsageError(f"{target}: holds another model than {folder}; remove it to have it written again")

@@ -23,6 +23,10 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     chunks: str = option(help='chunks to perturb: "1_6" means 1 to 5, the first included, the last excluded')
     num_samples: int = option(1_024_000, at_least=1, free=True, help="anchors to train on, over all processes")
     save_freq: int = option(2048, at_least=1, aliases=("save_every",), help="samples between saved walkers")
+    keep: int | None = option(
+        None, at_least=2, free=True,
+        help="number of saved walkers that stay on the disk, spread evenly over the run (default: all)",
+    )  # fmt: skip
     save_folder: str = redefined(InFolder, "save_folder", "./walker_runs")
 
     Tx: str = option(

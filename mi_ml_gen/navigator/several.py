@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.image_critic import PairCritic
 from mi_ml_gen.information.infonce import cross_side_cross_entropy
+from mi_ml_gen.navigator.keeping import at_hand, remove_others
 from mi_ml_gen.navigator.selection import (
     PLURALS,
     Selection,
@@ -153,6 +155,7 @@ def train_several(
                     about = dict(samples=session.samples, **setup.trained_on)
                     for i, walker in enumerate(own):
                         save_walker(run.path / "walkers" / file_name(session.samples, i), walker, **about)
+                        remove_others(session.rows, settings.keep, partial(walker_file_of, run.path, i))
                     if session.is_last:
                         pictures.save_curves(run.images / "curves.png", session.rows)
                 course.finished = _finished(session.rows, settings, n)
@@ -163,12 +166,14 @@ def train_several(
         # --- The selected walkers
         rows = session.rows
         reason = course.finished or f"all {settings.num_samples:,} samples are done"
-        selections = [select_checkpoint(of_walker(rows, i), independent.mean) for i in range(n)]
+        saved = runtime.on_main(
+            lambda: [at_hand(of_walker(rows, i), partial(walker_file_of, run.path, i)) for i in range(n)]
+        )
+        selections = [select_checkpoint(one, independent.mean) for one in saved]
         outcome: dict[str, Any] = {}
         if runtime.is_main():
             chosen = [
-                load_walker(run.path / "walkers" / f"{file_name(one.samples, i)}.safetensors").to(device)
-                for i, one in enumerate(selections)
+                load_walker(walker_file_of(run.path, i, one.samples)).to(device) for i, one in enumerate(selections)
             ]
             n_draws = delta.quick_draws(generator)
             measured = [
@@ -192,6 +197,11 @@ def train_several(
 def file_name(samples: int, walker: int) -> str:
     """File name, without suffix, of one of several walkers saved after so many samples."""
     return f"{walker_name(samples)}_{walker}"
+
+
+def walker_file_of(folder: Path, walker: int, samples: int) -> Path:
+    """One of several walkers that a run has saved after so many samples."""
+    return folder / "walkers" / f"{file_name(samples, walker)}.safetensors"
 
 
 class _Reversed(torch.autograd.Function):

@@ -25,6 +25,7 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
+from mi_ml_gen.navigator.keeping import at_hand, remove_others
 from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import (
     SMOOTHING_STEPS,
@@ -160,6 +161,7 @@ def train_navigator(
                 if runtime.is_main():
                     about = dict(samples=session.samples, **setup.trained_on)
                     save_walker(run.path / "walkers" / walker_name(session.samples), walker, **about)
+                    remove_others(session.rows, settings.keep, partial(walker_file, run.path))
                     n_saved = sum(row["saved"] for row in session.rows)
                     if session.is_last or n_saved % settings.image_freq == 0:
                         pictures.save_pairs(run.images / f"pairs_{session.samples:09d}.png", generator, walker, shown)
@@ -172,10 +174,11 @@ def train_navigator(
         # --- The selected walker
         rows = session.rows
         reason = course.finished or f"all {settings.num_samples:,} samples are done"
-        selection = select_checkpoint(rows, independent.mean)
+        saved = runtime.on_main(lambda: at_hand(rows, partial(walker_file, run.path)))
+        selection = select_checkpoint(saved, independent.mean)
         outcome: dict[str, Any] = {}
         if runtime.is_main():
-            chosen = load_walker(run.path / "walkers" / f"{walker_name(selection.samples)}.safetensors")
+            chosen = load_walker(walker_file(run.path, selection.samples))
             about = dict(samples=selection.samples, rule=selection.reason, **setup.trained_on)
             save_walker(run.path / "walker", chosen, **about)
             pictures.save_pairs(run.images / "selected.png", generator, chosen.to(device), shown)
@@ -201,6 +204,11 @@ def _part_stream(seed: int, step: int, device: torch.device, part: int) -> torch
 def walker_name(samples: int) -> str:
     """File name, without suffix, of the walker saved after so many samples."""
     return f"w_{samples:09d}"
+
+
+def walker_file(folder: Path, samples: int) -> Path:
+    """The walker that a run, of one walker, has saved after so many samples."""
+    return folder / "walkers" / f"{walker_name(samples)}.safetensors"
 
 
 def _infonce(features: torch.Tensor, settings: NavigatorConfig) -> torch.Tensor:

@@ -102,7 +102,7 @@ def extract_features(
             bar.update(len(images) * world)
     own = torch.cat(parts)
     whole = runtime.gather(own).view(world, len(own), -1).transpose(0, 1).reshape(world * len(own), -1)[:n]
-    values = whole.contiguous()
+    values = runtime.finite(f"features of the encoder on {source.name}", whole.contiguous())
     if path is not None and runtime.is_main():
         files.save_tensors(path, {"values": values}, {"source": source.name})
     return Features(values, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from mi_ml_gen.walkers.spec import load_walker
 
 @torch.no_grad()
 def decode_shown(generator: MultiLatentGenerator, latents: torch.Tensor) -> torch.Tensor:
-    """Images (n, 3, H, W); where decoding draws, the draws are the same in every picture."""
-    return generator.decode(latents, runtime.stream(0, "pictures", 0, 0, latents.device))
+    """Images (n, 3, H, W); where decoding draws, the draws are the same in every picture. Raises NonFiniteError."""
+    images = generator.decode(latents, runtime.stream(0, "pictures", 0, 0, latents.device))
+    return runtime.finite(f"images of {generator.name}", images)
 
 
 @torch.no_grad()
@@ -75,14 +77,16 @@ def save_strengths(
 @torch.no_grad()
 def save_training(path: Path, generator: MultiLatentGenerator, run: Path, z: torch.Tensor, n_rows: int = 6) -> Path:
     """The anchors, then their positives under walkers saved along a run, evenly spaced, the last included."""
-    saved = sorted((run / "walkers").glob("w_*.safetensors"))
+    matches = [re.fullmatch(r"w_(\d+)(_0)?", path.stem) for path in (run / "walkers").glob("w_*.safetensors")]
+    saved = sorted((int(match[1]), match.string) for match in matches if match)  # of several walkers, the first
     if not saved:
         raise UsageError(f"{run}: no walker has been saved yet")
     places = torch.linspace(0, len(saved) - 1, min(n_rows, len(saved))).round().long().tolist()
     rows = {"anchor": decode_shown(generator, generator.latents(z))}
     for place in places:
-        walker = load_walker(saved[place], z.device)
-        rows[f"{int(saved[place].stem.removeprefix('w_')):,}"] = decode_shown(generator, walker(generator, z).positive)
+        n_samples, stem = saved[place]
+        walker = load_walker(run / "walkers" / f"{stem}.safetensors", z.device)
+        rows[f"{n_samples:,}"] = decode_shown(generator, walker(generator, z).positive)
     return save_png(path, _labelled(rows))
 
 

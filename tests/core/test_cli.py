@@ -161,3 +161,36 @@ def test_exit_codes():
     codes |= {"EnvironmentFault": 4, "NonFiniteError": 5, "Preempted": 75, "MiMlGenError": 1}
     assert {name: getattr(errors, name).exit_code for name in codes} == codes
     assert issubclass(errors.UsageError, ValueError)
+
+
+def test_a_size_beyond_all_memory_is_no_fault_of_ours():
+    import numpy as np
+    import torch
+
+    for make in (
+        lambda: torch.empty(2**62, 8),
+        lambda: torch.zeros(2**62),
+        lambda: np.zeros((2**62, 8)),
+        lambda: np.zeros(2**80),
+        lambda: [0] * 2**70,
+    ):
+        with pytest.raises((RuntimeError, ValueError, OverflowError, MemoryError)) as caught:
+            make()
+        known = cli.as_known(caught.value)
+        assert isinstance(known, errors.EnvironmentFault) and "out of memory" in str(known), caught.value
+
+
+def test_advice_of_a_flag_that_the_command_lacks_says_so(monkeypatch, capsys):
+    parser = cli.Parser(prog="x")
+    parser.add_argument("--skip-bad")
+    parser.parse_args([])
+
+    def said(text: str) -> str:
+        cli._report(errors.UsageError(text))
+        return capsys.readouterr().err.strip()
+
+    monkeypatch.setattr(sys, "argv", ["x", "--sed", "3"])
+    assert said("a bad image; leave it out with --skip_bad") == "error: a bad image; leave it out with --skip_bad"
+    assert said("a bad image; choose --loader torch").endswith("--loader torch (this command has no --loader)")
+    for text in ("unknown flag --sed", "run pip install --no-deps x", "see scripts/y.py --all", "a -- b"):
+        assert said(text) == f"error: {text}"

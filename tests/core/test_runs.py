@@ -28,7 +28,7 @@ import torch
 import yaml
 from torch import nn
 
-from mi_ml_gen.core import config, locks, runs, runtime
+from mi_ml_gen.core import config, locks, loop, runs, runtime
 from mi_ml_gen.core.config import option
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, UsageError
 from mi_ml_gen.core.files import atomic_write, load_tensors, save_tensors
@@ -398,7 +398,7 @@ def test_no_flipped_bit_of_a_metric_goes_unnoticed(tmp_path, caplog):
         found = runs.read_metrics(tmp_path)
         assert found == rows or ("damaged" in caplog.text and all(row in rows for row in found)), at
         if found != rows:
-            with pytest.raises(CorruptCheckpointError, match=r"metrics.jsonl: \d damaged lines"):
+            with pytest.raises(CorruptCheckpointError, match=r"metrics.jsonl: damaged in lines? \d"):
                 runs.read_metrics(tmp_path, whole=True)
 
 
@@ -844,3 +844,33 @@ def test_no_space_reads_as_the_system_says_it(tmp_path):
 
     with pytest.raises(EnvironmentFault, match=f"^cannot write {re.escape(str(tmp_path))}/a: No space left"):
         atomic_write(tmp_path / "a", fail)
+
+
+# --- a command that is refused leaves nothing
+
+
+def test_a_new_folder_of_a_refused_command_goes(tmp_path):
+    path = tmp_path / "a" / "b"
+    with pytest.raises(UsageError), RunFolder.open(path, CONFIG):
+        raise UsageError("--source x: no such file")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UsageError), loop.Session.open(path, CONFIG):
+        raise UsageError("no such file")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("keeps", ["metrics", "a file", "the folder", "another error"])
+def test_a_refused_command_takes_nothing_else_along(tmp_path, keeps):
+    path = tmp_path / "a" / "b"
+    if keeps == "the folder":
+        path.mkdir(parents=True)
+    error = EnvironmentFault("x") if keeps == "another error" else UsageError("x")
+    with pytest.raises(type(error)), RunFolder.open(path, CONFIG) as run:
+        if keeps == "metrics":
+            run.log(1, loss=1.0)
+        elif keeps == "a file":
+            (path / "images" / "mine.png").touch()
+        raise error
+    assert runs.read_config(path)["chunks"] == "1_6"
+    with RunFolder.open(path, CONFIG):
+        pass  # and it is free again

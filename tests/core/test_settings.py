@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import io
 import os
+import pkgutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mi_ml_gen
 from mi_ml_gen.core import cli, config, threads
 from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
@@ -74,7 +78,7 @@ def test_a_redefined_option_keeps_its_rule_and_place():
     ("settings", "free"),
     [
         (NavigatorConfig, "num_samples g_path device compile state_interval_s image_freq save_folder run_name "
-         "early_stopping_min_steps early_stopping_threshold patience keep_going micro_batches"),
+         "early_stopping_min_steps early_stopping_threshold patience keep_going micro_batches keep"),
         (EncoderConfig, "g_path device compile state_interval_s save_freq save_folder run_name workers loader "
          "skip_bad decode_at_once knn_freq abort_on_collapse cuda_graphs recompute"),
         (ProbeConfig, "save_folder run_name loader skip_bad device batch_size state_interval_s"),
@@ -155,6 +159,43 @@ def test_no_number_beyond_float32(value):
 def test_no_whole_number_beyond_int64(value):
     with pytest.raises(UsageError, match="seed"):
         config.load(EncoderConfig, None, {"encoder": "simclr", "seed": value})
+
+
+def settings_classes() -> list[type]:
+    """Every class of settings in the package's files of that name."""
+    names = [module.name for module in pkgutil.walk_packages(mi_ml_gen.__path__, "mi_ml_gen.")]
+    modules = [importlib.import_module(name) for name in names if name.rpartition(".")[2].endswith("settings")]
+    found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    classes = [one for one in found if dataclasses.is_dataclass(one)]
+    with_options = [one for one in classes if any("rule" in field.metadata for field in dataclasses.fields(one))]
+    return sorted(with_options, key=lambda one: one.__qualname__)
+
+
+NUMBERS = [
+    (one, spec) for one in settings_classes() for spec in config._specs(one) if spec.kind in (int, float)
+]  # fmt: skip
+MAY_BE_NEGATIVE = {"mean", "anchor_params", "strengths", "pseudoinputs_mean"}
+"""Settings that have no least value."""
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "1e39", "1e400", "9" * 25, "1" * 5000, "0x10", "1,", "[1", "\x00"])
+def test_every_number_of_every_command_is_refused_in_one_line_or_finite(value):
+    assert len(NUMBERS) > 200
+    for one, spec in NUMBERS:
+        try:
+            found = config.given(one, {spec.name: value})[spec.name]
+        except UsageError as error:
+            assert "\n" not in str(error) and spec.name in str(error)
+        else:
+            numbers = found if isinstance(found, list | tuple) else [found]
+            assert all(abs(number) <= config.LARGEST_FLOAT32 for number in numbers), (one, spec.name)
+
+
+def test_every_number_of_every_command_has_a_least_value():
+    for one, spec in NUMBERS:
+        if spec.name not in MAY_BE_NEGATIVE and spec.choices is None:
+            with pytest.raises(UsageError, match=f"{spec.name}=.*: must be"):
+                config.given(one, {spec.name: ", ".join(["-7"] * (spec.length or 1))})
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

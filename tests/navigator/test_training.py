@@ -17,12 +17,14 @@ import torch
 
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, runs
-from mi_ml_gen.core.errors import NonFiniteError, UsageError
+from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.delta import estimate_delta, independent_delta
+from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import LatentLayout
+from mi_ml_gen.navigator.keeping import thinned
 from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import convergence, near, report, select_checkpoint, should_stop
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -30,7 +32,7 @@ from mi_ml_gen.navigator.training import next_row, train_navigator, walker_name
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.walkers.learned import ConvolutionalWalker, learned_walker
 from mi_ml_gen.walkers.spec import load_walker
-from tests.conftest import make_small_generator
+from tests.conftest import StopAt, make_small_generator
 
 SETTINGS = NavigatorConfig(
     generator="small", chunks="0_1", num_samples=192, save_freq=48, batch_size=8, critic_width=4, lr_walk=1e-2,
@@ -411,3 +413,33 @@ def test_parts_hold_the_graph_of_one_part(tmp_path):
     generator.decode_pair = watched
     train(tmp_path / "run", generator, num_samples=8, micro_batches=3)
     assert n_rows == [3, 3, 2]
+
+
+# --- how many walkers stay
+
+
+@pytest.mark.parametrize("keep", [2, 3, 7, 100, None])
+def test_walkers_are_thinned_evenly_and_none_comes_back(keep):
+    here = set()
+    for n in range(1, 60):
+        samples = [10 * i for i in range(n)]
+        found = thinned(samples, keep)
+        assert found == sorted({*found}) and found[0] == 0 and found[-1] == samples[-1]
+        assert len(found) == n if keep is None or n <= keep else keep / 2 <= len(found) <= keep
+        assert {*found} - {samples[-1]} <= here
+        here = {*found}
+
+
+def test_a_run_with_few_walkers_selects_among_them_also_when_resumed(tmp_path, monkeypatch):
+    few = dict(num_samples=64, save_freq=8, keep=3)
+    whole = train(tmp_path / "whole" / "run", **few)
+    with monkeypatch.context() as patch:
+        StopAt(patch, 5)
+        with pytest.raises(Preempted):
+            train(tmp_path / "stopped" / "run", **few)
+    again = train(tmp_path / "stopped" / "run", **few)
+    assert again.selection == whole.selection
+    for path in (whole.path, again.path):
+        found = {file.name.partition(".")[0] for file in (path / "walkers").iterdir()}
+        assert found == {walker_name(8), walker_name(40), walker_name(64)}
+        assert table1.find_walkers(path.parent)[0].samples == whole.selection.samples

@@ -54,7 +54,7 @@ def describe_run(path: Path, settings: DiffusionTrainConfig, train: HeldImages, 
     assert isinstance(generator, Diffusion)
     save_samples(path / "samples.png", generator, settings.seed)
     n_steps = int(weights.read(path / "generator.safetensors").about["steps"])
-    rows = runs.read_metrics(path)  # none where the training had fewer steps than there are between rows
+    rows = runs.read_metrics(path, whole=True)  # none where the training had fewer steps than there are between rows
     elapsed_s = rows[-1]["elapsed_s"] if rows else 0.0
     settings = replace(settings, steps=n_steps)
     facts = {

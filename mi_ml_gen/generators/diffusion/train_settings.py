@@ -29,7 +29,9 @@ class DiffusionTrainConfig(Precise, Seeded, Resumed, InNamedFolder):
     )  # fmt: skip
     colours: Literal["grey", "rgb"] = option("grey", help="colours of the network's images")
     resolution: int = option(32, at_least=4, help="height and width of the images, in pixels")
-    widths: tuple[int, ...] = option((48, 64, 64), help="channels of each level of the network, from the largest side")
+    widths: tuple[int, ...] = option(
+        (48, 64, 64), at_least=1, help="channels of each level of the network, from the largest side"
+    )
     patch: int = option(2, at_least=1, help="side of the squares of pixels that the network takes for one pixel")
     layers: int = option(1, at_least=1, help="residual blocks of each level on the way down; one more on the way up")
     dropout: float = option(0.0, at_least=0, below=1, help="share of the features that training leaves out")

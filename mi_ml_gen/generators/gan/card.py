@@ -64,7 +64,7 @@ def describe_run(path: Path, settings: GanConfig, train: HeldImages, held_out: H
 
     z = TruncatedNormal().sample((80, generator.noise_dim), runtime.stream(settings.seed, "card", 0, 0, device))
     save_png(path / "samples.png", image_grid(generator.decode(generator.latents(z)), n_columns=16))
-    rows = runs.read_metrics(path)  # none where the training had fewer steps than there are between rows
+    rows = runs.read_metrics(path, whole=True)  # none where the training had fewer steps than there are between rows
     unknown = "{reference}, {n:,} training images, {side} px", "the data's licence is not known here"
     data, licence = DATA.get(settings.dataset.partition(":")[0], unknown)
     card = generator_card(

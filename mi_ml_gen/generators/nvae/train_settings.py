@@ -14,7 +14,7 @@ from mi_ml_gen.generators.nvae.settings import NVAEConfig
 class NVAETrainConfig(Precise, Seeded, Resumed, InNamedFolder):
     """What `scripts/train_nvae.py` takes."""
 
-    resolution: tuple[int, int, int] = option((3, 32, 32), help="channels, height and width of an image")
+    resolution: tuple[int, int, int] = option((3, 32, 32), at_least=1, help="channels, height and width of an image")
     num_scales: int = option(3, at_least=1, help="number of scales, each with its own latent resolution")
     num_groups_per_scale: int = option(1, at_least=1, help="groups in each scale (in the largest one if adaptive)")
     is_adaptive: bool = option(False, help="halve the groups from each scale to the next deeper one")

@@ -37,6 +37,12 @@ ENCODED_AT_ONCE = 500
 RESULTS = "evaluation.json"
 
 
+def check_run(folder: Path) -> None:
+    """Raise UsageError where a folder is no run of `train_mim_image`, or has no model yet."""
+    if not (folder / "best.safetensors").is_file():
+        raise UsageError(f"{folder}: no run of train_mim_image.py, or none that has ended an epoch (best.safetensors)")
+
+
 def evaluate_run(
     folder: str | Path, settings: ImageEvaluationConfig | None = None, sets: ImageSets | None = None
 ) -> dict[str, Any]:
@@ -48,8 +54,7 @@ def evaluate_run(
     """
     folder = Path(folder)
     settings = ImageEvaluationConfig() if settings is None else settings
-    if not (folder / "best.safetensors").is_file():
-        raise UsageError(f"{folder}: no run of train_mim_image.py, or none that has ended an epoch (best.safetensors)")
+    check_run(folder)
     how = {name: value for name, value in config.to_dict(settings).items() if name not in ("device", "again")}
     path = folder / RESULTS
     if path.exists() and not settings.again:

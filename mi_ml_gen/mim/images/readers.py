@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,10 @@ def _read_mat(path: Path, keys: Any, about: str) -> Mapping[str, np.ndarray]:
     missing = [key for key in keys if key not in found]
     if missing:
         raise UsageError(f"{path}: lacks {', '.join(missing)}; {about}")
+    for key in keys:
+        value = found[key]
+        is_numbers = isinstance(value, np.ndarray) and value.size > 0 and value.dtype.kind in "biuf"
+        _expect(is_numbers and np.isfinite(value).all(), path, key, about)
     return found
 
 
@@ -230,6 +235,7 @@ def _histopathology(root: Path | None, seed: int) -> ImageSets:
     for key in ("training", "validation", "test"):
         found: Any = content.get(key) if isinstance(content, dict) else None
         if isinstance(found, (list, tuple)) and found and all(isinstance(item, Tensor) for item in found):
+            _expect(len({item.shape for item in found}) == 1, path, key, about)
             found = torch.stack(list(found))
         _expect(isinstance(found, Tensor) and found.numel() > 0 and found.numel() % 784 == 0, path, key, about)
         x = found.reshape(-1, 1, 28, 28).float()
@@ -300,7 +306,7 @@ def _unpacked(path: Path) -> bytes:
     try:
         with gzip.open(path) as file:
             content = file.read(MOST_UNPACKED_BYTES + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: damaged gzip file ({error})") from error
     if len(content) > MOST_UNPACKED_BYTES:
         raise UsageError(f"{path}: unpacks to more than {MOST_UNPACKED_BYTES} bytes")

@@ -210,7 +210,7 @@ def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets
     device = runtime.resolve_device("cpu" if own.no_cuda else own.device)
     runtime.set_precision("fp32")
     model = networks.load_model(own.folder / training.BEST, device)
-    rows = runs.read_metrics(own.folder)
+    rows = runs.read_metrics(own.folder, whole=True)
     standing = training.Standing.of(rows, own)
     results = {
         "is_complete": is_complete,
@@ -304,7 +304,11 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     )
     page.section("Course of training")
     for model in dict.fromkeys(one.point.model.partition("-")[0] for one in found):
-        rows = {one.point.title: runs.read_metrics(one.path) for one in found if one.point.model.startswith(model)}
+        rows = {
+            one.point.title: runs.read_metrics(one.path, whole=True)
+            for one in found
+            if one.point.model.startswith(model)
+        }
         labels = {"validation_reconstruction": "reconstruction (nats)", "validation_kl": "KL (nats)"}
         page.figure(curves(rows, tuple(labels), "epoch", "epoch", labels), f"Course of {model}")
     page.section("Pictures").text("Test images and their reconstructions; draws of the model; latents of test images.")
