@@ -658,7 +658,7 @@ class HumanPairsConfig(OnDevice, Resumed, FromGenerator):
 
 
 @dataclass
-class TaskFilesConfig:
+class TaskFilesConfig(Seeded):
     """What `scripts/export_tasks.py` takes."""
 
     out: Path = option(help="folder for the files")
@@ -666,7 +666,6 @@ class TaskFilesConfig:
     nats: list[float] = option([0.5, 2.0, 4.0], at_least=0, help="levels of information, in nats")
     dims: list[int] = option([1, 5], at_least=1, help="numbers of dimensions")
     n: int = option(10_000, at_least=1, help="number of pairs in each file")
-    seed: int = option(0, at_least=0, help="random seed")
 
     def __post_init__(self) -> None:
         for name in ("nats", "dims"):

@@ -183,7 +183,7 @@ def kit(tmp_path_factory):
 
 @pytest.fixture
 def shared(kit, tmp_path, monkeypatch):
-    monkeypatch.setattr(view_comparison, "N_NATS_PAIRS", 512)
+    monkeypatch.setattr(budget, "CHECK", budget.Size(256, 256, 48))
     return [
         "--generator", "bigbigan", "--g_path", kit / "small.safetensors", "--data_path", kit / "squares",
         "--walkers", kit / "walkers", "--samples", 80, "--batch_size", 8, "--width", 4, "--dim", 8,
