@@ -210,7 +210,8 @@ def test_csv_and_json_hold_every_digit() -> None:
 
 def test_tables_are_written_in_four_forms(tmp_path: Path) -> None:
     paths = TABLE.write(tmp_path / "out", "table1")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table1.{s}" for s in ("md", "tex", "csv", "json")}
+    forms = ("md", "tex", "csv", "json", "json.sha256")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table1.{form}" for form in forms}
     assert paths["tex"].read_text(encoding="utf-8") == TABLE.to_latex()
 
 
