@@ -67,7 +67,7 @@ GENERATORS: dict[str, Callable[[], MultiLatentGenerator]] = {
     ),
     "small-nvae": lambda: NVAE(NVAEConfig((3, 8, 8), **_NVAE)),  # type: ignore[arg-type]
     "small-linear-gaussian": LinearGaussian,
-    "small-diffusion": lambda: Diffusion(UNetConfig(**_UNET), PROCESSES["v"](), use=dict(steps=3, block=1)),  # type: ignore[arg-type]
+    "small-diffusion": lambda: Diffusion(UNetConfig(**_UNET), PROCESSES["v"](), use=dict(steps=2, block=1)),  # type: ignore[arg-type]
 }
 """Published sizes, and networks of a few pixels for the checks of devices and reads alone."""
 SMALL: dict[str, Any] = dict(batch_size=4, critic_width=4)
