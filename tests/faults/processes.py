@@ -294,7 +294,7 @@ _NAVIGATOR = dict(negatives="global", Tx="none")
 EQUAL: dict[str, Callable[[int], dict[str, Any]]] = {
     **{
         name: lambda n: dict(batch_size=24 // n, num_samples=240, save_freq=240, **_NAVIGATOR)
-        for name in SHARED_WORK if name.startswith("navigator")
+        for name in SHARED_WORK if name.startswith("navigator") and name != "navigator on linear"
     },
     **{
         name: lambda n: dict(cumulative_bs=24, samples_per_epoch=120, max_epochs=2, save_freq=2, base_lr=0.1, Tx="none")
@@ -302,12 +302,13 @@ EQUAL: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "probe": lambda n: dict(cumulative_bs=12, max_epochs=10, val_freq=10),
 }  # fmt: skip
-"""By trainer: the changes under which n processes do what one does."""
-TOLERANCE = 2e-4
-"""Largest difference of a weight, relative to the largest of its tensor: float32 sums in another order."""
+"""By trainer: the changes under which n processes do what one does. The linear generator draws noise of its own."""
+TOLERANCE = 0.02
+"""Largest difference, relative to how far training has moved a tensor: float32 sums in another order, over ten steps. A
+gradient that is not averaged, or statistics of one process alone, differ by as much as the movement itself."""
 
 
-@family("processes", sample=1, limit_s=300)
+@family("processes", sample=0, limit_s=600)
 def equal_to_one(seed: int) -> Cases:
     for name in EQUAL:
         for n in (2, 3, 4):
@@ -315,22 +316,24 @@ def equal_to_one(seed: int) -> Cases:
 
 
 def _equal(name: str, n: int, folder: Path) -> None:
-    def work(n: int, path: Path) -> None:
+    def work(n: int, path: Path, **changes: Any) -> None:
         with _own_share_of_what_one_draws():
-            EVERY[name].train(path, **EQUAL[name](n))
+            EVERY[name].train(path, **EQUAL[name](n) | changes)
 
-    found = []
-    for n_processes in (1, n):
-        path = folder / f"by {n_processes}" / "run"
+    def after(what: str, n: int, **changes: Any) -> dict[str, torch.Tensor]:
+        path = folder / what / "run"
         path.parent.mkdir()
-        for child in start_group(functools.partial(work, n_processes, path), n_processes, folder):
+        for child in start_group(functools.partial(work, n, path, **changes), n, folder):
             child.wait().check(0)
-        found.append(_weights(path))
-    one, several = found
+        return _weights(path)
+
+    shorter = dict(num_samples=24) if name.startswith("navigator") else dict(max_epochs=1)
+    start, one, several = after("shorter", 1, **shorter), after("one", 1), after("several", n)
     assert one.keys() == several.keys() and one
     for key, value in one.items():
-        difference = (value - several[key]).abs().max() / value.abs().max().clamp(min=1e-3)
-        assert difference < TOLERANCE, f"{key} differs by {difference:.1e}"
+        moved = (value - start[key]).norm()
+        difference = (value - several[key]).norm()
+        assert difference <= TOLERANCE * moved + 1e-7 * value.norm(), f"{key}: {difference:.1e} of {moved:.1e}"
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

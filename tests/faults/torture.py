@@ -59,10 +59,12 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         os.close(read)
         _check(case, folder, write)
     os.close(write)
-    why = _outcome(pid, read, case.limit_s)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        why = _outcome(pid, read, case.limit_s)
+    finally:  # also where this process is interrupted
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
     passed = None if why.startswith(NOT_HERE) else why == ""
     return {"passed": passed, "why": why, "wall_s": round(time.monotonic() - began_s, 2)}
 
