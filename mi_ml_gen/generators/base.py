@@ -51,7 +51,7 @@ class MultiLatentGenerator(Shared):
     latents are not the noise itself also defines `latents` and `walk_slice`.
     """
 
-    defined: ClassVar[int] = -1
+    defined: ClassVar[int]
     """The number of the class in the order of definition; where two have one name, the later one is meant."""
     use_fields: ClassVar[type] = Use
     """The dataclass whose fields are the options of `use`."""

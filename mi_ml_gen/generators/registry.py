@@ -233,7 +233,7 @@ def _family(name: str) -> Family:
     that name that an installed package has as an entry point."""
     if name in FAMILIES:
         return FAMILIES[name]
-    waiting = [MultiLatentGenerator]
+    waiting = MultiLatentGenerator.__subclasses__()
     for cls in waiting:
         waiting += cls.__subclasses__()
     found = [cls for cls in waiting if name in (vars(cls).get("family"), cls.__name__)]
