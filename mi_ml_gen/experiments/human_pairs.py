@@ -87,16 +87,20 @@ def compare_pairs(settings: HumanPairsConfig, progress: bool = True) -> list[Row
     n_train, n_test = (min(len(part.first) for part in parts) for parts in zip(*people.values(), strict=True))
     n_test = min(n_test, MOST_MEASURED)
 
+    def of_people(parts: Parts, seed: int) -> Parts:
+        return parts[0].part(slice(n_train)), parts[1].part(slice(n_test))
+
     def of_walker(walker: Walker, seed: int) -> Parts:
         train, test = (
             walker_pairs(generator, walker, n, seed, use) for n, use in ((n_train, "train"), (n_test, "test"))
         )
         return train, test
 
-    kinds: dict[str, Callable[[int], Parts]] = {
-        name: lambda seed, train=train, test=test: (train.part(slice(n_train)), test.part(slice(n_test)))
-        for name, (train, test) in people.items()
-    } | {f"{generator.name}, {text}": partial(of_walker, walker) for text, walker in walkers.items()}
+    kinds: dict[str, Callable[[int], Parts]] = {}
+    for name, parts in people.items():
+        kinds[name] = partial(of_people, parts)
+    for text, walker in walkers.items():
+        kinds[f"{generator.name}, {text}"] = partial(of_walker, walker)
     cells = [(seed, name) for seed in settings.seeds for name in kinds]
     uses(*kinds[cells[0][1]](settings.seeds[0]))  # too few pairs are refused before anything is written
     described = config.to_dict(settings) | fingerprint_record(settings.out, generator)

@@ -224,7 +224,8 @@ def _is_family(found: str, name: str) -> bool:
     make = family.make
     point = FAMILIES.points().get(found)
     own = getattr(make, "__name__", None)
-    return found in (vars(make).get("family"), own) or (point is not None and point.attr == own)
+    registered = getattr(make, "__dict__", {}).get("family")
+    return found in (registered, own) or (point is not None and point.attr == own)
 
 
 def _family(name: str) -> Family:
@@ -232,7 +233,7 @@ def _family(name: str) -> Family:
     that name that an installed package has as an entry point."""
     if name in FAMILIES:
         return FAMILIES[name]
-    waiting = [MultiLatentGenerator]
+    waiting = MultiLatentGenerator.__subclasses__()
     for cls in waiting:
         waiting += cls.__subclasses__()
     found = [cls for cls in waiting if name in (vars(cls).get("family"), cls.__name__)]

@@ -222,6 +222,11 @@ def test_a_saved_generator_comes_back_by_every_name_of_its_class(mine, tmp_path,
     heads = {name: {"family": name, "name": "it", "settings": {}} for name in ("GanOf16", "of-16")}
     for name, head in heads.items():
         weights.write(tmp_path / f"{name}.safetensors", "generator", state, head, {})
+    weights.write(
+        tmp_path / "base.safetensors", "generator", {}, heads["of-16"] | {"family": "MultiLatentGenerator"}, {}
+    )
+    with pytest.raises(CorruptCheckpointError, match="its family 'MultiLatentGenerator' is not known here"):
+        load_own(tmp_path / "base.safetensors")
     assert "gan_of_16" not in sys.modules
     found = load_own(tmp_path / "GanOf16.safetensors")
     cls = type(found)
