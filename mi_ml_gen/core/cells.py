@@ -137,7 +137,9 @@ class Cells:
             yield False
             return
         path = self._lock_file(name)
-        with disk_faults(path), open(path, "a+", encoding="utf-8") as file:
+        with disk_faults(path):
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below; faults within are not the lock's
+        with file:
             if not locks.take(file, wait=False, of_process=True):
                 yield False
                 return
