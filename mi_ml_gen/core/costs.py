@@ -61,15 +61,7 @@ def without_numbers() -> Iterator[Counted]:
 
 def emptied(network: nn.Module) -> nn.Module:
     """A network whose tensors are replaced by those without numbers; within `without_numbers`."""
-    for part in network.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                empty = torch.empty(value.shape, dtype=value.dtype)
-                part._parameters[name] = nn.Parameter(empty, value.requires_grad)
-        for name, value in part._buffers.items():
-            if value is not None:
-                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
-    return network
+    return moved(network, lambda value: torch.empty(value.shape, dtype=value.dtype))
 
 
 def bytes_of(network: nn.Module) -> int:

@@ -80,8 +80,10 @@ def encoder_cost(settings: EncoderConfig, n_images: int | None = None) -> RunCos
     """
     per_epoch = settings.samples_per_epoch if settings.generator is not None else n_images
     if settings.generator is None and per_epoch is None and settings.data_path is not None:
-        how = dict(framing=settings.framing, loader=settings.loader, skip_bad=settings.skip_bad)
-        per_epoch = load_source(settings.data_path, "train", settings.img_size or PUBLISHED_SIZE_PX, **how).n_images
+        per_epoch = load_source(
+            settings.data_path, "train", settings.img_size or PUBLISHED_SIZE_PX, framing=settings.framing,
+            loader=settings.loader, skip_bad=settings.skip_bad,
+        ).n_images  # fmt: skip
     if per_epoch is None:
         raise UsageError("how many samples an epoch has is not known; give --samples_per_epoch")
     n = settings.cumulative_bs

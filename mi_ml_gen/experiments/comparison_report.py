@@ -94,7 +94,8 @@ def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repo
             lines.append([*line, found.n if found is not None else None])
     if not lines:
         return None
-    columns, formats = ["views"], {}
+    columns = ["views"]
+    formats: dict[str, str] = {}
     for name in READOUTS.values():
         columns += [name, f"{name}: interval", f"{name}: p"]
         formats |= {name: "+.2f", f"{name}: p": ".3f"}
@@ -172,7 +173,7 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     for row in rows:
         if settings.methods[row].budget_nats is not None:
             by_chunks.setdefault(settings.methods[row].chunks, []).append(row)
-    walked = [row for row in rows if mean_nats(cells, row) is not None]
+    walked = {row: nats for row in rows if (nats := mean_nats(cells, row)) is not None}
     single = [row for row in walked if settings.methods[row].budget_nats is None]
     colors = iter(series_colors(len(by_chunks) + len(single)))
 
@@ -187,17 +188,17 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
 
     for chunks, members in by_chunks.items():
         color = next(colors)
-        members = sorted((row for row in members if row in walked), key=lambda row: mean_nats(cells, row) or 0.0)
+        members = sorted((row for row in members if row in walked), key=lambda row: walked[row])
         for row in members:
             dots(row, color)
         what = {"all": "noise on all chunks", "fine": "noise on the fine chunks"}.get(chunks, f"noise on {chunks}")
-        places = [mean_nats(cells, row) for row in members], [level(row) for row in members]
+        places = [walked[row] for row in members], [level(row) for row in members]
         axes.plot(*places, "o-", color=color, markersize=8, linewidth=1.6, zorder=3, label=f"{what}, by budget")
     for row, marker in zip(single, "sD^vP*X" * 3, strict=False):
         color = next(colors)
         dots(row, color)
         title = settings.methods[row].title
-        axes.plot(mean_nats(cells, row), level(row), marker, color=color, markersize=9, zorder=4, label=title)
+        axes.plot(walked[row], level(row), marker, color=color, markersize=9, zorder=4, label=title)
     for row in rows:
         if row not in walked:
             color = SOFT if row in REFERENCES else INK

@@ -22,6 +22,7 @@ from mi_ml_gen.experiments.comparison_report import Cell
 from mi_ml_gen.experiments.comparison_settings import METHODS, REFERENCES, ComparisonConfig
 from mi_ml_gen.experiments.view_comparison import Pixels, Work
 from mi_ml_gen.generators.registry import save_generator
+from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.latents import Chunks, LatentLayout
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.report import tables as report
@@ -235,21 +236,20 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
     """One cell that cannot be done is told and does not stop the others, and is not tried more than twice."""
     argv = [*shared, "--rows", "mixture", "--seeds", 0, "--budgets", "0.2", "4.9", "--budget_chunks", "all"]
     tried = []
-    solve = budget.solve
 
-    def counted(*arguments, **options):
-        tried.append(arguments[2])
-        if arguments[2] == 4.9:
+    def solve(generator, chunks, nats, *_):
+        tried.append(nats)
+        if nats == 4.9:
             raise UsageError("budget 4.9: out of reach")
-        return solve(*arguments, **options)
+        achieved = Estimate(0.31, 0.2, math.inf, 64, "canonical", "", Verdict.CONSISTENT, "")
+        return budget.Solved(chunks, nats, 0.5, achieved)
 
-    monkeypatch.setattr(budget, "solve", counted)
-    monkeypatch.setattr(budget, "N_PAIRS", 128)
+    monkeypatch.setattr(budget, "solve", solve)
     code, out, err = call(monkeypatch, capsys, "compare_views", *argv)
     assert code == 1 and "failed 1 times: budget4.9_all_seed0: budget 4.9: out of reach" in out, err
     table = {row["views"]: row for row in json.loads((tmp_path / "table" / "comparison.json").read_text())}
     assert set(table) == {"half learned, half colour", "0.2 nats shared, all chunks"}
-    assert table["0.2 nats shared, all chunks"]["nats"] == pytest.approx(0.2, abs=0.3)
+    assert table["0.2 nats shared, all chunks"]["nats"] == 0.31
     assert tried == [0.2, 4.9]
     assert "failed 2 times" in call(monkeypatch, capsys, "compare_views", *argv)[1]
     assert "failed 2 times" in call(monkeypatch, capsys, "compare_views", *argv)[1]
