@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -156,6 +157,13 @@ def test_the_figure_of_nats_has_a_line_for_each_range_of_chunks():
                           METHODS["learned"].title}  # fmt: skip
     assert list(lines["noise on all chunks, by budget"].get_xdata()) == pytest.approx([1.05, 2.05])
     assert list(lines["noise on all chunks, by budget"].get_ydata()) == pytest.approx([50, 60])
+
+
+def test_labels_beside_the_figure_do_not_cover_each_other():
+    places = comparison_report.apart([3.0, 1.0, 1.0, 1.1, 9.0], 0.5)
+    ordered = sorted(places)
+    assert all(above - below >= 0.49 for below, above in itertools.pairwise(ordered))
+    assert places[0] == 3.0 and places[4] == 9.0 and max(abs(places[i] - 1.0) for i in (1, 2, 3)) < 0.7
 
 
 # --- through the script
