@@ -9,6 +9,9 @@
 --config names a bundled configuration of an encoder, or a YAML file. Every setting is also a flag. The run
 folder holds the settings, metrics, curves, grids of views, and the encoder (encoder.safetensors). The same command
 resumes an interrupted run, and so does --resume_from with its folder.
+
+--dry-run checks the settings. For generators and images that do not come with the package, it also counts what the run
+costs: FLOPs, memory, and hours on 1, 8 and 64 GPUs.
 """
 
 from __future__ import annotations
@@ -38,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = arguments.resume_from or settings.folder
     if arguments.dry_run and (found := settings.known_inputs()) is None:
         cli.loading()
+        from mi_ml_gen.encoders.costs import cost_lines
         from mi_ml_gen.encoders.training import check_inputs
 
-        found = check_inputs(settings)
+        found = check_inputs(settings) + cost_lines(settings)
     if cli.is_dry_run(arguments, settings, (found or ()) if arguments.dry_run else ()):
         return
     cli.loading()

@@ -13,6 +13,9 @@ with the package take the bundled navigator/small instead, which needs a minute 
 One walker is the published procedure. --walkers 4 trains four at once, each against its own critic, and delta gets an
 interval over trainings. The run then ends when all walkers have converged.
 
+--dry-run checks the settings. For generators that do not come with the package, it also counts what the run costs:
+FLOPs, memory, and hours on 1, 8 and 64 GPUs.
+
 The run folder holds the settings, metrics, curves, grids of pairs, every saved walker, and the selected one
 (walker.safetensors). The same command resumes an interrupted run.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
+from mi_ml_gen.generators.families import bundled
 from mi_ml_gen.navigator.settings import NavigatorConfig
 
 
@@ -33,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.config = arguments.config or NavigatorConfig.preset(arguments.generator)
     settings = config.from_arguments(NavigatorConfig, arguments)
     settings.check()
-    if cli.is_dry_run(arguments, settings):
+    found: list[str] = []
+    if arguments.dry_run and settings.generator not in bundled():
+        cli.loading()
+        from mi_ml_gen.navigator.costs import cost_lines
+
+        found = cost_lines(settings)
+    if cli.is_dry_run(arguments, settings, found):
         return
     cli.loading()
     from mi_ml_gen.core import runtime

@@ -137,8 +137,8 @@ class Cells:
             return
         path = self._lock_file(name)
         with disk_faults(path):
-            opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by the next line
-        with opened as file:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below; faults within are not the lock's
+        with file:
             if not locks.take(file, wait=False, of_process=True):
                 yield False
                 return

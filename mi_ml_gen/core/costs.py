@@ -11,21 +11,25 @@ thing: how much of the hardware a step reaches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from mi_ml_gen.core.counting import Counted
+from mi_ml_gen.core.errors import MiMlGenError
+from mi_ml_gen.core.registry import fault
 
 FLOOR_TFLOPS = 400.0
 SHARES = (0.3, 0.45, 0.6)
 """Shares of the floor that a sheet shows; measured steps at batch 64 reach 0.37 to 0.57."""
 N_GPUS = (1, 8, 64)
-SMALLER = 8
-"""The second batch that is counted is the first one divided by this; memory between them is a straight line."""
+MEMORY = (
+    "hours are those of GPUs that wait for nothing; memory is counted with a CPU's operators, which keep more for the "
+    "backward pass than the kernels for GPUs do"
+)
 
 
 def moved(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
@@ -57,15 +61,7 @@ def without_numbers() -> Iterator[Counted]:
 
 def emptied(network: nn.Module) -> nn.Module:
     """A network whose tensors are replaced by those without numbers; within `without_numbers`."""
-    for part in network.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                empty = torch.empty(value.shape, dtype=value.dtype)
-                part._parameters[name] = nn.Parameter(empty, value.requires_grad)
-        for name, value in part._buffers.items():
-            if value is not None:
-                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
-    return network
+    return moved(network, lambda value: torch.empty(value.shape, dtype=value.dtype))
 
 
 def bytes_of(network: nn.Module) -> int:
@@ -83,6 +79,8 @@ class StepCost:
     """Of matrix products, convolutions and attention, 2 for each multiply and add, by the part of the step."""
     peak_bytes: int
     """Live at once, weights included."""
+    fixed_bytes: int = 0
+    """The part of it that does not depend on the number of samples: weights, gradients, the optimiser's state."""
 
     @property
     def total_flops(self) -> int:
@@ -97,20 +95,18 @@ class RunCost:
     """Samples of the run."""
     batch: int
     """Samples of a step on one device alone."""
-    whole: StepCost
+    step: StepCost
     """A step of the whole batch on one device."""
-    part: StepCost
-    """A step of a smaller batch, for the memory."""
     files: Mapping[str, int]
     """Bytes of the files that the run writes, by what they are."""
     keeps_batch: bool = True
     """Whether the batch is divided among devices; otherwise each has the whole one, and a step more samples."""
     precision: str = "fp32"
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
     @property
     def flops_per_sample(self) -> float:
-        return self.whole.total_flops / self.whole.n_samples
+        return self.step.total_flops / self.step.n_samples
 
     def samples_per_s(self, share: float) -> float:
         """Of one device that reaches this share of the floor."""
@@ -121,14 +117,14 @@ class RunCost:
         return self.n_samples / self.samples_per_s(share) / n_gpus / 3600
 
     def peak_bytes(self, n_gpus: int) -> float:
-        """Of each device: on the line through the two batches that were counted."""
+        """Of each device: what does not depend on the batch, and the rest in proportion to it."""
         n = self.batch / n_gpus if self.keeps_batch else self.batch
-        slope = (self.whole.peak_bytes - self.part.peak_bytes) / (self.whole.n_samples - self.part.n_samples)
-        return self.part.peak_bytes + slope * (n - self.part.n_samples)
+        fixed = self.step.fixed_bytes
+        return fixed + (self.step.peak_bytes - fixed) * n / self.step.n_samples
 
     def lines(self) -> list[str]:
         """The sheet: a line for each thing."""
-        step = self.whole
+        step = self.step
         parts = ", ".join(f"{name} {flops / 1e12:.3g}" for name, flops in step.flops.items())
         shares = [f"{share:.0%}" for share in SHARES]
         found = [
@@ -147,6 +143,15 @@ class RunCost:
                 found.append(f"  {n_gpus} GPUs: a batch of {self.batch:,} does not divide into {n_gpus}")
                 continue
             gpus = f"{n_gpus} GPU{'s' if n_gpus > 1 else ''}"
-            found.append(f"  {gpus}: {hours} hours; {memory:.1f} GiB each ({each}); communication not counted")
+            found.append(f"  {gpus}: {hours} hours; at most {memory:.1f} GiB each ({each})")
         files = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in self.files.items())
-        return [*found, f"files: {files}", *self.notes]
+        return [*found, f"files: {files}", MEMORY, *self.notes]
+
+
+def lines_or_reason(count: Callable[[], RunCost]) -> list[str]:
+    """The sheet, or one line that says why there is none: a dry run does not end because its cost is not known."""
+    try:
+        return count().lines()
+    except Exception as error:  # a network of the user's may need numbers
+        said = str(error) if isinstance(error, MiMlGenError) else fault(error)
+        return [f"cost not counted: {said}"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from mi_ml_gen.core import costs, optimizers, runtime
+from mi_ml_gen.core import costs, runtime
 from mi_ml_gen.core.config import NOTHING
 from mi_ml_gen.core.costs import RunCost, StepCost, bytes_of, without_numbers
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.data.loading import load_source
 from mi_ml_gen.encoders.base import accumulate_gradients
 from mi_ml_gen.encoders.settings import PUBLISHED_SIZE_PX, EncoderConfig
 from mi_ml_gen.encoders.training import build_encoder
@@ -45,7 +46,6 @@ def count_step(settings: EncoderConfig, n: int) -> tuple[StepCost, dict[str, int
             side = generator.resolution
         augment = Augment(settings.policy, side, settings.crop_size)
         encoder = build_encoder(settings, augment.crop_size).train()
-        optimizer = optimizers.SGD(encoder.parameter_groups(), lr=0.1, momentum=settings.momentum)
         if generator is not None:
             at_once = min(n, settings.decode_at_once or n)
             chunks = perturbed_chunks(settings, generator)
@@ -59,38 +59,40 @@ def count_step(settings: EncoderConfig, n: int) -> tuple[StepCost, dict[str, int
             flops["generator"] = decoding.flops * n // at_once
             peaks.append(decoding.peak_bytes)
         first, second = (torch.empty(n, 3, augment.crop_size, augment.crop_size) for _ in range(2))
-        for _ in range(2):  # the second time, the optimiser has its state
-            with counted.step() as training:
-                accumulate_gradients(
-                    encoder, first, second, settings.micro_batches, runtime.autocast(cpu, settings.precision)
-                )
-                optimizer.step()
+        with counted.step() as training:
+            accumulate_gradients(
+                encoder, first, second, settings.micro_batches, runtime.autocast(cpu, settings.precision)
+            )
         flops[settings.encoder] = training.flops
-        peaks.append(training.peak_bytes)
+        learned = sum(parameter.numel() * 4 for parameter in encoder.parameters() if parameter.requires_grad)
         weights = bytes_of(encoder)
-        momentum = sum(parameter.numel() * 4 for parameter in encoder.parameters() if parameter.requires_grad)
-        return StepCost(n, flops, max(peaks)), {"encoder": weights, "state": weights + momentum}
+        frozen = 0 if generator is None else bytes_of(generator)
+        peak = max(*peaks, training.peak_bytes) if peaks else training.peak_bytes
+        # SGD's momentum comes with the first step, and stays.
+        cost = StepCost(n, flops, peak + learned, frozen + weights + 2 * learned)
+        return cost, {"encoder": weights, "state": weights + learned}
 
 
 def encoder_cost(settings: EncoderConfig, n_images: int | None = None) -> RunCost:
-    """The cost of a run. n_images: of stored images, where the settings do not say how many samples an epoch has.
+    """The cost of a run. n_images: of stored images (default: they are looked up, which reads names and tables alone).
 
     Raises UsageError where the size of the generator or of an epoch is not known.
     """
-    per_epoch = settings.samples_per_epoch or n_images
+    per_epoch = settings.samples_per_epoch if settings.generator is not None else n_images
+    if settings.generator is None and per_epoch is None and settings.data_path is not None:
+        per_epoch = load_source(
+            settings.data_path, "train", settings.img_size or PUBLISHED_SIZE_PX, framing=settings.framing,
+            loader=settings.loader, skip_bad=settings.skip_bad,
+        ).n_images  # fmt: skip
     if per_epoch is None:
-        raise UsageError("the number of stored images is not known")
+        raise UsageError("how many samples an epoch has is not known; give --samples_per_epoch")
     n = settings.cumulative_bs
-    whole, files = count_step(settings, n)
-    part, _ = count_step(settings, max(2, n // costs.SMALLER))
+    step, files = count_step(settings, n)
     n_saved = -(-settings.max_epochs // settings.save_freq)
     notes = (f"an encoder is saved {n_saved:,} times; not counted: T_x, the walker, reading images",)
-    return RunCost(settings.max_epochs * per_epoch, n, whole, part, files, precision=settings.precision, notes=notes)
+    return RunCost(settings.max_epochs * per_epoch, n, step, files, precision=settings.precision, notes=notes)
 
 
-def cost_lines(settings: EncoderConfig, n_images: int | None = None) -> list[str]:
+def cost_lines(settings: EncoderConfig) -> list[str]:
     """The sheet, or why there is none, in lines."""
-    try:
-        return encoder_cost(settings, n_images).lines()
-    except UsageError as error:
-        return [f"cost not counted: {error}"]
+    return costs.lines_or_reason(lambda: encoder_cost(settings))

@@ -17,6 +17,8 @@ from mi_ml_gen.report.figures import figure_png, series_colors
 
 READOUTS = {"sgd": "linear", "ridge": "ridge", "knn": "kNN"}
 """Readouts of probes, and their names in tables."""
+LABEL_SHARE = 0.045
+"""Height of a label beside the figure, as a share of the axis."""
 INK, SOFT, LINE = "#22262b", "#626973", "#dcdfe3"
 
 
@@ -94,7 +96,8 @@ def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repo
             lines.append([*line, found.n if found is not None else None])
     if not lines:
         return None
-    columns, formats = ["views"], {}
+    columns = ["views"]
+    formats: dict[str, str] = {}
     for name in READOUTS.values():
         columns += [name, f"{name}: interval", f"{name}: p"]
         formats |= {name: "+.2f", f"{name}: p": ".3f"}
@@ -160,7 +163,7 @@ def figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str = "sg
 
 def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str = "sgd") -> Any:
     """Accuracy against the nats that pairs share: a line over the budgets of each range of chunks, a mark for every
-    other row with a walker, and a dashed level for each row without."""
+    other row with a walker, and a level for each row without."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -172,7 +175,7 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     for row in rows:
         if settings.methods[row].budget_nats is not None:
             by_chunks.setdefault(settings.methods[row].chunks, []).append(row)
-    walked = [row for row in rows if mean_nats(cells, row) is not None]
+    walked = {row: nats for row in rows if (nats := mean_nats(cells, row)) is not None}
     single = [row for row in walked if settings.methods[row].budget_nats is None]
     colors = iter(series_colors(len(by_chunks) + len(single)))
 
@@ -187,25 +190,28 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
 
     for chunks, members in by_chunks.items():
         color = next(colors)
-        members = sorted((row for row in members if row in walked), key=lambda row: mean_nats(cells, row) or 0.0)
+        members = sorted((row for row in members if row in walked), key=lambda row: walked[row])
         for row in members:
             dots(row, color)
         what = {"all": "noise on all chunks", "fine": "noise on the fine chunks"}.get(chunks, f"noise on {chunks}")
-        places = [mean_nats(cells, row) for row in members], [level(row) for row in members]
+        places = [walked[row] for row in members], [level(row) for row in members]
         axes.plot(*places, "o-", color=color, markersize=8, linewidth=1.6, zorder=3, label=f"{what}, by budget")
     for row, marker in zip(single, "sD^vP*X" * 3, strict=False):
         color = next(colors)
         dots(row, color)
         title = settings.methods[row].title
-        axes.plot(mean_nats(cells, row), level(row), marker, color=color, markersize=9, zorder=4, label=title)
-    for row in rows:
-        if row not in walked:
-            color = SOFT if row in REFERENCES else INK
-            axes.axhline(level(row), color=color, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-            axes.annotate(
-                settings.methods[row].title, (1, level(row)), (6, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset points", va="center", fontsize=8, color=color,
-            )  # fmt: skip
+        axes.plot(walked[row], level(row), marker, color=color, markersize=9, zorder=4, label=title)
+    levels = {row: level(row) for row in rows if row not in walked}
+    for value in levels.values():
+        axes.axhline(value, color=LINE, linewidth=1.0, zorder=0)
+    low, high = axes.get_ylim()
+    places = apart(list(levels.values()), LABEL_SHARE * (high - low))
+    for row, at in zip(levels, places, strict=True):
+        axes.annotate(
+            settings.methods[row].title, (1, levels[row]), (1.05, at), xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"), va="center", fontsize=8, color=SOFT if row in REFERENCES else INK,
+            arrowprops=dict(arrowstyle="-", color=SOFT, linewidth=0.6, shrinkA=2, shrinkB=0), annotation_clip=False,
+        )  # fmt: skip
     axes.set_xlabel("nats that image and perturbed image share (lower bound)", fontsize=9, color=SOFT)
     axes.set_ylabel(f"top-1 by {_reading(readout)} (%)", fontsize=9, color=SOFT)
     axes.tick_params(labelsize=9, labelcolor=SOFT, color=SOFT)
@@ -213,6 +219,18 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     axes.spines[["bottom", "left"]].set_color(SOFT)
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return drawn
+
+
+def apart(values: Sequence[float], least: float) -> list[float]:
+    """Places for labels of these values, in their order, `least` apart and as near as that allows."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    places = [values[i] for i in order]
+    for _ in range(100):  # two that are too near push each other away by half of what is missing
+        for i in range(len(places) - 1):
+            if (missing := least - (places[i + 1] - places[i])) > 0:
+                places[i], places[i + 1] = places[i] - missing / 2, places[i + 1] + missing / 2
+    found = dict(zip(order, places, strict=True))
+    return [found[i] for i in range(len(values))]
 
 
 def _reading(readout: str) -> str:

@@ -62,6 +62,9 @@ class Pixels(nn.Module):
 class OfViews(nn.Module):
     """A feature network as a backbone of normalised views."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: FeatureNetwork, view_px: int) -> None:
         super().__init__()
         self.network, self.feature_dim = network, network.feature_dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import costs, fixed, optimizers, runtime
+from mi_ml_gen.core import costs, fixed, runtime
 from mi_ml_gen.core.costs import RunCost, StepCost, bytes_of, without_numbers
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.generators.unweighted import unweighted_generator
@@ -26,34 +26,30 @@ def count_step(settings: NavigatorConfig, n: int) -> tuple[StepCost, dict[str, i
         crop = views_of(settings, generator).crop_size
         walker = learned_walker(generator, chunks)
         critic = Critic(crop, width=settings.critic_width).train()
-        both_optimizers = [optimizers.Adam(network.parameters(), lr=1e-4) for network in (walker, critic)]
 
         def loss_of(views: Tensor) -> Tensor:
             return infonce_loss(torch.stack(critic(views).chunk(2), dim=1), settings.temp)
 
-        for _ in range(2):  # the second time, the optimisers have their states
-            with counted.step() as forward:
-                pair = walker(generator, torch.empty(n, generator.noise_dim), rng)
-                with runtime.autocast(cpu, settings.precision):
-                    images = generator.decode_pair(pair.anchor, pair.positive, chunks, rng)
-            with counted.step() as rest:
-                both = torch.cat([images.anchor.float(), images.positive.float()])
-                at = (both.shape[-1] - crop) // 2
-                views = both[..., at : at + crop, at : at + crop].contiguous()
-                with runtime.autocast(cpu, settings.precision):
-                    loss = loss_of(views.detach())
-                loss.backward()
-                with runtime.autocast(cpu, settings.precision), fixed.without_gradients(critic):
-                    gradients = torch.autograd.grad(-loss_of(views), list(walker.parameters()))
-                for parameter, gradient in zip(walker.parameters(), gradients, strict=True):
-                    parameter.grad = gradient
-                for optimizer in both_optimizers:
-                    optimizer.step()
-                del pair, images, both, views, loss, gradients
+        with counted.step() as forward:
+            pair = walker(generator, torch.empty(n, generator.noise_dim), rng)
+            with runtime.autocast(cpu, settings.precision):
+                images = generator.decode_pair(pair.anchor, pair.positive, chunks, rng)
+        with counted.step() as rest:
+            both = torch.cat([images.anchor.float(), images.positive.float()])
+            at = (both.shape[-1] - crop) // 2
+            views = both[..., at : at + crop, at : at + crop].contiguous()
+            with runtime.autocast(cpu, settings.precision):
+                loss = loss_of(views.detach())
+            loss.backward()
+            with runtime.autocast(cpu, settings.precision), fixed.without_gradients(critic):
+                torch.autograd.grad(-loss_of(views), list(walker.parameters()))
         flops = {"generator, forward": forward.flops, "its backward pass and the critic": rest.flops}
         learned = bytes_of(walker)
-        files = {"walker": learned, "state": 3 * (learned + bytes_of(critic))}
-        return StepCost(n, flops, max(forward.peak_bytes, rest.peak_bytes)), files
+        trained = learned + bytes_of(critic)
+        peak = max(forward.peak_bytes, rest.peak_bytes)
+        # Adam's two moments come with the first step, and stay.
+        cost = StepCost(n, flops, peak + 2 * trained, bytes_of(generator) + 4 * trained)
+        return cost, {"walker": learned, "state": 3 * trained}
 
 
 def navigator_cost(settings: NavigatorConfig) -> RunCost:
@@ -64,20 +60,16 @@ def navigator_cost(settings: NavigatorConfig) -> RunCost:
     if settings.walkers > 1 or settings.micro_batches > 1:
         raise UsageError("counted for one walker and for whole batches only")
     n = settings.batch_size
-    whole, files = count_step(settings, n)
-    part, _ = count_step(settings, max(2, n // costs.SMALLER))
+    step, files = count_step(settings, n)
     n_saved = settings.num_samples // settings.save_freq
     notes = (
         f"a walker is saved {n_saved:,} times; not counted: T_x but the centre crop, what is measured before the first "
         "step, and what the stopping rules save",
         "each GPU has a whole batch, so several GPUs make larger steps and fewer of them: not the published training",
     )
-    return RunCost(settings.num_samples, n, whole, part, files, False, settings.precision, notes)
+    return RunCost(settings.num_samples, n, step, files, False, settings.precision, notes)
 
 
 def cost_lines(settings: NavigatorConfig) -> list[str]:
     """The sheet, or why there is none, in lines."""
-    try:
-        return navigator_cost(settings).lines()
-    except UsageError as error:
-        return [f"cost not counted: {error}"]
+    return costs.lines_or_reason(lambda: navigator_cost(settings))

@@ -18,6 +18,7 @@ from mi_ml_gen.views.sampler import (
     GeneratedImages,
     PairedImages,
     StoredImages,
+    Views,
     ViewSampler,
     stored_images,
 )
@@ -322,3 +323,19 @@ def test_pairs_of_a_source_are_two_pictures_of_one_thing():
     assert len(set(seen[:6])) == len(set(seen[6:])) == 6  # each once in an epoch
     others = ViewSampler(stored_images(Numbered()), "none", 3, 2).images(0)
     assert not torch.equal(others.anchor, sampler.images(0).anchor)
+
+
+def test_a_mixture_makes_each_pair_by_T_z_or_by_colour():
+    """Pair by pair: that of T_z without changes of colour, or that of the anchor twice under the whole T_x."""
+    generator = load_generator("tiny-bigbigan")
+    walked, still = GeneratedImages(generator, RandomWalker(Chunks(1, 3), 1.0)), GeneratedImages(generator)
+    how = dict(batch_size=12, seed=3)
+    mixed = ViewSampler(walked, "torchvision", mixture=0.5, **how)(0)
+    by_Tz = ViewSampler(walked, "torchvision_no_color", **how)(0)
+    by_Tx = ViewSampler(still, "torchvision", **how)(0)
+
+    def equals(other: Views, i: int) -> bool:
+        return all(one[i].allclose(half[i], atol=1e-5) for one, half in zip(mixed, other, strict=True))
+
+    kinds = [(equals(by_Tz, i), equals(by_Tx, i)) for i in range(12)]
+    assert set(kinds) == {(True, False), (False, True)}
