@@ -432,7 +432,7 @@ def make_run(place: Path, **settings: object) -> Path:
     second = {"device": "A Large GPU", "processes": 4, "mi_ml_gen": __version__, "elapsed_s": 89.7, **known}
     second |= {"command": "python scripts/train_navigator.py --chunks 0_1", "at": "2025-03-02T10:00:00Z"}
     starts = [first | {"at": "2025-03-01T10:00:00Z"}, second]
-    (path / "environment.json").write_text(json.dumps({"starts": starts}))
+    files.write_json(path / "environment.json", {"starts": starts})
     return path
 
 
@@ -493,7 +493,7 @@ def test_nothing_that_a_run_recorded_is_markup_of_the_card(tmp_path, form):
     record = json.loads((run / "environment.json").read_text())
     for start in record["starts"]:
         start |= {key: form.format(key) for key in ("command", "device", "cpu", "threads", "torch", "python", "at")}
-    (run / "environment.json").write_text(json.dumps(record))
+    files.write_json(run / "environment.json", record)
     (run / "other.json").write_text(json.dumps({form.format("figure"): 1.5}))
     (run / "summary.json").write_text(json.dumps({form.format("reason"): form.format("because")}))
     (run / "summary.json.sha256").unlink(missing_ok=True)
