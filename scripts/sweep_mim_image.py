@@ -19,7 +19,7 @@ from mi_ml_gen.core import cli, config
 from mi_ml_gen.mim.images.sweep_settings import ImageSweepConfig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__)
     config.add_arguments(parser, ImageSweepConfig)
     about = "train nothing; write table and page of what is there"
@@ -28,17 +28,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     settings = config.from_arguments(ImageSweepConfig, arguments)
     if cli.is_dry_run(arguments, settings):
-        return
+        return 0
     cli.loading()
     from mi_ml_gen.mim.images import sweep
 
+    failed = 0
     if not arguments.report_only:
         for finished in sweep.run_sweep(settings):
             print(finished.line, flush=True)
+            failed += finished.error is not None
+    if failed and not sweep.read_results(settings):
+        return 1  # the lines above say why, and there is nothing to write
     print(sweep.sweep_table(sweep.read_results(settings)).to_terminal())
     words = " ".join(sys.argv[1:] if argv is None else argv)
     written = sweep.write_report(settings, f"python scripts/sweep_mim_image.py {words}")
     print("written: " + ", ".join(map(str, written)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _without_flags(text: str) -> str:
     if not Parser.declared or re.search(r"pip install|scripts/|torchrun", text):  # other programs' flags
         return ""
     given = " ".join(sys.argv).replace("-", "_")
-    named = dict.fromkeys(re.findall(r"(?<![\w-])--[A-Za-z]\w*", text))
+    named = dict.fromkeys(re.findall(r"(?<![\w-])--[A-Za-z](?:[\w-]*\w)?", text))
     lacking = [flag for flag in named if (own := flag.replace("-", "_")) not in Parser.declared and own not in given]
     return f" (this command has no {' and no '.join(lacking)})" if lacking else ""
 

@@ -121,7 +121,8 @@ class RunFolder:
 
     def _take(self) -> None:
         locks.check_system()
-        self._made = [path for path in (*reversed(self.path.parents), self.path) if not os.path.exists(path)]
+        with disk_faults(self.path):
+            self._made = [path for path in (*reversed(self.path.parents), self.path) if not os.path.exists(path)]
         for path in (self.path, self.checkpoints, self.images):
             with disk_faults(path):
                 path.mkdir(parents=True, exist_ok=True)

@@ -396,7 +396,8 @@ def finish(
         rng = runtime.stream(seed, "mim evaluation", 0, 0, device)
         known = lowest if own.best_epoch else None
         statistics = evaluate(model, dataset, rng, epoch=epoch, loss=known, neighbours=neighbours)
-        write_with_hash(folder / "results.csv", csv_text(statistics).encode())
+        if runtime.is_main():
+            write_with_hash(folder / "results.csv", csv_text(statistics).encode())
     reason = own.reason or f"all {settings.epochs} epochs are done"
     return MimRecord(seed, folder, statistics, epoch, lowest, own.epochs, reason), model
 

@@ -183,6 +183,7 @@ def test_a_size_beyond_all_memory_is_no_fault_of_ours():
 def test_advice_of_a_flag_that_the_command_lacks_says_so(monkeypatch, capsys):
     parser = cli.Parser(prog="x")
     parser.add_argument("--skip-bad")
+    parser.add_argument("--report-only")
     parser.parse_args([])
 
     def said(text: str) -> str:
@@ -192,5 +193,6 @@ def test_advice_of_a_flag_that_the_command_lacks_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "--sed", "3"])
     assert said("a bad image; leave it out with --skip_bad") == "error: a bad image; leave it out with --skip_bad"
     assert said("a bad image; choose --loader torch").endswith("--loader torch (this command has no --loader)")
+    assert said("leave out --report-only") == "error: leave out --report-only"
     for text in ("unknown flag --sed", "run pip install --no-deps x", "see scripts/y.py --all", "a -- b"):
         assert said(text) == f"error: {text}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
+from mi_ml_gen.core.files import write_json
 from mi_ml_gen.experiments.settings import ViewGenerationConfig
 from mi_ml_gen.experiments.view_grids import generate_views
 from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGaussian
@@ -161,7 +162,7 @@ def test_a_budget_in_pictures_of_views(tmp_path, monkeypatch):
     assert tmp_path / "budget.json" in paths
     assert record[0]["chunks"] == "0_4" and record[0]["achieved"]["nats"] == pytest.approx(1.0, abs=0.5)
     record[0]["strength"] = 9.0
-    (tmp_path / "budget.json").write_text(json.dumps(record))
+    write_json(tmp_path / "budget.json", record)
     generate_views(settings, tmp_path)
     assert json.loads((tmp_path / "budget.json").read_text())[0]["strength"] == 9.0
 
