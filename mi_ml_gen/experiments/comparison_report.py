@@ -205,8 +205,8 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     for value in levels.values():
         axes.axhline(value, color=LINE, linewidth=1.0, zorder=0)
     low, high = axes.get_ylim()
-    places = apart(list(levels.values()), LABEL_SHARE * (high - low))
-    for row, at in zip(levels, places, strict=True):
+    heights = apart(list(levels.values()), LABEL_SHARE * (high - low))
+    for row, at in zip(levels, heights, strict=True):
         axes.annotate(
             settings.methods[row].title, (1, levels[row]), (1.05, at), xycoords=("axes fraction", "data"),
             textcoords=("axes fraction", "data"), va="center", fontsize=8, color=SOFT if row in REFERENCES else INK,
