@@ -69,7 +69,7 @@ class Size(NamedTuple):
 
 
 SEARCH = Size(512, 512, 48)
-CHECK = Size(4096, 1024, 192)
+CHECK = Size(4096, 2048, 192)
 """Of the corrections and of the final check. On tiny-bigbigan twice as many pairs find no more."""
 MOST_NATS = math.log(CHECK.held_out) - 2.0
 """Above this the bound would lack more than a tenth for want of candidates."""
