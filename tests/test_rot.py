@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from mi_ml_gen.core import provenance
+from mi_ml_gen.core.cells import Cells
 from mi_ml_gen.core.errors import MiMlGenError
 from mi_ml_gen.core.files import hash_file, write_json, write_with_hash
 from mi_ml_gen.core.runs import RunFolder, read_config, read_metrics
@@ -134,7 +135,7 @@ FORMATS = {
         lambda path: write_json(path / "budget.json", [{"chunks": "0_1", "budget_nats": 3.0, "strength": 0.25}]),
         lambda path: budget._recorded(path / "budget.json"),
     ),
-    "cell of a comparison": Format(a_cell, lambda path: comparison._read_cell(path / "cell.json")),
+    "cell of a comparison": Format(a_cell, lambda path: Cells(path).result("cell")),
     "map and table": Format(
         a_map, lambda path: explorer.known_facts(Chunks(0, 1), path / "map.json", path / "table1.json")
     ),

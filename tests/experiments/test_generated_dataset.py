@@ -117,7 +117,8 @@ def test_straight_to_beton(settings) -> None:
     export_images(jpegs)
     betons = replaced(settings, format="beton", Tz="0_1=0,1,2")
     export_images(betons)
-    assert list(files(betons.save_folder)) == ["anchor.beton", "positive.beton"]
+    beside = ("beton", "checksums.safetensors", "checksums.safetensors.sha256")
+    assert list(files(betons.save_folder)) == [f"{kind}.{end}" for kind in ("anchor", "positive") for end in beside]
     for kind in ("anchor", "positive"):
         one = load_source(betons.save_folder / f"{kind}.beton", image_size=8, loader="torch")
         other = load_source(jpegs.save_folder / kind, image_size=8)

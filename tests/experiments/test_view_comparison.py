@@ -250,7 +250,7 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
         if nats == 4.9:
             raise UsageError("budget 4.9: out of reach")
         achieved = Estimate(0.31, 0.2, math.inf, 64, "canonical", "", Verdict.CONSISTENT, "")
-        return budget.Solved(chunks, nats, 0.5, achieved)
+        return budget.Solved(str(chunks), nats, 0.5, achieved)
 
     monkeypatch.setattr(budget, "solve", solve)
     code, out, err = call(monkeypatch, capsys, "compare_views", *argv)

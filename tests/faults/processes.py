@@ -85,7 +85,7 @@ def act_of(rank: int, act: Callable[[Session], object]) -> Callable[[Session], o
 # --- stopped
 
 
-@family("preempted", sample=1)
+@family("preempted", sample=0)
 def one_signalled_process_stops_all(seed: int) -> Cases:
     for name in SHARED_WORK:
         for rank in (0, 1):
@@ -202,7 +202,7 @@ def _one_killed(name: str, rank: int, place: str, folder: Path) -> None:
     assert_goes_on(name, path)
 
 
-@family("processes", sample=1, limit_s=400)
+@family("processes", sample=0, limit_s=400)
 def torchruns_agent_starts_all_again(seed: int) -> Cases:
     """As `torchrun --max-restarts 2` does, whose agent this is."""
     for name in SHARED_WORK:

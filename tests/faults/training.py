@@ -101,7 +101,7 @@ def _at_a_point(name: str, point: str, share: float, folder: Path) -> None:
     assert_goes_on(name, path)
 
 
-@family("killed", sample=1)
+@family("killed", sample=0)
 def at_random_moments(seed: int) -> Cases:
     for name in EVERY:
         for i in range(4):
