@@ -236,12 +236,17 @@ def while_threads_decode(seed: int) -> Cases:
 
 
 def _from_outside(name: str, signum: int, step: int, changes: dict[str, Any], folder: Path) -> None:
-    """The signal comes from another process, which a word from the step releases: it meets the run anywhere after."""
+    """The signal comes from another process, which a word from the step releases: it meets the run in this step, which
+    waits a moment, or a little later. Without the wait the example's last steps, which take no time, could be over."""
     trainer, path = EVERY[name], folder / "run"
     reader, writer = os.pipe()
 
+    def say_and_wait(session: Session) -> None:
+        os.write(writer, b"x")
+        time.sleep(0.5)
+
     def work() -> None:
-        with at_step(step, lambda session: os.write(writer, b"x")):
+        with at_step(step, say_and_wait):
             trainer.train(path, **changes)
 
     child = Child(work)
