@@ -7,6 +7,7 @@ import fcntl
 import functools
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,8 @@ def start_group(work: Callable[[], object], n: int, folder: Path) -> list[Child]
         try:
             work()
         finally:
+            # Torch writes to the file by which they met when it leaves the group: a full disk would abort the process.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
             with contextlib.suppress(RuntimeError):  # of a group that has lost a member
                 dist.destroy_process_group()
 
