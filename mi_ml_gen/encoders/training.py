@@ -172,9 +172,9 @@ def train_encoder(
         is_new = session.first < n_steps or not (run.path / "encoder.safetensors").exists()
         if is_new and runtime.is_main():
             about = description(settings, sampler.augment, settings.max_epochs, n_steps)
-            save_encoder(run.path / "encoder.safetensors", encoder, **about)
             run.write_json("summary.json", summary(session.rows))
             report_run(run, settings, session.rows)
+            save_encoder(run.path / "encoder.safetensors", encoder, **about)  # last: where it is, all is there
         runtime.barrier()
     return EncoderResult(path, n_steps * settings.cumulative_bs, session.rows[-1].get("knn_accuracy"))
 
