@@ -10,6 +10,7 @@ from mi_ml_gen.core.config import option, redefined
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.settings import Compiled, InFolder
 from mi_ml_gen.data.known import check_data_path
+from mi_ml_gen.experiments.settings import check_distinct
 from mi_ml_gen.generators.known import check_generator_settings
 from mi_ml_gen.generators.settings import FromGenerator
 
@@ -130,10 +131,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     )
 
     def __post_init__(self) -> None:
-        for name in ("rows", "seeds", "budgets", "budget_chunks"):
-            values = getattr(self, name)
-            if (not values and name != "budgets") or len(set(values)) != len(values):
-                raise UsageError(f"--{name} {' '.join(map(str, values))}: give at least one value, and none twice")
+        check_distinct(self, "rows", "seeds", "budget_chunks", *(["budgets"] if self.budgets else []))
 
     @property
     def methods(self) -> dict[str, Method]:

@@ -616,7 +616,7 @@ class ExportConfig(Precise, InFolder, AnchorNoise, FromGenerator):
             raise UsageError("--published_seeds: the reference's script makes no pairs; leave out --Tz or the seeds")
 
 
-def _check_distinct(settings: object, *names: str) -> None:
+def check_distinct(settings: object, *names: str) -> None:
     """Refuse by UsageError lists that are empty, or that have a value twice."""
     for name in names:
         values = getattr(settings, name)
@@ -646,7 +646,7 @@ class HumanPairsConfig(OnDevice, Resumed, FromGenerator):
     out: Path = option(Path("pairs"), free=True, help="folder for the table; the same command resumes")
 
     def __post_init__(self) -> None:
-        _check_distinct(self, "seeds", "walkers")
+        check_distinct(self, "seeds", "walkers")
 
     def check(self) -> None:
         """Refuse by UsageError what is wrong and can be seen without torch."""

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mi_ml_gen.core import student
+
 
 @dataclass(frozen=True)
 class WalkerMean:
@@ -32,13 +34,9 @@ def over_walkers(values: Sequence[float], standard_errors: Sequence[float] = ())
     standard_errors: of each value by the draws that it was measured on. They may be the same draws for all walkers, so
     that the spread does not contain their error; their mean is added. Of one walker there is no interval: None.
     """
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None
-    from scipy import stats  # takes longer to import than everything above
-
-    mean = statistics.fmean(values)
-    walkers = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    walkers = student.over_units(values)
     draws = 1.96 * statistics.fmean(standard_errors) if standard_errors else 0.0
-    half = math.hypot(walkers, draws)
-    return WalkerMean(mean, mean - half, mean + half, n)
+    half = math.hypot((walkers.high - walkers.low) / 2, draws)
+    return WalkerMean(walkers.mean, walkers.mean - half, walkers.mean + half, walkers.n)
