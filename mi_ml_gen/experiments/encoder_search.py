@@ -53,6 +53,8 @@ class Speed(NamedTuple):
     candidate: str
     samples_per_s: float
     """Median over the turns."""
+    samples_per_cpu_s: float
+    """For each second that the process had a processor, median over the turns: what other work hardly changes."""
     to_reference: float
     """Median over the turns of its rate over that of the first candidate in the same turn."""
     n_turns: int
@@ -127,19 +129,22 @@ def measure_speeds(settings: SearchConfig) -> list[Speed]:
     runtime.set_precision(settings.precision)
     turns = {candidate: _stepping(settings.encoder(candidate, 10**6, 0), device) for candidate in settings.candidates}
     rates: dict[str, list[float]] = {candidate: [] for candidate in turns}
+    cpu_rates: dict[str, list[float]] = {candidate: [] for candidate in turns}
     first, began_s, n_turns = settings.candidates[0], time.monotonic(), 0
     while n_turns < 2 or time.monotonic() - began_s < settings.time_s:
         for candidate, steps in turns.items():
-            started_s = time.monotonic()
+            started_s, started_cpu_s = time.monotonic(), time.process_time()
             n = steps(n_turns)
             if n_turns:
                 rates[candidate].append(n / (time.monotonic() - started_s))
+                cpu_rates[candidate].append(n / (time.process_time() - started_cpu_s))
         n_turns += 1
     found = []
     for candidate, own in rates.items():
         ratio = statistics.median(a / b for a, b in zip(own, rates[first], strict=True))
-        rate = round(statistics.median(own), 1)
-        found.append(Speed(candidate, rate, round(ratio, 3), len(own), torch.get_num_threads(), device_name(device)))
+        rate, cpu_rate = (round(statistics.median(one), 1) for one in (own, cpu_rates[candidate]))
+        threads = torch.get_num_threads()
+        found.append(Speed(candidate, rate, cpu_rate, round(ratio, 3), len(own), threads, device_name(device)))
     return found
 
 

@@ -39,7 +39,7 @@ def test_the_queue_is_in_order_of_samples():
 def test_hours_come_from_the_speeds():
     trials = [Trial("width=4", 7200, seed, {"sgd": 0.5 + seed / 10, "knn": 0.4}, 9.0, "a GPU") for seed in (0, 1)]
     trials.append(Trial(REFERENCE, 7200, 0, {"sgd": 0.7, "knn": 0.6}, 9.0, "a GPU"))
-    speeds = [Speed("width=4", 2.0, 0.5, 3, 2, "cpu")]
+    speeds = [Speed("width=4", 2.0, 1.5, 0.5, 3, 2, "cpu")]
     table = encoder_search.search_table(trials, speeds, SearchConfig())
     small, reference = table.rows
     assert small[:2] == ["width=4", 7200] and small[2].value == pytest.approx(55) and small[4:] == [2, 2.0, 1.0]
