@@ -287,24 +287,23 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
 
 
 def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, shared):
-    """By the real search, on a small generator: the encoders' noise is what was found, and the row has its nats."""
+    """By the real search, to the nats of walkers that are noise of a known strength: it finds that strength again."""
     calls = []
     solve = budget.solve
     monkeypatch.setattr(budget, "solve", lambda *given, **more: calls.append(given[2]) or solve(*given, **more))
-    argv = [*shared, "--rows", "random_equal", "--budgets", "0.6", "--budget_chunks", "all", "--seeds", 0, 1]
+    argv = [*shared, "--walkers", "1_2=0.8", "--rows", "random_equal", "--seeds", 0, 1]
     code, out, err = call(monkeypatch, capsys, "compare_views", *argv)
     assert code == 0, (out, err)
     folder = tmp_path / "table"
     learned = round(json.loads((folder / "nats" / "learned.json").read_text())["nats"], 2)
-    assert calls == [learned, 0.6]
-    for row, chunks, nats in (("random_equal", "1_2", learned), ("budget0.6_all", "0_2", 0.6)):
-        found = json.loads((folder / "budgets" / f"{row}.json").read_text())
-        assert found["chunks"] == chunks and found["budget_nats"] == nats
-        assert found["achieved"]["nats"] == pytest.approx(nats, rel=0.35)  # 256 new pairs
-        for seed in (0, 1):
-            assert json.loads((folder / "encoders" / f"{row}_seed{seed}" / "budget.json").read_text()) == [found]
+    assert calls == [learned]
+    found = json.loads((folder / "budgets" / "random_equal.json").read_text())
+    assert found["chunks"] == "1_2" and found["budget_nats"] == learned
+    assert found["strength"] == pytest.approx(0.8, rel=0.35)  # 256 pairs
+    for seed in (0, 1):
+        assert json.loads((folder / "encoders" / f"random_equal_seed{seed}" / "budget.json").read_text()) == [found]
     cells = json.loads((folder / "cells.json").read_text())
-    assert len({(one["row"], one["nats"]) for one in cells}) == 2 and len(cells) == 4
+    assert [one["nats"] for one in cells] == [found["achieved"]["nats"]] * 2
 
 
 @pytest.mark.parametrize(
