@@ -6,13 +6,15 @@
 
 First the tests that need a GPU (tests/cuda). Then the steps of the real training loops at their published sizes and
 batch 64, each in several ways: plain (float32, the generator as its authors compute it, see `plain`, and torch's own
-operators alone), float32, tf32, bf16, and bf16 with CUDA graphs or torch.compile. A time is the median of single steps
-between CUDA events, after a warm-up. Beside it stands the time that the step's FLOPs would take at 400 TFLOP/s, from
-the counts of `bench.cuda_counts`. Writes bench/results/gpu.json and bench/results/gpu.md.
+operators alone), float32, tf32, bf16, and bf16 with CUDA graphs, with activations computed again in the backward pass
+(--recompute), or with torch.compile. A time is the median of single steps between CUDA events, after a warm-up. Beside
+it stands the time that the step's FLOPs would take at 400 TFLOP/s, from the counts of `bench.cuda_counts`.
+Writes bench/results/gpu.json and bench/results/gpu.md.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import statistics
@@ -47,11 +49,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "tf32": dict(precision="tf32"),
     "bf16": dict(precision="bf16"),
     "bf16, CUDA graphs": dict(precision="bf16", cuda_graphs=True),
+    "bf16, recomputed": dict(precision="bf16", recompute=True),
     "bf16, compiled": dict(precision="bf16", compile=True),
 }
-PLAN = ("bf16", "bf16, CUDA graphs", "plain", "tf32", "fp32", "bf16, compiled")
+ENCODERS_ALONE = ("bf16, CUDA graphs", "bf16, recomputed")
+"""Ways that only an encoder's training has."""
+PLAN = ("bf16", "bf16, CUDA graphs", "plain", "bf16, recomputed", "tf32", "fp32", "bf16, compiled")
 """The order in which they are measured: what matters most comes first, what takes longest last."""
-LONGEST_S = 12.0
+LONGEST_S = 6.0
 """Of the measured steps of one way, and twice as long as the warm-up may be; MEASURED // 5 are measured at least."""
 
 
@@ -112,7 +117,7 @@ def measured(
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each work in each way, the slow compiled ones last; what there is no time or memory for says so."""
     plan = [(work, way) for way in PLAN for work in workloads.PUBLISHED
-            if not ("graphs" in way and work.startswith("navigator"))]  # fmt: skip
+            if not (way in ENCODERS_ALONE and work.startswith("navigator"))]  # fmt: skip
     for work, way in plan:
         if time.monotonic() > ends_at_s:
             yield work, way, {"not_measured": "the time was up"}
@@ -129,7 +134,8 @@ def measured(
 
 def run_tests() -> dict[str, Any]:
     """The tests of tests/cuda, in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda"]
+    side_by_side = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *side_by_side, "tests/cuda"]
     root = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, timeout=TEST_LIMIT_S)

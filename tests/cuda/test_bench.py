@@ -38,15 +38,15 @@ def test_it_measures_each_work_in_each_way_and_names_what_it_left_out(monkeypatc
             clock["now"] += 1000
         return {"ms": 10.0 if way == "plain" else 4.0, "quartiles_ms": [3.0, 11.0], "peak_gib": 2.0}
 
-    n_navigators = sum(work.startswith("navigator") for work in workloads.PUBLISHED)  # which take no graphs
-    n_planned = len(workloads.PUBLISHED) * len(gpu.WAYS) - n_navigators
+    n_navigators = sum(work.startswith("navigator") for work in workloads.PUBLISHED)
+    n_planned = len(workloads.PUBLISHED) * len(gpu.WAYS) - n_navigators * len(gpu.ENCODERS_ALONE)
     clock = {"now": 0.0}
     monkeypatch.setattr(time, "monotonic", lambda: clock["now"])
     steps: dict[str, dict] = {work: {} for work in workloads.PUBLISHED}
     for work, way, row in gpu.measured(torch.device("cuda"), 500.0, time_one):
         steps[work][way] = row
     for work, ways in steps.items():
-        assert set(ways) == set(gpu.WAYS) - ({"bf16, CUDA graphs"} if work.startswith("navigator") else set())
+        assert set(ways) == set(gpu.WAYS) - (set(gpu.ENCODERS_ALONE) if work.startswith("navigator") else set())
     assert set(gpu.PLAN) == set(gpu.WAYS)
     left_out = [row["not_measured"] for ways in steps.values() for row in ways.values() if "ms" not in row]
     assert sorted(left_out) == ["out of memory", "the time was up"]
