@@ -3,6 +3,7 @@
     bench/gpu.sh                       all of it
     bench/gpu.sh --minutes 3           less of it: what time is left for is measured, and the rest is named
     bench/gpu.sh --device cuda:1       another card
+    bench/gpu.sh --ways bf16 "bf16, CUDA graphs"      these ways alone, into the table of an earlier run on such a card
 
 First the tests that need a GPU (tests/cuda). Then the steps of the real training loops at their published sizes and
 batch 64, each in several ways: plain (float32, the generator as its authors compute it, see `plain`, and torch's own
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,13 @@ def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
 
 
 def measured(
-    device: torch.device, ends_at_s: float, time_one: Callable[..., dict[str, Any]] = time_steps
+    device: torch.device,
+    ends_at_s: float,
+    time_one: Callable[..., dict[str, Any]] = time_steps,
+    ways: Collection[str] = PLAN,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each work in each way, the slow compiled ones last; what there is no time or memory for says so."""
-    plan = [(work, way) for way in PLAN for work in workloads.PUBLISHED
+    plan = [(work, way) for way in PLAN if way in ways for work in workloads.PUBLISHED
             if not (way in ENCODERS_ALONE and work.startswith("navigator"))]  # fmt: skip
     for work, way in plan:
         if time.monotonic() > ends_at_s:
@@ -155,11 +159,13 @@ def run_tests() -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page."""
+    rows = [row for ways in result["steps"].values() for row in ways.values() if "ms" in row]
+    at = sorted({f"{row['date']}, commit {row['commit']}" for row in rows})
     lines = [
         f"# Training steps at batch 64 on {result['machine']}", "",
-        f"{result['date']}, commit {result['commit']}. Tests on this GPU: {result['tests']['says']}.", "",
-        f"Measured: the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), its "
-        "quartiles, and the most memory in use in them. Before them, libraries try their algorithms, which may take "
+        f"Measured: {'; '.join(at)}. Tests on this GPU: {result['tests']['says']}.", "",
+        f"Each time is the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), "
+        "with its quartiles and the most memory in use in them. Before them, libraries try their algorithms, which may take "
         "more: the last column. "
         f"`floor` is the time of the counted FLOPs at {TFLOP_PER_S} TFLOP/s, as a share of the measured time.", "",
         "| work | way | ms | quartiles | times faster than plain | floor | peak GiB | GiB at the start |",
@@ -173,9 +179,10 @@ def markdown(result: dict[str, Any]) -> str:
             ratio = f"{ways['plain']['ms'] / row['ms']:.2f}" if "ms" in ways.get("plain", {}) else ""
             floor = f"{row['floor_ms'] / row['ms']:.2f}" if "floor_ms" in row else ""
             low, high = row["quartiles_ms"]
+            peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}"
             lines.append(
-                f"| {work} | {way} | {row['ms']:.1f} | {low:.1f} to {high:.1f} | {ratio} | {floor} | "
-                f"{row['peak_gib']:.2f} | {row['warm_up_gib']:.2f} |"
+                f"| {work} | {way} | {row['ms']:.1f} | {low:.1f} to {high:.1f} | {ratio} | {floor} | {peak} | "
+                f"{row['warm_up_gib']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -192,6 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:N")
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop measuring")
+    parser.add_argument("--ways", nargs="+", choices=PLAN, default=PLAN, help="ways to measure (default: all)")
     parser.add_argument("--no_tests", action="store_true", help="leave the tests out")
     options = parser.parse_args(argv)
     ends_at_s = time.monotonic() + 60 * options.minutes
@@ -209,10 +217,16 @@ def main(argv: list[str] | None = None) -> None:
         "steps": {work: {} for work in workloads.PUBLISHED},
     }
     floor_ms = floors()
-    for work, way, row in measured(device, ends_at_s):
+    earlier = json.loads(RESULT.with_suffix(".json").read_text()) if RESULT.with_suffix(".json").exists() else {}
+    if len(options.ways) < len(PLAN) and earlier.get("machine") == result["machine"]:
+        result["steps"] = earlier["steps"]
+        result["tests"] = earlier["tests"] if options.no_tests else result["tests"]
+    for work, way, row in measured(device, ends_at_s, ways=options.ways):
+        row |= {"date": result["date"], "commit": result["commit"]}
         if "ms" in row and work in floor_ms:
             row["floor_ms"] = floor_ms[work]
-        result["steps"][work][way] = row
+        if "ms" in row or way not in result["steps"][work]:
+            result["steps"][work][way] = row
         print(f"{work}, {way}: {row}", flush=True)
         atomic_write(RESULT.with_suffix(".json"), (json.dumps(result, indent=2) + "\n").encode())
         atomic_write(RESULT.with_suffix(".md"), markdown(result).encode())

@@ -36,7 +36,14 @@ def test_it_measures_each_work_in_each_way_and_names_what_it_left_out(monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory")
         if len(asked) == n_planned - 1:
             clock["now"] += 1000
-        return {"ms": 10.0 if way == "plain" else 4.0, "quartiles_ms": [3.0, 11.0], "peak_gib": 2.0, "warm_up_gib": 3.0}
+        return {
+            "ms": 10.0 if way == "plain" else 4.0,
+            "quartiles_ms": [3.0, 11.0],
+            "peak_gib": 2.0,
+            "warm_up_gib": 3.0,
+            "date": "today",
+            "commit": "abc",
+        }
 
     n_navigators = sum(work.startswith("navigator") for work in workloads.PUBLISHED)
     n_planned = len(workloads.PUBLISHED) * len(gpu.WAYS) - n_navigators * len(gpu.ENCODERS_ALONE)
@@ -52,9 +59,7 @@ def test_it_measures_each_work_in_each_way_and_names_what_it_left_out(monkeypatc
     assert sorted(left_out) == ["out of memory", "the time was up"]
 
     steps["navigator BigBiGAN 1_6"]["bf16"]["floor_ms"] = 2.0
-    page = gpu.markdown(
-        {"machine": "a card", "date": "today", "commit": "abc", "tests": {"says": "9 passed"}, "steps": steps}
-    )
+    page = gpu.markdown({"machine": "a card", "tests": {"says": "9 passed"}, "steps": steps})
     assert "on a card" in page and "9 passed" in page
     assert "| navigator BigBiGAN 1_6 | bf16 | 4.0 | 3.0 to 11.0 | 2.50 | 0.50 | 2.00 | 3.00 |" in page
     assert "| navigator StyleGAN2-512 0_16 | plain | out of memory | | | | | |" in page
