@@ -114,10 +114,6 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     run_name: str | None = redefined(  # type: ignore[assignment]
         InNamedFolder, "run_name", None, help="name of the run folder (default: from the settings)"
     )
-    cuda_graphs: bool = option(
-        False, free=True, later=True,
-        help="record what a step launches on the GPU and replay it as CUDA graphs, in a run of one process",
-    )  # fmt: skip
     recompute: bool = option(
         False, free=True, later=True,
         help="compute the backbone's ReLUs again in the backward pass, which takes time and saves memory, in a run of "
@@ -130,8 +126,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     def __post_init__(self) -> None:
         METHODS.check(self.encoder)
         POLICIES.check(self.policy)
-        if self.cuda_graphs and self.compile:
-            raise UsageError("--cuda_graphs and --compile: choose one of them")
+        super().__post_init__()
         if self.recompute and self.compile:
             raise UsageError("--recompute and --compile: choose one of them")
 

@@ -131,6 +131,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_distinct(self, "rows", "seeds", "budget_chunks", *(["budgets"] if self.budgets else []))
 
     @property

@@ -341,6 +341,7 @@ def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
         device=settings.device,
         precision=settings.precision,
         compile=settings.compile,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 

@@ -25,6 +25,7 @@ differentiable in the images.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -118,10 +119,20 @@ class ViewParameters:
         own = None if self.own is None else self.own[start:stop]
         return ViewParameters(**{name: rows[start:stop] for name, rows in drawn.items()}, own=own)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as a plain dict, without what is None."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @classmethod
+    def of_tensors(cls, named: Mapping[str, Tensor]) -> ViewParameters | None:
+        """The reverse of `tensors`; None of an empty dict."""
+        return cls(**named) if named else None
+
     def joined(self, other: ViewParameters) -> ViewParameters:
         """These samples, then those of `other`."""
-        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        return ViewParameters(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
+        mine, others = self.tensors(), other.tensors()
+        return ViewParameters(**{name: torch.cat([mine[name], others[name]]) for name in mine})
 
 
 class Augment(nn.Module):
