@@ -327,6 +327,16 @@ def test_wrong_settings(monkeypatch, capsys, shared, flags, code, says):
     assert found == code and says in err.splitlines()[-1], err
 
 
+def test_walkers_are_measured_where_the_generator_lies(monkeypatch, kit, tmp_path):
+    """A learned walker stays on the CPU unless it is told, and then a generator on a GPU cannot be measured with it."""
+    seen = []
+    estimate = Estimate(1.0, 0.2, math.inf, 64, "canonical", "", Verdict.CONSISTENT, "")
+    monkeypatch.setattr(budget, "measured", lambda generator, walker: seen.append(walker) or estimate)
+    work = Work(ComparisonConfig(save_folder=tmp_path), make_small_generator().to("meta"), Chunks(1, 2), False)
+    assert view_comparison.nats_of({"1_2": str(kit / "walkers" / "chunk1")}, work)["nats"] == 1.0
+    assert {parameter.device.type for parameter in seen[0].parameters()} == {"meta"}
+
+
 def test_a_chunk_without_a_walker(kit):
     settings = ComparisonConfig(walkers=kit / "walkers")
     with pytest.raises(UsageError, match="no walker of chunks 2_3; there: 0_1, 1_2"):
