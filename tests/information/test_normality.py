@@ -94,12 +94,13 @@ def test_length_polynomials_are_some_of_those_of_their_degree():
     """u_k |u|^2 and |u|^2 lie in the span of the polynomials of degree 3 and 2, and have norm 1."""
     points = normal(20_000, 2)
     made = normality._length_polynomials(points)
-    assert torch.allclose(made.T @ made / 20_000, torch.eye(3).double(), atol=0.1)
-    for columns, degree in ((made[:, :1], 2), (made[:, 1:], 3)):
+    together = torch.cat(list(made.values()), 1)
+    assert torch.allclose(together.T @ together / 20_000, torch.eye(5).double(), atol=0.1)
+    for degree in (2, 3):
         basis = polynomials(points, degree)
         basis = basis - basis.mean(0)
-        fitted = basis @ torch.linalg.lstsq(basis, columns).solution
-        assert torch.allclose(fitted, columns, atol=1e-8)
+        fitted = basis @ torch.linalg.lstsq(basis, made[degree]).solution
+        assert torch.allclose(fitted, made[degree], atol=1e-8)
 
 
 @pytest.mark.parametrize("bend", [0.1, 0.3])
