@@ -2,14 +2,14 @@
 
     for finished in run_sweep(settings):     # trains what is missing, several runs side by side, and measures it
         print(finished.line)
-    write_report(settings)                   # table.*, index.html
+    write_report(settings)                   # table.*, differences.*, index.html
 
 The folder of a sweep:
 
     FOLDER/config.yaml
            runs/DATASET/MODEL_PRIOR.../seedN/    one run folder (`mi_ml_gen.mim.images.training`), and results.json
            cells/                                locks, and why a run failed (`core/cells.py`)
-           table.*  index.html
+           table.*  differences.*  index.html
 
 The same settings go on with an interrupted sweep. A run that was stopped by the clock is measured as it is, its table
 says how many epochs it had, and the next call trains and measures it further. Several commands, on one machine or
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen.core import config, runs, runtime
+from mi_ml_gen.core import config, runs, runtime, student
 from mi_ml_gen.core.cells import Cells, Done
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.workers import side_by_side
@@ -224,6 +224,53 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
     return report.Table(columns, lines, caption, formats | {columns[10]: ".1f", columns[11]: ".3f"})
 
 
+def differences_table(found: Sequence[Measured]) -> report.Table | None:
+    """A line for each model that is trained with another loss than the VAE's: how far it is from the VAE of its family,
+    data and prior, paired by seed, with Student's 95% interval; None where no pair has two seeds."""
+    quantities: dict[str, tuple[Callable[[dict[str, Any]], float | None], str]] = {
+        "log p(x) (nats)": (lambda of: of["likelihood"]["mean"]["value"], ".1f"),
+        "I(x; z) ≥ (nats)": (lambda of: of["information"]["lower"]["value"], ".2f"),
+        f"KNN-{N_NEIGHBOURS} (points)": (lambda of: _percent(of.get(f"knn{N_NEIGHBOURS}")), ".1f"),
+        "NMI (points)": (lambda of: _percent(of.get("nmi")), ".1f"),
+    }
+    lines: list[list[report.Cell]] = []
+    for data, model, prior in dict.fromkeys(one.point[:3] for one in found):
+        family, _, loss = model.partition("-")
+        if loss in ("", "vae"):
+            continue
+        line: list[report.Cell] = [data, model, prior]
+        n_seeds = 0
+        for get, form in quantities.values():
+            own, other = (
+                {one.point.seed: value for one in found if one.point[:3] == (data, name, prior)
+                 if (value := get(one.results)) is not None}
+                for name in (model, family)
+            )  # fmt: skip
+            gap = student.paired(own, other)
+            if gap is None or gap.n < 2:
+                line += [None, None]
+                continue
+            n_seeds = max(n_seeds, gap.n)
+            line += [gap.mean, f"{gap.low:+{form}} to {gap.high:+{form}}"]
+        if n_seeds:
+            lines.append([*line, n_seeds])
+    if not lines:
+        return None
+    columns = ["data", "model", "prior"]
+    for name in quantities:
+        columns += [name, f"{name.partition(' (')[0]}: interval"]
+    caption = (
+        "Difference from the VAE of the same networks and prior, paired by seed: mean, and Student's 95% interval over "
+        "seeds. The seeds share the test images, so the intervals are about other seeds alone."
+    )
+    formats = {name: f"+{form}" for name, (_, form) in quantities.items()}
+    return report.Table([*columns, "seeds"], lines, caption, formats)
+
+
+def _percent(found: dict[str, float] | None) -> float | None:
+    return None if found is None else 100 * found["value"]
+
+
 def _over_seeds(values: Sequence[dict[str, float] | None], scale: float = 1.0) -> report.Cell:
     """Of estimates with a standard error or an interval of 95%."""
     known = [value for value in values if value is not None]
@@ -257,6 +304,9 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
         page.text(f"Stopped by the clock and measured as they were: {', '.join(cut)}.")
     ceilings = sorted({f"{one.results['information']['ceiling']:.2f}" for one in found})
     page.section("Results").table(table)
+    differences = differences_table(found)
+    if differences is not None:
+        page.table(differences)
     page.text(
         f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. "
         "The estimate is too low, and more so where few draws carry most of the weight. bound: the evidence lower "
@@ -283,7 +333,8 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     page.section("Settings").code(config.to_yaml(settings))
     if command:
         page.section("Command").code(command)
-    return [*table.write(folder, "table").values(), page.write(folder / "index.html")]
+    written = [*table.write(folder, "table").values(), page.write(folder / "index.html")]
+    return written if differences is None else [*written, *differences.write(folder, "differences").values()]
 
 
-__all__ = ["Measured", "read_results", "run_sweep", "sweep_table", "write_report"]
+__all__ = ["Measured", "differences_table", "read_results", "run_sweep", "sweep_table", "write_report"]
