@@ -165,8 +165,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"# Training steps at batch 64 on {result['machine']}", "",
         f"Measured: {'; '.join(at)}. Tests on this GPU: {result['tests']['says']}.", "",
         f"Each time is the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), "
-        "with its quartiles and the most memory in use in them. Before them, libraries try their algorithms, which may take "
-        "more: the last column. "
+        "with its quartiles and the most memory in use in them. Before them, libraries try their algorithms, which may "
+        "take more: the last column. "
         f"`floor` is the time of the counted FLOPs at {TFLOP_PER_S} TFLOP/s, as a share of the measured time.", "",
         "| work | way | ms | quartiles | times faster than plain | floor | peak GiB | GiB at the start |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shared |= noise.record()
         shared |= {"seed": a.seed, "device": a.device}
         settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), shared | given)
+        table1.check_iterations(a.walkers_base_path, a.walkers_iter, settings, generator, a.groups)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 
     walkers = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)

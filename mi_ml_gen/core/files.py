@@ -177,6 +177,16 @@ def hash_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def recorded_hashes(path: Path) -> list[str] | None:
+    """The SHA-256s that the file beside `path` lists, the newest first; None where there is no such file. What is no
+    text there is the hash of nothing, so that `path` counts as damaged."""
+    try:
+        data = hash_file(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    return [line[:64].decode("ascii", "replace") for line in data.splitlines()]
+
+
 def write_with_hash(path: Path, data: bytes | memoryview) -> None:
     """Write a file and its SHA-256. While an older file is being replaced the hash file lists both, so that a
     kill at no moment leaves a good file without its hash."""
@@ -202,7 +212,7 @@ def read_with_hash(path: Path, hash_required: bool, most_bytes: int | None = Non
         if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
             raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
         data, hashes = _with_hashes(path)
-        if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
+        if hashes is not None and hashlib.sha256(data).hexdigest() not in hashes:
             data, hashes = _with_hashes(path)  # another process may have replaced the file between the two reads
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UsageError(f"{path}: {error.strerror}") from error
@@ -210,16 +220,15 @@ def read_with_hash(path: Path, hash_required: bool, most_bytes: int | None = Non
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     if hashes is None and hash_required:
         raise CorruptCheckpointError(f"{path}: its {hash_file(path).name} is missing")
-    if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
+    if hashes is not None and hashlib.sha256(data).hexdigest() not in hashes:
         raise CorruptCheckpointError(f"{path}: damaged, not what its {hash_file(path).name} says")
     return data
 
 
-def _with_hashes(path: Path) -> tuple[bytes, list[bytes] | None]:
+def _with_hashes(path: Path) -> tuple[bytes, list[str] | None]:
     """A file's bytes, and the hashes beside it, if there are any."""
     data = path.read_bytes()
-    beside = hash_file(path)
-    return data, [line[:64] for line in beside.read_bytes().splitlines()] if beside.exists() else None
+    return data, recorded_hashes(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

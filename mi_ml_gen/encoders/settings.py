@@ -76,8 +76,13 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         None, at_least=8, help="side of the views, in pixels (default: 7/8 of the images' side)"
     )
 
-    depth: Literal[18, 50] = option(50, help="layers of the ResNet")
+    depth: Literal[10, 18, 50] = option(50, help="layers of the ResNet")
     width: int = option(64, at_least=1, help="channels of the ResNet's first stage; 64 is the published network")
+    halves: bool = option(
+        False, later=True,
+        help="halve the resolution of small images in the stem, for a quarter of the work at the same width; larger "
+        "images have the stem of the published network",
+    )  # fmt: skip
     dim: int = option(2048, at_least=2, help="dimensions of the projections")
     pred: int = option(512, at_least=1, help="hidden units of the predictor")
     temperature: float = option(0.1, above=0, aliases=("temp",), help="temperature of SimCLR's loss")

@@ -285,7 +285,10 @@ def _check_generator(settings: EncoderConfig) -> str:
 
 def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
     """A new encoder for views of view_px pixels; small ones get the stem that keeps the resolution."""
-    sizes = Architecture(settings.depth, settings.width, view_px < SMALL_IMAGE_PX, settings.dim, settings.pred)
+    is_small = view_px < SMALL_IMAGE_PX
+    sizes = Architecture(
+        settings.depth, settings.width, is_small, settings.dim, settings.pred, is_small and settings.halves
+    )
     return METHODS[settings.encoder].from_settings(sizes, settings)
 
 

@@ -146,19 +146,49 @@ def find_walkers(base: str | Path, samples: Sequence[int] | None = None, batch_s
     base = Path(base)
     if not base.is_dir():
         raise UsageError(f"--walkers_base_path {base}: no such folder")
-    holds = ("config.yaml", "*.pth")
-    folders = [path for path in base.iterdir() if path.is_dir() and any(list(path.glob(name)) for name in holds)]
-    folders.sort(key=lambda path: natural_key(path.name))
+    folders = _folders_of_walkers(base)
     if not folders:
         raise UsageError(f"--walkers_base_path {base}: no subfolder holds walkers (chunk0/, chunk1/, ...)")
-    if samples is not None and len(samples) != len(folders):
-        names = ", ".join(path.name for path in folders)
-        raise UsageError(f"--walkers_iter: {len(samples)} given for {len(folders)} folders ({names})")
+    _check_count(samples, [path.name for path in folders])
     wanted = samples if samples is not None else [None] * len(folders)
     return [
         _read_run(folder, at) if (folder / "config.yaml").exists() else _read_published(folder, at, batch_size)
         for folder, at in zip(folders, wanted, strict=True)
     ]
+
+
+def _folders_of_walkers(base: Path) -> list[Path]:
+    """The subfolders that hold walkers, in natural order."""
+    holds = ("config.yaml", "*.pth")
+    found = [path for path in base.iterdir() if path.is_dir() and any(list(path.glob(name)) for name in holds)]
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def _check_count(samples: Sequence[int] | None, names: Sequence[str]) -> None:
+    if samples is not None and len(samples) != len(names):
+        raise UsageError(f"--walkers_iter: {len(samples)} given for {len(names)} folders ({', '.join(names)})")
+
+
+def check_iterations(
+    base: str | Path, samples: Sequence[int] | None, settings: NavigatorConfig, generator: MultiLatentGenerator,
+    group: int = 1,
+) -> None:  # fmt: skip
+    """Refuse by UsageError, before `train_missing` trains anything, checkpoints that `find_walkers` could not find."""
+    if samples is None:
+        return
+    base = Path(base)
+    there = _folders_of_walkers(base) if base.is_dir() else []
+    names = sorted({path.name for path in there} | set(_trained_names(generator, group)), key=natural_key)
+    _check_count(samples, names)
+    for name, at in zip(names, samples, strict=True):
+        if name in _trained_names(generator, group) and at > settings.num_samples:
+            raise UsageError(f"--walkers_iter {at}: {name} is trained on {settings.num_samples:,} samples alone")
+
+
+def _trained_names(generator: MultiLatentGenerator, group: int) -> list[str]:
+    """The subfolders that `train_missing` trains in."""
+    stem = "chunk" if group == 1 else "group_"
+    return [f"{stem}{i}" for i in range(len(generator.groups(group)))]
 
 
 def recorded(base: str | Path) -> list[RunRecord]:
@@ -304,11 +334,10 @@ def train_missing(
 
     Interrupted, the same call resumes. Raises UsageError when the chunks cannot be cut into such groups.
     """
-    stem = "chunk" if group == 1 else "group_"
-    for i, chunks in enumerate(generator.groups(group)):
+    for name, chunks in zip(_trained_names(generator, group), generator.groups(group), strict=True):
         own = dataclasses.replace(settings, chunks=str(chunks))
         train = train_navigator if settings.walkers == 1 else train_several
-        train(own, generator, Path(base) / f"{stem}{i}", progress)
+        train(own, generator, Path(base) / name, progress)
 
 
 def estimate_rows(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mi_ml_gen import __version__
-from mi_ml_gen.core import locks
+from mi_ml_gen.core import files, locks
 
 State = Literal["ok", "none", "warn", "fail"]
 
@@ -449,11 +449,10 @@ def _bundled() -> Iterator[Finding]:
     if not found:
         yield Finding(WEIGHTS, "bundled", "fail", f"no generators are in {folder}", again)
     for path in found:
-        beside = path.with_name(path.name + ".sha256")
+        beside = files.hash_file(path).name
         try:
-            wanted = beside.read_text(encoding="utf-8")[:64]
-            right = hashlib.sha256(path.read_bytes()).hexdigest() == wanted
-            says = "comes with the package, intact" if right else f"{path}: damaged, not what {beside.name} says"
+            right = hashlib.sha256(path.read_bytes()).hexdigest() in (files.recorded_hashes(path) or ())
+            says = "comes with the package, intact" if right else f"{path}: damaged, not what {beside} says"
         except OSError as error:
             right, says = False, f"{error.filename}: {error.strerror}"
         yield Finding(WEIGHTS, path.stem, "ok" if right else "fail", says, "" if right else again)

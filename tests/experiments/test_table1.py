@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -133,6 +134,23 @@ def test_wrong_choices_are_explained(published, change, iters, message):
     change(published)
     with pytest.raises(UsageError, match=message):
         table1.find_walkers(published, iters)
+
+
+@pytest.mark.parametrize(
+    ("iters", "message"),
+    [
+        ([64], r"1 given for 3 folders \(chunk0, chunk1, other\)"),
+        ([64, 4096, 64], "--walkers_iter 4096: chunk1 is trained on 128 samples alone"),
+        (None, None),
+        ([64, 128, 4096], None),
+    ],
+)
+def test_wrong_checkpoints_are_refused_before_anything_is_trained(tmp_path, iters, message):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "w_COPGen_4096.pth").write_bytes(b"")
+    settings = NavigatorConfig(generator="small", chunks="0_1", num_samples=128)
+    with contextlib.nullcontext() if message is None else pytest.raises(UsageError, match=message):
+        table1.check_iterations(tmp_path, iters, settings, make_small_generator())
 
 
 def test_pickled_losses_are_refused(published):

@@ -587,8 +587,13 @@ def test_the_script_shows_and_then_pushes_what_was_read(hub, tmp_path, monkeypat
     code, out, err = call(monkeypatch, capsys, "share_model", run, "--repo", "me/w", "--push")
     assert code == 0 and out.startswith("pushed to the public repository me/w: http") and "error" not in err
     assert hub.repos["me/w"].files["README.md"].content.endswith(b"Edited by hand.\n")
+    for folder in (run, run / "shared"):  # whose card tells its readers to load me/w
+        code, out, err = call(monkeypatch, capsys, "share_model", folder, "--repo", "me/v", "--push")
+        assert code == 2 and "--repo me/v: " in err and "README.md names me/w; edit it there" in err
+    card.write_text(card.read_text().replace("me/w", "me/v"))
     code, out, err = call(monkeypatch, capsys, "share_model", run / "shared", "--repo", "me/v", "--push")
     assert code == 0 and "me/v" in hub.repos
+    card.write_text(card.read_text().replace("me/v", "me/w"))
 
     def refused(*argv: object) -> str:
         code, out, err = call(monkeypatch, capsys, "share_model", *argv)
