@@ -37,7 +37,7 @@ from mi_ml_gen.experiments.comparison_settings import METHODS, ComparisonConfig,
 from mi_ml_gen.features.base import FeatureNetwork
 from mi_ml_gen.features.registry import load_network
 from mi_ml_gen.generators.anchors import anchor_distribution
-from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub.assets import is_reference
@@ -224,7 +224,7 @@ class Work:
 
         def solve() -> dict[str, Any]:
             resolved = budget.resolved(own.Tz, self.generator, noise, seed=0)
-            (solved,) = budget.solved(walker_from(resolved, self.generator))
+            (solved,) = budget.solved(walker_from(resolved, self.generator, device_of(self.generator)))
             return solved
 
         found = self.once("budgets", row, solve)
@@ -244,7 +244,8 @@ class Work:
 
 def nats_of(Tz: Any, work: Work) -> dict[str, Any]:
     """What the pairs of a T_z share, by a critic like the one that checks a budget."""
-    return budget.measured(work.generator, walker_from(Tz, work.generator)).to_json()
+    walker = walker_from(Tz, work.generator, device_of(work.generator))
+    return budget.measured(work.generator, walker).to_json()
 
 
 # ---------------------------------------------------------------------------------------------------------------
