@@ -151,7 +151,9 @@ def test_wrong_checkpoints_are_refused_before_anything_is_trained(tmp_path, iter
     settings = NavigatorConfig(generator="small", chunks="0_1", num_samples=128)
     with contextlib.nullcontext() if message is None else pytest.raises(UsageError, match=message):
         table1.check_iterations(tmp_path, iters, settings, make_small_generator())
-(published):
+
+
+def test_pickled_losses_are_refused(published):
     np.save(published / "chunk0/F_loss_values.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(CorruptCheckpointError, match="F_loss_values.npy"):
         table1.find_walkers(published, [2048] * 3)
