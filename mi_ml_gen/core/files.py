@@ -178,13 +178,13 @@ def hash_file(path: Path) -> Path:
 
 
 def recorded_hashes(path: Path) -> list[str] | None:
-    """The SHA-256s that the file beside `path` lists, the newest first; None where there is no such file. What is no
-    text there is the hash of nothing, so that `path` counts as damaged."""
+    """The SHA-256s that the file beside `path` lists, the newest first; None where there is no such file. Lines that
+    are no hashes are passed over, so a file of nothing else is the hash of nothing, and `path` counts as damaged."""
     try:
-        data = hash_file(path).read_bytes()
+        lines = hash_file(path).read_bytes().splitlines()
     except FileNotFoundError:
         return None
-    return [line[:64].decode("ascii", "replace") for line in data.splitlines()]
+    return [line[:64].decode() for line in lines if re.match(rb"[0-9a-f]{64}(\s|$)", line)]
 
 
 def write_with_hash(path: Path, data: bytes | memoryview) -> None:
