@@ -33,7 +33,7 @@ def no_warnings_but_glyphs():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib")  # of pyparsing by older ones
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib")  # older ones
         yield
 
 
