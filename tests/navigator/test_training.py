@@ -215,7 +215,7 @@ def test_the_plain_way_takes_the_same_step(tmp_path):
 
 def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch):
     from mi_ml_gen.information import infonce
-    from mi_ml_gen.navigator import training as navigator
+    from mi_ml_gen.navigator import step as navigator
 
     calls = iter(range(1000))
     plain = infonce.infonce_loss
