@@ -2,7 +2,7 @@
 """Search for the small encoder that learns most in an hour of a machine.
 
     python scripts/search_encoder.py --candidates reference "width=32 halves=true" depth=10 --time_s 60
-    python scripts/search_encoder.py --base "Tz='1_4=0,1,2'" Tx=torchvision_no_color --candidates reference \\
+    python scripts/search_encoder.py --base "Tz=1_4=1 Tx=torchvision_no_color" --candidates reference \\
         "cumulative_bs=256" "base_lr=0.1" --num_samples 48000 200000 --seeds 0 1
 
 Trains each candidate on generated views and probes it on real images. --time_s also measures how fast each is here.

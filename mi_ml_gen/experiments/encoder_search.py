@@ -192,7 +192,7 @@ def search_table(trials: list[Trial], speeds: list[Speed], settings: SearchConfi
     caption = (
         f"Top-1 on real test images of {settings.data_path}, probes on at most {settings.probe_images:,} labelled "
         "images; mean and standard deviation over seeds, no spread where there is one. "
-        f"All candidates begin with {' '.join(settings.base) or 'the defaults of the search'}"
+        f"All candidates begin with {settings.base or 'the defaults of the search'}"
     )
     if devices := sorted({trial.device for trial in trials}):
         caption += f". Trained on: {', '.join(devices)}"

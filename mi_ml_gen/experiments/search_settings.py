@@ -29,10 +29,10 @@ class SearchConfig(Precise, InFolder):
     candidates: list[str] = option(
         [REFERENCE], free=True,
         help='settings of train_encoder.py that a candidate changes, such as "width=32 halves=true"; "reference" '
-        "changes none",
+        "changes none; a comma ends a candidate",
     )  # fmt: skip
-    base: list[str] = option(
-        [], help="settings that all candidates begin with, such as depth=18 width=16 Tz=1_4=0,1,2 Tx=torchvision"
+    base: str = option(
+        "", help='settings that all candidates begin with, such as "width=16 Tz=1_4=1 Tx=torchvision_no_color"'
     )
     samples: list[int] = option(
         [48_000], at_least=2, free=True, flag="num_samples", help="samples that each candidate is trained on, in turn"
@@ -73,7 +73,7 @@ class SearchConfig(Precise, InFolder):
         start: dict[str, Any] = {"encoder": "simclr", "generator": "tiny-bigbigan", "Tx": "torchvision"}
         start |= {"depth": "18", "width": "16", "dim": "64", "temperature": "0.2", "cumulative_bs": "128"}
         start |= {"base_lr": "0.3", "warmup": "true"}
-        written = pairs(" ".join(self.base)) | ({} if candidate == REFERENCE else pairs(candidate))
+        written = pairs(self.base) | ({} if candidate == REFERENCE else pairs(candidate))
         if wrong := sorted(set(OURS) & written.keys()):
             raise UsageError(f"--candidates {candidate}: {', '.join(wrong)} cannot differ between candidates")
         own = {"seed": seed, "device": self.device, "precision": self.precision, "cuda_graphs": self.cuda_graphs}

@@ -15,7 +15,7 @@ from tests.scripts.test_scripts import call
 
 
 def test_a_candidate_changes_what_it_says():
-    settings = SearchConfig(base=["width=8", "Tz=1_4=0,1,2"], samples=[100])
+    settings = SearchConfig(base="width=8 Tz=1_4=0,1,2", samples=[100])
     reference = settings.encoder(REFERENCE, 100, 3)
     changed = settings.encoder("depth=10 halves=true Tz=none", 100, 3)
     assert (reference.width, reference.depth, reference.halves, reference.seed) == (8, 18, False, 3)
@@ -48,7 +48,13 @@ def test_hours_come_from_the_speeds():
 
 
 def test_a_search_through_the_script(monkeypatch, capsys, tmp_path):
-    argv = ["--base", "width=4", "dim=4", "cumulative_bs=8", "--candidates", REFERENCE, "depth=10 halves=true Tz=0_4=1"]
+    argv = [
+        "--base",
+        "width=4 dim=4 cumulative_bs=8 Tz=0_4=0,1,2",
+        "--candidates",
+        REFERENCE,
+        "depth=10 halves=true Tz=0_4=1",
+    ]
     argv += ["--num_samples", 16, "--data_path", "digits", "--probe_images", 60, "--probe_epochs", 1]
     argv += ["--device", "cpu", "--out", tmp_path / "search", "--time_s", 0.1]
     code, out, err = call(monkeypatch, capsys, "search_encoder", *argv)
