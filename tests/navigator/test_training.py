@@ -20,10 +20,10 @@ from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.delta import estimate_delta, independent_delta
-from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import LatentLayout
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.keeping import thinned
 from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import convergence, near, report, select_checkpoint, should_stop
@@ -430,4 +430,4 @@ def test_a_run_with_few_walkers_selects_among_them_also_when_resumed(tmp_path, m
     for path in (whole.path, again.path):
         found = {file.name.partition(".")[0] for file in (path / "walkers").iterdir()}
         assert found == {walker_name(8), walker_name(40), walker_name(64)}
-        assert table1.find_walkers(path.parent)[0].samples == whole.selection.samples
+        assert folders.find_walkers(path.parent)[0].samples == whole.selection.samples
