@@ -153,7 +153,9 @@ def disk_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
+        leads_nowhere = os.path.islink(error.filename) and not os.path.exists(error.filename)
+        what = "a link that leads nowhere" if leads_nowhere else "a file, not a folder"
+        raise UsageError(f"cannot write {path}: {error.filename} is {what}") from error
     except IsADirectoryError as error:
         raise UsageError(f"cannot write {path}: it is a folder") from error
     except OSError as error:
