@@ -32,6 +32,7 @@ from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Mlp, 
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
 from mi_ml_gen.information.estimator import Estimator, quantile
 from mi_ml_gen.information.floors import floors
+from mi_ml_gen.information.normality import not_normal
 from mi_ml_gen.information.verdicts import findings
 
 NOISIEST, BEYOND = -6.0, 7.0
@@ -192,7 +193,7 @@ class Minde(Estimator):
             floors=least,
         )  # fmt: skip
         if not is_used:
-            found += copula.uncorrected(pairs, nats)
+            found += not_normal(pairs, nats)
         return self.result(
             nats, low, high, n_test, found, gaussian_nats=part.nats, standard_error_nats=error,
             members_nats=by_member.tolist(), n_steps=course.n_steps, gains_nats=learned, curve_nats=course.of_full,
