@@ -168,9 +168,9 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     index.html with all of it; nothing where there is no cell."""
     if not cells:
         return
-    tables = {"comparison": comparison_table(cells, settings), "differences": differences_table(cells, settings),
-              "shape": shape_table(cells, settings)}  # fmt: skip
-    for name, table in tables.items():
+    comparison, differences = comparison_table(cells, settings), differences_table(cells, settings)
+    shape = shape_table(cells, settings)
+    for name, table in (("comparison", comparison), ("differences", differences), ("shape", shape)):
         if table is not None:
             table.write(folder, name)
     everything = [cell._asdict() for cell in cells]
@@ -186,13 +186,13 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     missing = [name for name, key in settings.cells.items() if key not in {(cell.row, cell.seed) for cell in cells}]
     if missing:
         page.text(f"Not finished, and not in the tables: {', '.join(missing)}.")
-    page.section("Accuracy").table(tables["comparison"]).figure(figures["comparison"], "Top-1 for each kind of views")
-    if (differences := tables["differences"]) is not None:
+    page.section("Accuracy").table(comparison).figure(figures["comparison"], "Top-1 for each kind of views")
+    if differences is not None:
         page.section("Differences").table(differences)
     if "nats" in figures:
         page.section("How many nats should a pair share?")
         page.figure(figures["nats"], "Top-1 against the nats that pairs share")
-    if (shape := tables["shape"]) is not None:
+    if shape is not None:
         page.table(shape)
     page.section("Settings").code(config.to_yaml(settings, as_flags=True))
     page.write(folder / "index.html")

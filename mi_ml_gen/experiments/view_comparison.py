@@ -37,11 +37,12 @@ from mi_ml_gen.experiments.comparison_settings import METHODS, ComparisonConfig,
 from mi_ml_gen.features.base import FeatureNetwork
 from mi_ml_gen.features.registry import load_network
 from mi_ml_gen.generators.anchors import anchor_distribution
-from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub.assets import is_reference
 from mi_ml_gen.latents import Chunks
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.probe.training import ProbeConfig, train_probe
 from mi_ml_gen.views.augment import Augment
@@ -224,7 +225,7 @@ class Work:
 
         def solve() -> dict[str, Any]:
             resolved = budget.resolved(own.Tz, self.generator, noise, seed=0)
-            (solved,) = budget.solved(walker_from(resolved, self.generator))
+            (solved,) = budget.solved(walker_from(resolved, self.generator, device_of(self.generator)))
             return solved
 
         found = self.once("budgets", row, solve)
@@ -244,7 +245,8 @@ class Work:
 
 def nats_of(Tz: Any, work: Work) -> dict[str, Any]:
     """What the pairs of a T_z share, by a critic like the one that checks a budget."""
-    return budget.measured(work.generator, walker_from(Tz, work.generator)).to_json()
+    walker = walker_from(Tz, work.generator, device_of(work.generator))
+    return budget.measured(work.generator, walker).to_json()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def learned_walkers(
         own = config.load(NavigatorConfig, NavigatorConfig.preset(settings.generator), given)
         own = replace(own, g_path=settings.g_path, g_use=settings.g_use)
         table1.train_missing(base, own, generator, progress=progress)
-    found = {str(one.walker.chunks[0]): str(one.folder) for one in table1.find_walkers(base)}
+    found = {str(one.walker.chunks[0]): str(one.folder) for one in folders.find_walkers(base)}
     wanted = [str(Chunks(start, start + 1)) for start in range(fine.start, fine.stop)]
     if missing := [chunks for chunks in wanted if chunks not in found]:
         there = ", ".join(found)

@@ -12,6 +12,7 @@ from mi_ml_gen.information import copula
 from mi_ml_gen.information.estimate import Estimate
 from mi_ml_gen.information.estimator import Estimator, quantile
 from mi_ml_gen.information.floors import floors
+from mi_ml_gen.information.normality import not_normal
 from mi_ml_gen.information.verdicts import findings
 
 
@@ -33,8 +34,8 @@ class GaussianCopula(Estimator):
         error = copula.standard_error(part)
         half_width = quantile(n) * error
         low, high = part.nats - half_width, part.nats + half_width
-        found = copula.base_findings(pairs) + copula.uncorrected(pairs, part.nats, share=0.25)
-        found += findings(part.nats, low, high, floors=floors(x, y, pairs, part))
+        found = copula.base_findings(pairs) + findings(part.nats, low, high, floors=floors(x, y, pairs, part))
+        found += not_normal(pairs, part.nats)
         return self.result(
             part.nats, low, high, n, found,
             correlations=pairs.correlations.tolist(), standard_error_nats=error,

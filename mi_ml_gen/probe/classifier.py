@@ -157,9 +157,10 @@ def _build_classifier(
     if other := sorted(set(tensors) - {f"model.{key}" for key in own}):
         raise CheckpointError(f"unknown {', '.join(other[:3])}")
     weight, bias = own.pop("fc.weight"), own.pop("fc.bias")
-    sizes = sizes_of(own)
-    if sizes is None or weight.ndim != 2:
+    if own["conv1.weight"].ndim != 4 or weight.ndim != 2:
         raise CheckpointError("conv1.weight must have 4 axes and fc.weight 2")
+    sizes = sizes_of(own)
+    assert sizes is not None
     backbone = ResNet(sizes.depth, sizes.small_images, sizes.width, halves=sizes.halves)
     backbone.load_state_dict(own)
     layer = nn.Linear(backbone.feature_dim, len(weight))

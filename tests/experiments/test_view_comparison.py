@@ -291,7 +291,7 @@ def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, sh
     calls = []
     solve = budget.solve
     monkeypatch.setattr(budget, "solve", lambda *given, **more: calls.append(given[2]) or solve(*given, **more))
-    argv = [*shared, "--walkers", "1_2=0.8", "--rows", "random_equal", "--seeds", 0, 1]
+    argv = [*shared, "--walkers", "1_2=2", "--rows", "random_equal", "--seeds", 0, 1]
     code, out, err = call(monkeypatch, capsys, "compare_views", *argv)
     assert code == 0, (out, err)
     folder = tmp_path / "table"
@@ -299,7 +299,7 @@ def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, sh
     assert calls == [learned]
     found = json.loads((folder / "budgets" / "random_equal.json").read_text())
     assert found["chunks"] == "1_2" and found["budget_nats"] == learned
-    assert found["strength"] == pytest.approx(0.8, rel=0.35)  # 256 pairs
+    assert found["strength"] == pytest.approx(2, rel=0.35)  # 256 pairs
     for seed in (0, 1):
         assert json.loads((folder / "encoders" / f"random_equal_seed{seed}" / "budget.json").read_text()) == [found]
     cells = json.loads((folder / "cells.json").read_text())
@@ -325,6 +325,16 @@ def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, sh
 def test_wrong_settings(monkeypatch, capsys, shared, flags, code, says):
     found, _, err = call(monkeypatch, capsys, "compare_views", *shared, *flags)
     assert found == code and says in err.splitlines()[-1], err
+
+
+def test_walkers_are_measured_where_the_generator_lies(monkeypatch, kit, tmp_path):
+    """A learned walker stays on the CPU unless it is told, and then a generator on a GPU cannot be measured with it."""
+    seen = []
+    estimate = Estimate(1.0, 0.2, math.inf, 64, "canonical", "", Verdict.CONSISTENT, "")
+    monkeypatch.setattr(budget, "measured", lambda generator, walker: seen.append(walker) or estimate)
+    work = Work(ComparisonConfig(save_folder=tmp_path), make_small_generator().to("meta"), Chunks(1, 2), False)
+    assert view_comparison.nats_of({"1_2": str(kit / "walkers" / "chunk1")}, work)["nats"] == 1.0
+    assert {parameter.device.type for parameter in seen[0].parameters()} == {"meta"}
 
 
 def test_a_chunk_without_a_walker(kit):

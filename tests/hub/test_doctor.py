@@ -216,7 +216,9 @@ def test_a_damaged_generator_of_the_package(machine):
     content = bytearray((pretrained / "tiny-bigbigan.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
     (pretrained / "tiny-bigbigan.safetensors").write_bytes(content)
+    (pretrained / "tiny-nvae.safetensors.sha256").write_bytes(b"\xff\xfe" * 40)
     code, output = run(machine)
+    assert "damaged, not what tiny-nvae.safetensors.sha256 says" in line(output, "tiny-nvae")
     assert code == 4 and f"at {machine}" in output
     assert "safetensors: damaged, not what tiny-bigbigan.safetensors.sha256 says" in line(output, "tiny-bigbigan")
     assert "--force-reinstall --no-deps mi_ml_gen" in line(output, "tiny-bigbigan")
