@@ -168,9 +168,9 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     index.html with all of it; nothing where there is no cell."""
     if not cells:
         return
-    comparison, differences = comparison_table(cells, settings), differences_table(cells, settings)
+    accuracies, differences = comparison_table(cells, settings), differences_table(cells, settings)
     shape = shape_table(cells, settings)
-    for name, table in (("comparison", comparison), ("differences", differences), ("shape", shape)):
+    for name, table in (("comparison", accuracies), ("differences", differences), ("shape", shape)):
         if table is not None:
             table.write(folder, name)
     everything = [cell._asdict() for cell in cells]
@@ -186,7 +186,7 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     missing = [name for name, key in settings.cells.items() if key not in {(cell.row, cell.seed) for cell in cells}]
     if missing:
         page.text(f"Not finished, and not in the tables: {', '.join(missing)}.")
-    page.section("Accuracy").table(comparison).figure(figures["comparison"], "Top-1 for each kind of views")
+    page.section("Accuracy").table(accuracies).figure(figures["comparison"], "Top-1 for each kind of views")
     if differences is not None:
         page.section("Differences").table(differences)
     if "nats" in figures:

@@ -29,7 +29,7 @@ import torch
 from scipy.stats import chi2, norm
 from torch import Tensor
 
-from mi_ml_gen.information.copula import Canonical
+from mi_ml_gen.information.copula import Canonical, gaussian_part, standard_error
 from mi_ml_gen.information.estimate import Verdict
 from mi_ml_gen.information.verdicts import Finding, tolerance
 
@@ -37,6 +37,8 @@ REJECTED = 4.0
 """Standard normal deviations from which on a departure is no chance: several are tested at once."""
 MOST_POINTS = 4000
 """Points of the sums over pairs of points: their square is the work."""
+MOST_NATS = 1.0
+"""Beyond it the leading order says no more than that there is much."""
 _ROWS_AT_ONCE = 128
 _CROSS = {3: ((1, 2), (2, 1)), 4: ((1, 3), (2, 2), (3, 1))}
 """Degrees in x and in z of the polynomials of each degree that have factors of both."""
@@ -57,6 +59,8 @@ def departures(pairs: Canonical) -> list[Departure]:
     """All that is tested, whether it is seen or not."""
     x, z, y = pairs.x, pairs.residual, pairs.y
     n, d = len(x), x.shape[1] + z.shape[1]
+    part = gaussian_part(pairs)
+    is_correlated = part.nats > 2 * standard_error(part)
     found = []
     for what, deviations in (
         ("the lengths of pairs vary otherwise than normal ones", abs(kurtosis(torch.cat([x, z], 1)))),
@@ -75,8 +79,10 @@ def departures(pairs: Canonical) -> list[Departure]:
         found.append(
             Departure(f"{name} moments of y change when x is known", abs(of_z - of_y), abs(of_z - of_y) / error)
         )
-        if d * (d + 1) / 2 > len(sums) / 4 and degree == 4:
-            continue  # the covariance is too uncertain: fourth moments of points that it made white are biased
+        if not is_correlated or (degree == 4 and d * (d + 1) / 2 > len(sums) / 4):
+            # Sides without correlation may have any distribution. And where the covariance is uncertain, fourth moments
+            # of points that it made white are biased.
+            continue
         total = of_x + of_z + cross
         n_all = _n_polynomials(d, degree)
         deviations = _deviations(total * 2 * len(sums) + n_all, n_all)
@@ -85,17 +91,18 @@ def departures(pairs: Canonical) -> list[Departure]:
 
 
 def not_normal(pairs: Canonical, nats: float, share: float = 0.5) -> list[Finding]:
-    """What speaks against an estimate that takes the pairs as jointly normal: the greatest departure that chance does
-    not explain and that stands for more than this share of a tolerance."""
+    """What speaks against an estimate that takes the pairs as jointly normal: the least likely of the departures
+    that chance does not explain and that stand for more than this share of a tolerance."""
     seen = [one for one in departures(pairs) if one.deviations > REJECTED and one.nats > share * tolerance(nats)]
     if not seen:
         return []
-    most = max(seen, key=lambda one: one.nats)
+    most = max(seen, key=lambda one: one.deviations)
+    about = f"about {most.nats:.2f} nats" if most.nats < MOST_NATS else f"more than {MOST_NATS:g} nat"
     return [
         Finding(
             Verdict.NOT_TRUSTED,
-            f"the pairs are not jointly normal, and nothing was learned from that: {most.what} (about {most.nats:.2f} "
-            f"nats, {most.deviations:.0f} standard deviations)",
+            f"the pairs are not jointly normal, and nothing was learned from that: {most.what} ({about}, "
+            f"{most.deviations:.0f} standard deviations)",
         )
     ]
 

@@ -140,7 +140,9 @@ def test_a_torchvision_that_does_not_fit(machine):
 def test_packages_that_are_old_or_absent(machine):
     add(machine, "safetensors", "class SafetensorError(Exception): pass", version="0.2.0")
     code, output = run(machine)
-    assert code == 4 and line(output, "safetensors").startswith("fail: 0.2.0: must be 0.4.3 or later")
+    assert code == 4 and line(output, "safetensors").startswith(
+        f"fail: 0.2.0: must be {doctor.REQUIRED['safetensors']} or later"
+    )
     assert doctor._versioned("scipy", None).says == "is not installed"
     assert doctor._versioned("scipy", "1.9.3").mend.endswith("--upgrade 'scipy>=1.10'")
     assert doctor._versioned("scipy", "1.10").state == "ok"

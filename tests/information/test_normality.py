@@ -125,6 +125,13 @@ def test_what_correlations_miss_is_seen(name, nats, dim, n):
     assert "not jointly normal" in found.reason and "standard deviations" in found.reason
 
 
+def test_sides_without_correlation_may_have_any_distribution():
+    x, y = make_task("tangled", 0.0, 4).sample(2000, rng())
+    pairs = copula.canonical(x, y)
+    assert max(abs(normality._Sums.of(pairs.x, pairs.residual, pairs.y).own("x", degree)) for degree in (3, 4)) > 0.1
+    assert normality.not_normal(pairs, 0.0) == []
+
+
 def test_turning_the_coordinates_changes_nothing():
     x, y = make_task("additive-uniform", 2.0, 4).sample(1000, rng())
     pairs = copula.canonical(x, y)
