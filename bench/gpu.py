@@ -3,16 +3,20 @@
     bench/gpu.sh                       all of it
     bench/gpu.sh --minutes 3           less of it: what time is left for is measured, and the rest is named
     bench/gpu.sh --device cuda:1       another card
+    bench/gpu.sh --ways bf16 "bf16, CUDA graphs"      these ways alone, into the table of an earlier run on such a card
 
 First the tests that need a GPU (tests/cuda). Then the steps of the real training loops at their published sizes and
 batch 64, each in several ways: plain (float32, the generator as its authors compute it, see `plain`, and torch's own
 operators alone), float32, tf32, bf16, and bf16 with CUDA graphs or torch.compile. A time is the median of single steps
 between CUDA events, after a warm-up. Beside it stands the time that the step's FLOPs would take at 400 TFLOP/s, from
-the counts of `bench.cuda_counts`. Writes bench/results/gpu.json and bench/results/gpu.md.
+the counts of `bench.cuda_counts`.
+Writes bench/results/gpu.json and bench/results/gpu.md.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import itertools
 import json
 import statistics
@@ -20,7 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -51,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 PLAN = ("bf16", "bf16, CUDA graphs", "plain", "tf32", "fp32", "bf16, compiled")
 """The order in which they are measured: what matters most comes first, what takes longest last."""
-LONGEST_S = 12.0
+LONGEST_S = 6.0
 """Of the measured steps of one way, and twice as long as the warm-up may be; MEASURED // 5 are measured at least."""
 
 
@@ -73,6 +77,8 @@ def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
     """Milliseconds of a step, and the most memory that was in use."""
     name, train = workloads.PUBLISHED[work]
     torch.manual_seed(0)
+    gc.collect()  # what earlier runs have left in cycles
+    torch.cuda.empty_cache()
     generator = (plain if way == "plain" else lean)(name, device)
     torch.cuda.reset_peak_memory_stats(device)
     events: list[torch.cuda.Event] = []
@@ -108,11 +114,13 @@ def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
 
 
 def measured(
-    device: torch.device, ends_at_s: float, time_one: Callable[..., dict[str, Any]] = time_steps
+    device: torch.device,
+    ends_at_s: float,
+    time_one: Callable[..., dict[str, Any]] = time_steps,
+    ways: Collection[str] = PLAN,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each work in each way, the slow compiled ones last; what there is no time or memory for says so."""
-    plan = [(work, way) for way in PLAN for work in workloads.PUBLISHED
-            if not ("graphs" in way and work.startswith("navigator"))]  # fmt: skip
+    plan = [(work, way) for way in PLAN if way in ways for work in workloads.PUBLISHED]
     for work, way in plan:
         if time.monotonic() > ends_at_s:
             yield work, way, {"not_measured": "the time was up"}
@@ -124,12 +132,12 @@ def measured(
         except Exception as error:  # what fails must not cost the figures of the others; main ends with it
             traceback.print_exc()
             yield work, way, {"not_measured": f"failed: {error or type(error).__name__}"}
-        torch.cuda.empty_cache()
 
 
 def run_tests() -> dict[str, Any]:
     """The tests of tests/cuda, in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda"]
+    side_by_side = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *side_by_side, "tests/cuda"]
     root = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, timeout=TEST_LIMIT_S)
@@ -142,11 +150,13 @@ def run_tests() -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page."""
+    rows = [row for ways in result["steps"].values() for row in ways.values() if "ms" in row]
+    at = sorted({f"{row['date']}, commit {row['commit']}" for row in rows})
     lines = [
         f"# Training steps at batch 64 on {result['machine']}", "",
-        f"{result['date']}, commit {result['commit']}. Tests on this GPU: {result['tests']['says']}.", "",
-        f"Measured: the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), its "
-        "quartiles, and the most memory in use. "
+        f"Measured: {'; '.join(at)}. Tests on this GPU: {result['tests']['says']}.", "",
+        f"Each time is the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), "
+        "with its quartiles, and the most memory in use, the steps before them included. "
         f"`floor` is the time of the counted FLOPs at {TFLOP_PER_S} TFLOP/s, as a share of the measured time.", "",
         "| work | way | ms | quartiles | times faster than plain | floor | peak GiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -178,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:N")
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop measuring")
+    parser.add_argument("--ways", nargs="+", choices=PLAN, default=PLAN, help="ways to measure (default: all)")
     parser.add_argument("--no_tests", action="store_true", help="leave the tests out")
     options = parser.parse_args(argv)
     ends_at_s = time.monotonic() + 60 * options.minutes
@@ -195,10 +206,16 @@ def main(argv: list[str] | None = None) -> None:
         "steps": {work: {} for work in workloads.PUBLISHED},
     }
     floor_ms = floors()
-    for work, way, row in measured(device, ends_at_s):
+    earlier = json.loads(RESULT.with_suffix(".json").read_text()) if RESULT.with_suffix(".json").exists() else {}
+    if len(options.ways) < len(PLAN) and earlier.get("machine") == result["machine"]:
+        result["steps"] = earlier["steps"]
+        result["tests"] = earlier["tests"] if options.no_tests else result["tests"]
+    for work, way, row in measured(device, ends_at_s, ways=options.ways):
+        row |= {"date": result["date"], "commit": result["commit"]}
         if "ms" in row and work in floor_ms:
             row["floor_ms"] = floor_ms[work]
-        result["steps"][work][way] = row
+        if "ms" in row or way not in result["steps"][work]:
+            result["steps"][work][way] = row
         print(f"{work}, {way}: {row}", flush=True)
         atomic_write(RESULT.with_suffix(".json"), (json.dumps(result, indent=2) + "\n").encode())
         atomic_write(RESULT.with_suffix(".md"), markdown(result).encode())

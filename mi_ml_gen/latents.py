@@ -19,6 +19,11 @@ from mi_ml_gen.core.errors import UsageError
 if TYPE_CHECKING:
     import torch  # imported where noise is drawn: command lines are checked without it
 
+MOST_NOISE = 1e19
+"""The largest noise: squares of larger numbers do not fit into float32."""
+UNTRUNCATED_STD = 6.0
+"""Standard deviations that a draw in float32 never leaves, see `TruncatedNormal.sample`."""
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -180,6 +185,11 @@ class TruncatedNormal:
             raise UsageError(f"std {self.std}: must be a finite number of at least 0")
         if not self.truncation > 0:
             raise UsageError(f"truncation {self.truncation}: must be above 0 (in units of std)")
+        if (reach := abs(self.mean) + min(self.truncation, UNTRUNCATED_STD) * self.std) > MOST_NOISE:
+            raise UsageError(
+                f"mean {self.mean:g}, std {self.std:g}, truncation {self.truncation:g}: noise of up to {reach:.1e}; "
+                f"squares of numbers beyond {MOST_NOISE:.0e} do not fit into float32"
+            )
 
     def sample(
         self,

@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     failed = 0
     if not arguments.report_only:
-        for finished in run_comparison(settings):
-            print(finished.line, flush=True)
-            failed += finished.error is not None
+        for done in run_comparison(settings):
+            print(done.line, flush=True)
+            failed += done.failure is not None
     command = shlex.join(["python", "scripts/compare_mim_image.py", *(sys.argv[1:] if argv is None else argv)])
     written = report.write_report(settings, command)
     print(report.main_table(report.read_cells(settings), settings).to_terminal())

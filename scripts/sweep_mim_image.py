@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     failed = 0
     if not arguments.report_only:
-        for finished in sweep.run_sweep(settings):
-            print(finished.line, flush=True)
-            failed += finished.error is not None
+        for done in sweep.run_sweep(settings):
+            print(done.line, flush=True)
+            failed += done.failure is not None
     if failed and not sweep.read_results(settings):
         return 1  # the lines above say why, and there is nothing to write
     print(sweep.sweep_table(sweep.read_results(settings)).to_terminal())

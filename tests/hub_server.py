@@ -202,13 +202,22 @@ def use_in_this_process(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name, raising=False)
     from huggingface_hub import constants
 
-    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    point_client_at(hub.endpoint, monkeypatch)
     for name, value in {
-        "ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HOME": str(home),
-        "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False,
+        "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False,
         "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_ETAG_TIMEOUT": 1, "HF_HUB_DOWNLOAD_TIMEOUT": 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(constants, name, value, raising=False)
+
+
+def point_client_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The huggingface_hub of this process asks `endpoint` from now on."""
+    from huggingface_hub import constants, file_download
+
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    for place in (constants, file_download):  # clients before 1.0 have a copy of it
+        monkeypatch.setattr(place, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 class _Answered(Exception):

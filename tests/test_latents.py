@@ -140,7 +140,11 @@ def test_no_spread_is_the_mean():
     assert torch.equal(TruncatedNormal(0.25, 0.0, 2.0).sample((3, 2)), torch.full((3, 2), 0.25))
 
 
-@pytest.mark.parametrize("numbers", [(math.nan, 1, 2), (0, -1, 2), (0, math.inf, 2), (0, 1, 0), (0, 1, math.nan)])
+@pytest.mark.parametrize(
+    "numbers",
+    [(math.nan, 1, 2), (0, -1, 2), (0, math.inf, 2), (0, 1, 0), (0, 1, math.nan), (0, 1e38, 2), (0, 1e300, math.inf),
+     (-1e20, 1, 2), (0, 1e19, 2)],
+)  # fmt: skip
 def test_impossible_distributions_are_refused(numbers):
     with pytest.raises(UsageError):
         TruncatedNormal(*numbers)

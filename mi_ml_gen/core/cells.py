@@ -53,6 +53,11 @@ class Done(NamedTuple):
     """None where it is finished."""
     seconds: float
 
+    @classmethod
+    def lost(cls, name: str, exit_code: int | None) -> Done:
+        """Of a cell whose process has ended."""
+        return cls(name, Failure(f"its process has ended with code {exit_code}", 1, _holder()), 0.0)
+
     @property
     def line(self) -> str:
         what = "finished" if self.failure is None else f"failed: {self.failure.error}"
@@ -60,18 +65,31 @@ class Done(NamedTuple):
 
 
 class Cells:
-    """The cells in a folder, which is made. most_failures: after which a cell is left alone."""
+    """The cells in a folder, which is made.
 
-    def __init__(self, folder: Path, most_failures: int = MOST_FAILURES) -> None:
+    most_failures: after which a cell is left alone. file: where the result of a cell stands (default
+    FOLDER/NAME.json). is_finished: whether a result is the last one of its cell, which otherwise is worked on again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        most_failures: int = MOST_FAILURES,
+        file: Callable[[str], Path] | None = None,
+        is_finished: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> None:
         self.folder = folder
         self.most_failures = most_failures
+        self._file = file or (lambda name: folder / f"{name}.json")
+        self._is_finished = is_finished or (lambda found: True)
         self._held: set[str] = set()
         with disk_faults(folder):
             (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def result(self, name: str) -> dict[str, Any] | None:
         """What a finished cell came to; None where it is not finished. Raises UsageError for a damaged file."""
-        return _read(self.folder / f"{name}.json")
+        found = _read(self._file(name))
+        return None if found is None or not self._is_finished(found) else found
 
     def failure(self, name: str) -> Failure | None:
         """How a cell failed that is not finished; None where it did not."""
@@ -176,7 +194,7 @@ class Cells:
             failure = Failure(said, 1 + (before.n_failures if before is not None else 0), _holder())
             _write(self.folder / f"{name}.failed.json", asdict(failure))
             return Done(name, failure, time.monotonic() - began_s)
-        _write(self.folder / f"{name}.json", content)
+        _write(self._file(name), content)
         failed = self.folder / f"{name}.failed.json"
         for path in (failed, hash_file(failed)):
             path.unlink(missing_ok=True)

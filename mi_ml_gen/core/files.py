@@ -153,7 +153,9 @@ def disk_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
+        leads_nowhere = os.path.islink(error.filename) and not os.path.exists(error.filename)
+        what = "a link that leads nowhere" if leads_nowhere else "a file, not a folder"
+        raise UsageError(f"cannot write {path}: {error.filename} is {what}") from error
     except IsADirectoryError as error:
         raise UsageError(f"cannot write {path}: it is a folder") from error
     except OSError as error:
@@ -175,6 +177,16 @@ def _sync_folder(folder: Path) -> None:
 def hash_file(path: Path) -> Path:
     """The file beside `path` that holds its SHA-256."""
     return path.with_name(path.name + ".sha256")
+
+
+def recorded_hashes(path: Path) -> list[str] | None:
+    """The SHA-256s that the file beside `path` lists, the newest first; None where there is no such file. Lines that
+    are no hashes are passed over, so a file of nothing else is the hash of nothing, and `path` counts as damaged."""
+    try:
+        lines = hash_file(path).read_bytes().splitlines()
+    except FileNotFoundError:
+        return None
+    return [line[:64].decode() for line in lines if re.match(rb"[0-9a-f]{64}(\s|$)", line)]
 
 
 def write_with_hash(path: Path, data: bytes | memoryview) -> None:
@@ -202,7 +214,7 @@ def read_with_hash(path: Path, hash_required: bool, most_bytes: int | None = Non
         if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
             raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
         data, hashes = _with_hashes(path)
-        if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
+        if hashes is not None and hashlib.sha256(data).hexdigest() not in hashes:
             data, hashes = _with_hashes(path)  # another process may have replaced the file between the two reads
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UsageError(f"{path}: {error.strerror}") from error
@@ -210,16 +222,15 @@ def read_with_hash(path: Path, hash_required: bool, most_bytes: int | None = Non
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     if hashes is None and hash_required:
         raise CorruptCheckpointError(f"{path}: its {hash_file(path).name} is missing")
-    if hashes is not None and hashlib.sha256(data).hexdigest().encode() not in hashes:
+    if hashes is not None and hashlib.sha256(data).hexdigest() not in hashes:
         raise CorruptCheckpointError(f"{path}: damaged, not what its {hash_file(path).name} says")
     return data
 
 
-def _with_hashes(path: Path) -> tuple[bytes, list[bytes] | None]:
+def _with_hashes(path: Path) -> tuple[bytes, list[str] | None]:
     """A file's bytes, and the hashes beside it, if there are any."""
     data = path.read_bytes()
-    beside = hash_file(path)
-    return data, [line[:64] for line in beside.read_bytes().splitlines()] if beside.exists() else None
+    return data, recorded_hashes(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -7,17 +7,19 @@ there, since that takes longer than torch itself.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.core.recompute import activated, normalised, recomputing
 
 SMALL_IMAGE_PX = 64
 """Below this the stem keeps the resolution: 3x3, stride 1, no max pool."""
+HALVING_STEM = 4
+"""Kernel of the stem for small images that halves the resolution: 4x4, stride 2, no max pool."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -46,8 +48,8 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = activated(self.bn1, self.conv1(x))
-        return activated(self.bn2, self.conv2(branch), added=_beside(self.downsample, x))
+        branch = torch.relu_(self.bn1(self.conv1(x)))
+        return _joined(self.bn2(self.conv2(branch)), x, self.downsample)
 
 
 class Bottleneck(nn.Module):
@@ -70,20 +72,19 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = activated(self.bn1, self.conv1(x))
-        branch = activated(self.bn2, self.conv2(branch))
-        return activated(self.bn3, self.conv3(branch), added=_beside(self.downsample, x))
+        branch = torch.relu_(self.bn1(self.conv1(x)))
+        branch = torch.relu_(self.bn2(self.conv2(branch)))
+        return _joined(self.bn3(self.conv3(branch)), x, self.downsample)
 
 
-def _beside(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
-    """What a block adds to its branch."""
-    if shortcut is None:
-        return x
-    convolution, norm = shortcut
-    return normalised(norm, convolution(x))
+def _joined(branch: Tensor, x: Tensor, shortcut: nn.Sequential | None) -> Tensor:
+    """A block's output, in the memory of its branch."""
+    branch += x if shortcut is None else shortcut(x)
+    return torch.relu_(branch)
 
 
 _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
 }
@@ -96,13 +97,17 @@ class ResNet(nn.Module):
     stem a state dict of torchvision's `resnet18` or `resnet50` fits once `fc` is dropped.  The last pooling
     is a mean over the axes: unlike adaptive pooling its backward is deterministic on CUDA.
 
-    recomputes: whether the outputs of ReLUs are computed again in the backward pass, see `core.recompute`.
+    small_images: the stem without stride and pooling. halves: with small_images, the stem that halves the resolution at
+    a quarter of the work for the same width. A stem shows in the shape of its kernel.
     """
 
-    recomputes = False
-
     def __init__(
-        self, depth: int = 18, small_images: bool = False, width: int = 64, zero_init_residual: bool = False
+        self,
+        depth: int = 18,
+        small_images: bool = False,
+        width: int = 64,
+        zero_init_residual: bool = False,
+        halves: bool = False,
     ) -> None:
         super().__init__()
         if depth not in _BLOCKS:
@@ -110,8 +115,10 @@ class ResNet(nn.Module):
         if width < 1:
             raise UsageError(f"ResNet width {width}: must be at least 1")
         block, lengths = _BLOCKS[depth]
-        kernel, stride = (3, 1) if small_images else (7, 2)
-        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+        kernel, stride, padding = (7, 2, 3)
+        if small_images:
+            kernel, stride, padding = (HALVING_STEM, 2, 1) if halves else (3, 1, 1)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
         self.bn1 = BatchNorm2d(width)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, width, width, lengths[0], stride=1)
@@ -130,9 +137,8 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        with recomputing() if self.recomputes and self.training else nullcontext():
-            x = self.maxpool(activated(self.bn1, self.conv1(images)))
-            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
         if self.training:
             norms = [module for module in self.modules() if isinstance(module, BatchNorm2d) and module.training]
             counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
@@ -141,16 +147,18 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def resnet(depth: int = 18, image_size: int = 128, width: int = 64, zero_init_residual: bool = False) -> ResNet:
-    """ResNet-`depth` (18 or 50) for square images of `image_size` px; `width` channels in the first stage.
+def resnet(
+    depth: int = 18, image_size: int = 128, width: int = 64, zero_init_residual: bool = False, halves: bool = False
+) -> ResNet:
+    """ResNet-`depth` (10, 18 or 50) for square images of `image_size` px; `width` channels in the first stage.
 
     `width=64` is the published network.  `zero_init_residual` starts every block as its shortcut (the last
-    norm of its branch at 0), as torchvision's option of that name.  Raises `UsageError` for another depth or
-    a size or width below 1.
+    norm of its branch at 0), as torchvision's option of that name.  `halves`: see `ResNet`; larger images have a stem
+    of their own.  Raises `UsageError` for another depth or a size or width below 1.
     """
     if image_size < 1:
         raise UsageError(f"image size {image_size} px: must be at least 1")
-    return ResNet(depth, small_images=image_size < SMALL_IMAGE_PX, width=width, zero_init_residual=zero_init_residual)
+    return ResNet(depth, image_size < SMALL_IMAGE_PX, width, zero_init_residual, halves)
 
 
 def _stage(
@@ -163,6 +171,25 @@ def _stage(
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
     first = block(inputs, planes, stride, shortcut)
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(length - 1)))
+
+
+class Sizes(NamedTuple):
+    """What a ResNet is built from."""
+
+    depth: int
+    width: int
+    small_images: bool
+    halves: bool
+
+
+def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes | None:
+    """The sizes of the ResNet with these tensors; None where they have no stem of four axes."""
+    stem = tensors.get("conv1.weight")
+    if stem is None or stem.ndim != 4:
+        return None
+    depth = 50 if "layer1.0.conv3.weight" in tensors else 18 if "layer1.1.conv1.weight" in tensors else 10
+    kernel = stem.shape[-1]
+    return Sizes(depth, stem.shape[0], kernel in (3, HALVING_STEM), kernel == HALVING_STEM)
 
 
 def torchvision_key(key: str) -> str:
@@ -178,4 +205,4 @@ def torchvision_key(key: str) -> str:
     return key
 
 
-__all__ = ["SMALL_IMAGE_PX", "ResNet", "resnet", "torchvision_key"]
+__all__ = ["SMALL_IMAGE_PX", "ResNet", "Sizes", "resnet", "sizes_of", "torchvision_key"]

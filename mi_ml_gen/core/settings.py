@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mi_ml_gen.core.config import option
+from mi_ml_gen.core.errors import UsageError
 
 
 @dataclass
@@ -37,11 +38,19 @@ class Precise(OnDevice):
 
 @dataclass
 class Compiled(Precise):
-    """With a choice of torch.compile."""
+    """With a choice of torch.compile or CUDA graphs."""
 
     SECTION: ClassVar[str] = "machine"
 
     compile: bool = option(False, free=True, help="compile the networks with torch.compile")
+    cuda_graphs: bool = option(
+        False, free=True, later=True,
+        help="record what a step launches on the GPU and replay it as CUDA graphs, in a run of one process",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.cuda_graphs and self.compile:
+            raise UsageError("--cuda_graphs and --compile: choose one of them")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
-from mi_ml_gen.core.resnet import ResNet, torchvision_key
+from mi_ml_gen.core.resnet import ResNet, sizes_of, torchvision_key
 from mi_ml_gen.hub.sharing import Shared
 
 
@@ -20,8 +20,9 @@ from mi_ml_gen.hub.sharing import Shared
 class Architecture:
     """The sizes of an encoder, from which, with a state dict, the same one is built again.
 
-    depth: of the ResNet, 18 or 50. width: channels of its first stage, 64 as published. small_images: the stem
+    depth: of the ResNet, 10, 18 or 50. width: channels of its first stage, 64 as published. small_images: the stem
     without stride and pooling. dim: of the projections. pred: hidden units of the predictor, where there is one.
+    halves: the stem for small images that halves their resolution.
     """
 
     depth: int = 50
@@ -29,9 +30,10 @@ class Architecture:
     small_images: bool = False
     dim: int = 2048
     pred: int = 512
+    halves: bool = False
 
     def backbone(self, zero_init_residual: bool = False) -> ResNet:
-        return ResNet(self.depth, self.small_images, self.width, zero_init_residual)
+        return ResNet(self.depth, self.small_images, self.width, zero_init_residual, self.halves)
 
 
 class Layout(NamedTuple):
@@ -215,9 +217,8 @@ def backbone_key(key: str) -> str:
 
 
 def architecture_of(backbone: Mapping[str, Tensor], dim: int = 2048, pred: int = 512) -> Architecture:
-    """The sizes of a backbone, read off its tensors. Raises CorruptCheckpointError where it is no ResNet-18 or -50."""
-    stem = backbone.get("conv1.weight")
-    if stem is None or stem.ndim != 4:
+    """The sizes of a backbone, read off its tensors. Raises CorruptCheckpointError where it is no ResNet's."""
+    sizes = sizes_of(backbone)
+    if sizes is None:
         raise CorruptCheckpointError("backbone: there is no conv1.weight of four axes")
-    depth = 50 if "layer1.0.conv3.weight" in backbone else 18
-    return Architecture(depth, stem.shape[0], stem.shape[-1] == 3, dim, pred)
+    return Architecture(sizes.depth, sizes.width, sizes.small_images, dim, pred, sizes.halves)

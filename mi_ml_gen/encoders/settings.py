@@ -76,8 +76,13 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         None, at_least=8, help="side of the views, in pixels (default: 7/8 of the images' side)"
     )
 
-    depth: Literal[18, 50] = option(50, help="layers of the ResNet")
+    depth: Literal[10, 18, 50] = option(50, help="layers of the ResNet")
     width: int = option(64, at_least=1, help="channels of the ResNet's first stage; 64 is the published network")
+    halves: bool = option(
+        False, later=True,
+        help="halve the resolution of small images in the stem, for a quarter of the work at the same width; larger "
+        "images have the stem of the published network",
+    )  # fmt: skip
     dim: int = option(2048, at_least=2, help="dimensions of the projections")
     pred: int = option(512, at_least=1, help="hidden units of the predictor")
     temperature: float = option(0.1, above=0, aliases=("temp",), help="temperature of SimCLR's loss")
@@ -114,15 +119,6 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     run_name: str | None = redefined(  # type: ignore[assignment]
         InNamedFolder, "run_name", None, help="name of the run folder (default: from the settings)"
     )
-    cuda_graphs: bool = option(
-        False, free=True, later=True,
-        help="record what a step launches on the GPU and replay it as CUDA graphs, in a run of one process",
-    )  # fmt: skip
-    recompute: bool = option(
-        False, free=True, later=True,
-        help="compute the backbone's ReLUs again in the backward pass, which takes time and saves memory, in a run of "
-        "one process",
-    )  # fmt: skip
     decode_at_once: int | None = option(
         None, at_least=1, free=True, help="pairs that are decoded together (default: all of a batch)"
     )
@@ -130,10 +126,7 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     def __post_init__(self) -> None:
         METHODS.check(self.encoder)
         POLICIES.check(self.policy)
-        if self.cuda_graphs and self.compile:
-            raise UsageError("--cuda_graphs and --compile: choose one of them")
-        if self.recompute and self.compile:
-            raise UsageError("--recompute and --compile: choose one of them")
+        super().__post_init__()
 
     @property
     def policy(self) -> str:

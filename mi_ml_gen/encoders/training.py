@@ -69,10 +69,11 @@ def train_encoder(
 ) -> EncoderResult:
     """Train an encoder; the same settings resume an interrupted run.
 
-    generator, source: loaded from the settings where they are not given. path: the run folder (default:
-    settings.folder). on_row: called with each line of metrics, in the main process. Raises UsageError for settings that
-    make no sense or differ from the folder's, NonFiniteError when the loss is no finite number, CollapseError when
-    the features collapse and the settings say so, Preempted when a signal asked to stop (the state is saved).
+    generator, source: loaded from the settings where they are not given; a given generator is moved to the settings'
+    device. path: the run folder (default: settings.folder). on_row: called with each line of metrics, in the main
+    process. Raises UsageError for settings that make no sense or differ from the folder's, NonFiniteError when the loss
+    is no finite number, CollapseError when the features collapse and the settings say so, Preempted when a signal asked
+    to stop (the state is saved).
     """
     # --- Views and network
     device = runtime.resolve_device(settings.device)
@@ -84,7 +85,6 @@ def train_encoder(
     judge = knn_monitor(settings, sampler)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     encoder = build_encoder(settings, sampler.augment.crop_size)
-    encoder.backbone.recomputes = settings.recompute
     norms.synchronise(encoder)
     encoder = encoder.to(device).to(memory_format=torch.channels_last).train()
     run_encoder: Callable[..., Any] = encoder
@@ -98,9 +98,13 @@ def train_encoder(
         context = runtime.autocast(device, settings.precision)
         return accumulate_gradients(encoder, first, second, settings.micro_batches, context, run_encoder)
 
-    if settings.cuda_graphs and not runtime.is_distributed():
-        sampler.record()
-        gradients = graphs.Recorded(gradients, f"the step of {settings.encoder}", encoder.parameters())  # type: ignore[assignment]
+    if settings.cuda_graphs:
+        why_not = graphs.why_not(device)
+        if why_not is None:
+            sampler.record()
+            gradients = graphs.Recorded(gradients, f"the step of {settings.encoder}", encoder.parameters())  # type: ignore[assignment]
+        elif runtime.is_main():
+            logger.warning("--cuda_graphs: %s, so no step is recorded", why_not)
 
     # --- Steps and learning rates
     steps_per_epoch = epoch_length(settings, sampler.origin)
@@ -205,6 +209,7 @@ def view_sampler(
             generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
         if settings.img_size not in (None, generator.resolution):
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
+        generator = generator.to(device)
         distribution = anchor_distribution(settings, generator)
         written = budget.resolved(settings.Tz, generator, distribution, settings.seed, folder, settings.budget)
         walker = walker_from(written, generator, device, "--Tz")
@@ -279,7 +284,10 @@ def _check_generator(settings: EncoderConfig) -> str:
 
 def build_encoder(settings: EncoderConfig, view_px: int) -> Encoder:
     """A new encoder for views of view_px pixels; small ones get the stem that keeps the resolution."""
-    sizes = Architecture(settings.depth, settings.width, view_px < SMALL_IMAGE_PX, settings.dim, settings.pred)
+    is_small = view_px < SMALL_IMAGE_PX
+    sizes = Architecture(
+        settings.depth, settings.width, is_small, settings.dim, settings.pred, is_small and settings.halves
+    )
     return METHODS[settings.encoder].from_settings(sizes, settings)
 
 

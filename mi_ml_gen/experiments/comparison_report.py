@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from mi_ml_gen.core import config
 from mi_ml_gen.core.files import atomic_write
-from mi_ml_gen.core.student import paired
+from mi_ml_gen.core.student import MeanInterval, over_units, paired
 from mi_ml_gen.experiments.comparison_settings import REFERENCES, ComparisonConfig
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png, series_colors
+from mi_ml_gen.report.page import Page
 
 READOUTS = {"sgd": "linear", "ridge": "ridge", "knn": "kNN"}
 """Readouts of probes, and their names in tables."""
@@ -68,9 +72,9 @@ def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repor
         lines.append([method.title, method.Tz or None, method.Tx, mean_nats(cells, row), *accuracies, n_seeds])
     columns = ["views", "T_z", "T_x", "nats", *(f"{name} (%)" for name in READOUTS.values()), "seeds"]
     caption = (
-        f"Top-1 on {cells[0].n_test:,} real test images; mean and standard deviation over seeds. ResNet-18 of width "
-        f"{settings.width}, SimCLR on {settings.samples:,} samples each; probes on at most "
-        f"{settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
+        f"Top-1 on {cells[0].n_test:,} real test images; mean and standard deviation over seeds. "
+        f"ResNet-{settings.depth} of width {settings.width}, SimCLR on {settings.samples:,} samples each; probes on at "
+        f"most {settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
         "before T_x."
     )
     return report.Table(columns, lines, caption, dict.fromkeys(columns[3:7], ".2f"))
@@ -91,7 +95,7 @@ def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repo
             found = paired(values[row, readout], values.get((settings.against, readout), {}))
             if row == settings.against or found is None or found.n < 2:
                 break
-            line += [found.mean, f"{found.low:+.2f} to {found.high:+.2f}", found.p]
+            line += [found.mean, _interval(found), found.p]
         else:
             lines.append([*line, found.n if found is not None else None])
     if not lines:
@@ -110,19 +114,88 @@ def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repo
     return report.Table([*columns, "seeds"], lines, caption, formats)
 
 
+def shape_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table | None:
+    """Whether accuracy over the nats of a range of chunks is an inverse U; None where no range has three budgets for
+    two seeds.
+
+    A parabola is fitted for each seed. The table has its slopes at the least and the most nats, as means over the seeds
+    with their intervals. It is an inverse U where the first is above 0 and the second below (Lind and Mehlum 2010).
+    """
+    lines: list[list[report.Cell]] = []
+    for chunks, rows in budgets_by_chunks(cells, settings).items():
+        nats = {row: found for row in rows if (found := mean_nats(cells, row)) is not None}
+        for readout, name in READOUTS.items():
+            top1 = {(cell.row, cell.seed): 100 * cell.top1[readout] for cell in cells}
+            seeds = [seed for seed in settings.seeds if all((row, seed) in top1 for row in nats)]
+            if len(nats) < 3 or len(seeds) < 2:
+                continue
+            x = np.array(list(nats.values()))
+            fits = [np.polyfit(x, [top1[row, seed] for row in nats], 2) for seed in seeds]
+            left, right = (over_units([2 * fit[0] * at + fit[1] for fit in fits]) for at in (x.min(), x.max()))
+            is_one = left.low > 0 and right.high < 0
+            lines.append([_noise_on(chunks), name, left.mean, _interval(left), right.mean, _interval(right), len(seeds),
+                          "yes" if is_one else "not shown"])  # fmt: skip
+    if not lines:
+        return None
+    columns = ["pairs", "readout", "slope at the least nats", "its interval", "slope at the most nats", "its interval ",
+               "seeds", "inverse U"]  # fmt: skip
+    caption = (
+        "Is accuracy over shared nats an inverse U? Slopes, in points for each nat, of a parabola for each seed; mean "
+        "and 95% interval of Student's t over seeds. It is one where the first is above 0 and the second below."
+    )
+    return report.Table(columns, lines, caption, {columns[2]: "+.2f", columns[4]: "+.2f"})
+
+
+def budgets_by_chunks(cells: Sequence[Cell], settings: ComparisonConfig) -> dict[str, list[str]]:
+    """The rows by budget that have a cell, for each range of chunks."""
+    found: dict[str, list[str]] = {}
+    for row in rows_of(cells, settings):
+        if settings.methods[row].budget_nats is not None:
+            found.setdefault(settings.methods[row].chunks, []).append(row)
+    return found
+
+
+def _noise_on(chunks: str) -> str:
+    return {"all": "noise on all chunks", "fine": "noise on the fine chunks"}.get(chunks, f"noise on {chunks}")
+
+
+def _interval(found: MeanInterval) -> str:
+    return f"{found.low:+.2f} to {found.high:+.2f}"
+
+
 def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path) -> None:
-    """Both tables as Markdown, CSV, JSON and LaTeX, all single results as cells.json, and the figures; nothing where
-    there is no cell."""
+    """The tables as Markdown, CSV, JSON and LaTeX, all single results as cells.json, the figures, and the page
+    index.html with all of it; nothing where there is no cell."""
     if not cells:
         return
-    comparison_table(cells, settings).write(folder, "comparison")
-    if (differences := differences_table(cells, settings)) is not None:
-        differences.write(folder, "differences")
+    accuracies, differences = comparison_table(cells, settings), differences_table(cells, settings)
+    shape = shape_table(cells, settings)
+    for name, table in (("comparison", accuracies), ("differences", differences), ("shape", shape)):
+        if table is not None:
+            table.write(folder, name)
     everything = [cell._asdict() for cell in cells]
     atomic_write(folder / "cells.json", (json.dumps(everything, indent=2) + "\n").encode())
-    atomic_write(folder / "comparison.png", figure_png(figure(cells, settings)))
+    figures = {"comparison": figure(cells, settings)}
     if any(cell.nats is not None for cell in cells):
-        atomic_write(folder / "nats.png", figure_png(nats_figure(cells, settings)))
+        figures["nats"] = nats_figure(cells, settings)
+    for name, drawn in figures.items():
+        atomic_write(folder / f"{name}.png", figure_png(drawn))
+    page = Page(
+        "Which views make the better encoder?", f"Generator {settings.generator}, probes on {settings.data_path}."
+    )
+    missing = [name for name, key in settings.cells.items() if key not in {(cell.row, cell.seed) for cell in cells}]
+    if missing:
+        page.text(f"Not finished, and not in the tables: {', '.join(missing)}.")
+    page.section("Accuracy").table(accuracies).figure(figures["comparison"], "Top-1 for each kind of views")
+    if differences is not None:
+        page.section("Differences").table(differences)
+    if "nats" in figures:
+        page.section("How many nats should a pair share?")
+        page.figure(figures["nats"], "Top-1 against the nats that pairs share")
+    if shape is not None:
+        page.table(shape)
+    page.section("Settings").code(config.to_yaml(settings, as_flags=True))
+    page.write(folder / "index.html")
 
 
 def figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str = "sgd") -> Any:
@@ -171,10 +244,7 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     FigureCanvasAgg(drawn)
     axes = drawn.subplots()
     rows = rows_of(cells, settings)
-    by_chunks: dict[str, list[str]] = {}
-    for row in rows:
-        if settings.methods[row].budget_nats is not None:
-            by_chunks.setdefault(settings.methods[row].chunks, []).append(row)
+    by_chunks = budgets_by_chunks(cells, settings)
     walked = {row: nats for row in rows if (nats := mean_nats(cells, row)) is not None}
     single = [row for row in walked if settings.methods[row].budget_nats is None]
     colors = iter(series_colors(len(by_chunks) + len(single)))
@@ -193,9 +263,10 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
         members = sorted((row for row in members if row in walked), key=lambda row: walked[row])
         for row in members:
             dots(row, color)
-        what = {"all": "noise on all chunks", "fine": "noise on the fine chunks"}.get(chunks, f"noise on {chunks}")
         places = [walked[row] for row in members], [level(row) for row in members]
-        axes.plot(*places, "o-", color=color, markersize=8, linewidth=1.6, zorder=3, label=f"{what}, by budget")
+        axes.plot(
+            *places, "o-", color=color, markersize=8, linewidth=1.6, zorder=3, label=f"{_noise_on(chunks)}, by budget"
+        )
     for row, marker in zip(single, "sD^vP*X" * 3, strict=False):
         color = next(colors)
         dots(row, color)
@@ -237,4 +308,13 @@ def _reading(readout: str) -> str:
     return {"sgd": "a linear layer", "ridge": "ridge regression", "knn": "nearest neighbours"}[readout]
 
 
-__all__ = ["READOUTS", "Cell", "comparison_table", "differences_table", "figure", "nats_figure", "write_report"]
+__all__ = [
+    "READOUTS",
+    "Cell",
+    "comparison_table",
+    "differences_table",
+    "figure",
+    "nats_figure",
+    "shape_table",
+    "write_report",
+]

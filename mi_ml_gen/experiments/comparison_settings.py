@@ -112,13 +112,21 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
         0.2, above=0, help="standard deviation of the random walker on all chunks (the paper's: 0.2)"
     )
 
-    width: int = option(16, at_least=4, help="channels of the ResNet-18's first stage; 64 is the whole network")
+    depth: Literal[10, 18] = option(18, later=True, help="layers of the ResNet")
+    width: int = option(16, at_least=4, help="channels of the ResNet's first stage; 64 is the whole network")
+    halves: bool = option(False, later=True, help="halve the resolution of small images in the stem of the ResNet")
+    crop_size: int | None = option(
+        None, at_least=8, later=True, help="side of the views, in pixels (default: 7/8 of the images' side)"
+    )
     dim: int = option(64, at_least=2, help="dimensions of SimCLR's projections")
     batch_size: int = option(128, at_least=2, help="samples in each step")
     base_lr: float = option(0.3, above=0, help="learning rate for 256 samples a step; scaled in proportion")
     temperature: float = option(0.2, above=0, aliases=("temp",), help="temperature of SimCLR's loss")
     weight_decay: float = option(1e-4, at_least=0, help="weight decay of SGD")
 
+    cuda_graphs: bool = option(
+        False, free=True, later=True, help="record what a step launches on the GPU and replay it as CUDA graphs"
+    )
     probe_images: int = option(20_000, at_least=10, help="largest number of labelled training images for the probes")
     probe_epochs: int = option(60, at_least=1, help="epochs of the linear probe")
     retry: bool = option(False, free=True, later=True, help="also try encoders again that have failed twice")
@@ -131,6 +139,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_distinct(self, "rows", "seeds", "budget_chunks", *(["budgets"] if self.budgets else []))
 
     @property

@@ -1,15 +1,17 @@
 """MIM, cMIM and contrastive learning on images, side by side (Livne, arXiv 2509.21511): one encoder, one data set, one
-budget, eight ways to train.
+budget, nine ways to train.
 
     VAE, A-MIM, S-MIM, cMIM     an encoder and a decoder
-    InfoNCE + MIM               A-MIM with InfoNCE of two views: the baseline with positive pairs
+    A-MIM, q(x) = p(x|z)        cMIM without its contrastive term
+    InfoNCE + MIM               the same with InfoNCE of two views: the baseline with positive pairs
     SimCLR, SimSiam, BYOL       the encoder alone, on two views
 
 Each cell, a method and a seed, is a run folder of its own, so that an interrupted comparison goes on, and methods and
-seeds can be added. Several processes may work on the cells side by side.
+seeds can be added. Several processes, and several commands on machines that share the folder, divide the cells.
 
     FOLDER/config.yaml                      the settings that all cells share
            cells/cmim_seed0/results.json    what was measured; images/*.png
+           cells/cmim_seed0.failed.json     why a cell failed (`core/cells.py`)
            table.*  embeddings.*  cells.csv  index.html
 
 Measured on the test images: accuracy of ridge regression (a linear probe in closed form, its penalty chosen on
@@ -19,23 +21,21 @@ and from the decoder's states; and the likelihood, where there is one.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
-import multiprocessing
-import os
-import queue
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mi_ml_gen.core import config, loop, optimizers, runs, runtime, threads
-from mi_ml_gen.core.errors import MiMlGenError, Preempted, UsageError
+from mi_ml_gen.core import config, loop, optimizers, runs, runtime
+from mi_ml_gen.core.cells import Cells, Done
+from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.schedules import LearningRate
+from mi_ml_gen.core.workers import side_by_side
 from mi_ml_gen.experiments.mim_image_learners import Draws, Generative, Learner, augmentation, make_learner
 from mi_ml_gen.experiments.mim_image_settings import Cell, MimComparisonConfig
 from mi_ml_gen.mim.images.base import ImageModel
@@ -64,11 +64,12 @@ N_SHOWN = 16
 
 def train_cell(
     settings: MimComparisonConfig, cell: Cell, sets: ImageSets, path: Path | None = None, progress: bool = True
-) -> None:
-    """Train and measure one cell, in its run folder; the same call goes on with an interrupted one.
+) -> dict[str, Any]:
+    """Train one cell, in its run folder, and measure it; the same call goes on with an interrupted one.
 
-    sets: on the device. Raises UsageError for settings that make no sense or differ from the folder's, NonFiniteError
-    when the loss is no finite number, Preempted when a signal asked to stop (the state is saved).
+    Gives the results as plain values. sets: on the device. Raises UsageError for settings that make no sense or differ
+    from the folder's, NonFiniteError when the loss is no finite number, Preempted when a signal asked to stop (the
+    state is saved).
     """
     device = sets.train.x.device
     runtime.set_precision(settings.precision)
@@ -124,15 +125,13 @@ def train_cell(
             session.end_of_step(save=session.every(LOG_INTERVAL))
 
         # --- What it came to
-        if not (path / "results.json").exists():
-            session.check()
-            with frozen(learner):
-                results = measure(learner, settings, sets, cell.seed)
-                if isinstance(learner, Generative):
-                    save_pictures(session.run, learner.model, sets)
-            n_parameters = sum(parameter.numel() for parameter in trained)
-            results |= {"train_s": course.seconds, "n_parameters": n_parameters, "images_seen": session.samples}
-            session.run.write_json("results.json", results)
+        session.check()
+        with frozen(learner):
+            results = measure(learner, settings, sets, cell.seed)
+            if isinstance(learner, Generative):
+                save_pictures(session.run, learner.model, sets)
+        n_parameters = sum(parameter.numel() for parameter in trained)
+        return results | {"train_s": course.seconds, "n_parameters": n_parameters, "images_seen": session.samples}
 
 
 @torch.no_grad()
@@ -213,115 +212,47 @@ def save_pictures(run: runs.RunFolder, model: ImageModel, sets: ImageSets) -> No
 # --- the queue of cells -------------------------------------------------------------------------------------
 
 
-class Finished(NamedTuple):
-    """How a cell ended: `error` is None where it was measured."""
-
-    cell: Cell
-    error: str | None
-    seconds: float
-
-    @property
-    def line(self) -> str:
-        return f"{self.cell.title}: {self.error or 'finished'} ({self.seconds:.0f} s)"
-
-
-def run_comparison(settings: MimComparisonConfig, progress: bool = True) -> Iterator[Finished]:
+def run_comparison(settings: MimComparisonConfig, progress: bool = True) -> Iterator[Done]:
     """Train and measure what is missing, and give each cell as it ends.
 
     A cell that fails leaves the others alone; the same call tries it again. Raises UsageError where the folder was made
-    with other settings, and Preempted when a signal asked to stop: what is trained is saved.
+    with other settings or the data set is not there, and Preempted when a signal asked to stop: what is trained is
+    saved.
     """
     runtime.resolve_device(settings.device)
-    with runs.RunFolder.open(settings.save_folder, config.to_dict(settings), **_reopened()):
-        waiting = [cell for cell in settings.cells if not (cell.folder(settings) / "results.json").exists()]
-        if not waiting:
-            return
-        if settings.workers == 1:
-            sets = _load(settings)
-            for cell in waiting:
-                yield _attempt(settings, cell, sets, progress)
-        else:
-            yield from _side_by_side(settings, waiting)
+    queue = cells_of(settings)
+    reopened = config.resuming(MimComparisonConfig) | {"free": SHARED}
+    with queue.alone("folder"), runs.RunFolder.open(settings.save_folder, config.to_dict(settings), **reopened):
+        pass  # the settings agree with the folder's
+    waiting = queue.waiting([cell.name for cell in settings.cells])
+    if settings.workers > 1 and waiting:
+        _load(settings)  # what is wrong with the data is said once
+    start = functools.partial(worker, settings, progress and settings.workers == 1)
+    for done in side_by_side(waiting, settings.workers, start, Done.lost):
+        if done is not None:
+            yield done
 
 
-def _reopened() -> dict[str, Any]:
-    return config.resuming(MimComparisonConfig) | {"free": SHARED}
+def cells_of(settings: MimComparisonConfig) -> Cells:
+    folders = {cell.name: cell.folder(settings) for cell in settings.cells}
+    folder = Path(settings.save_folder) / "cells"
+    return Cells(folder, most_failures=10**6, file=lambda name: folders[name] / "results.json")
+
+
+def worker(settings: MimComparisonConfig, progress: bool) -> Callable[[str], Done | None]:
+    """What a process does with the name of a cell; None where another process has it in work."""
+    sets = _load(settings).to(runtime.resolve_device(settings.device))
+    queue = cells_of(settings)
+    cells = {cell.name: cell for cell in settings.cells}
+
+    def action(name: str) -> dict[str, Any]:
+        return train_cell(settings, cells[name], sets, progress=progress)
+
+    return lambda name: next(queue.work([name], action), None)
 
 
 def _load(settings: MimComparisonConfig) -> ImageSets:
-    sets = load(settings.dataset_name, settings.data_path).smaller(settings.n_train, settings.n_test)
-    return sets.to(runtime.resolve_device(settings.device))
+    return load(settings.dataset_name, settings.data_path).smaller(settings.n_train, settings.n_test)
 
 
-def _attempt(settings: MimComparisonConfig, cell: Cell, sets: ImageSets, progress: bool) -> Finished:
-    began_s = time.monotonic()
-    error = None
-    try:
-        train_cell(settings, cell, sets, progress=progress)
-    except Preempted:
-        raise
-    except MiMlGenError as fault:
-        error = str(fault)
-    return Finished(cell, error, time.monotonic() - began_s)
-
-
-def _side_by_side(settings: MimComparisonConfig, waiting: Sequence[Cell]) -> Iterator[Finished]:
-    """The cells, worked on by several processes that each take the next one."""
-    context = multiprocessing.get_context("spawn")
-    tasks: Any = context.Queue()
-    results: Any = context.Queue()
-    for cell in waiting:
-        tasks.put(cell)
-    n_workers = min(settings.workers, len(waiting))
-    for _ in range(n_workers):
-        tasks.put(None)
-    n_threads = max(1, threads.available() // n_workers)
-    workers = [
-        context.Process(target=_work, args=(settings, tasks, results, n_threads), daemon=True) for _ in range(n_workers)
-    ]
-    for worker in workers:
-        worker.start()
-    n_left = len(waiting)
-    try:
-        while n_left:
-            with contextlib.suppress(queue.Empty):
-                found = results.get(timeout=1.0)
-                if isinstance(found, str):
-                    raise Preempted(found)
-                n_left -= 1
-                yield found
-                continue
-            if not any(worker.is_alive() for worker in workers) and results.empty():
-                lost = ", ".join(str(worker.exitcode) for worker in workers)
-                raise UsageError(
-                    f"{n_left} cells were not finished: all worker processes have ended (exit codes {lost}); fewer "
-                    "--workers need less memory"
-                )
-    finally:
-        if n_left:
-            for worker in workers:
-                worker.terminate()  # a signal at which a training saves its state
-        for worker in workers:
-            worker.join()
-
-
-def _work(settings: MimComparisonConfig, tasks: Any, results: Any, n_threads: int) -> None:
-    """A worker process: cell after cell, until none is left or a signal asks to stop."""
-    torch.set_num_threads(n_threads)
-    try:
-        sets = _load(settings)
-        while (cell := tasks.get()) is not None:
-            try:
-                results.put(_attempt(settings, cell, sets, progress=False))
-            except Preempted as request:
-                results.put(str(request))
-                return
-            except Exception as error:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{os.path.basename(place.filename)}, line {place.lineno}"
-                results.put(Finished(cell, f"{type(error).__name__}: {' '.join(str(error).split())} ({where})", 0.0))
-    except MiMlGenError as error:  # of the data set
-        results.put(Finished(Cell("", 0), str(error), 0.0))
-
-
-__all__ = ["Finished", "run_comparison", "train_cell"]
+__all__ = ["run_comparison", "train_cell"]

@@ -1,4 +1,4 @@
-"""What the comparison of MIM with contrastive learning trains: one encoder, eight ways to train it.
+"""What the comparison of MIM with contrastive learning trains: one encoder, nine ways to train it.
 
 Every method has the encoder of the image model, x -> the mean of q(z|x), as its backbone. MIM, VAE and their relatives
 train it with its decoder; SimCLR, SimSiam and BYOL put their own heads on it. All see the same images in the same

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.stats import t as student
 
 from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.student import MeanInterval, over_units, paired
 from mi_ml_gen.experiments.mim_image_settings import GENERATIVE, METHODS, Cell, MimComparisonConfig
 from mi_ml_gen.report.figures import bars, curves
 from mi_ml_gen.report.page import Page
@@ -138,44 +138,23 @@ def by_method(cells: Sequence[Measured]) -> dict[str, list[Measured]]:
     return found
 
 
-class Difference(NamedTuple):
-    """The mean difference of two methods over the seeds that both have, with Student's interval of 95%."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Difference | None:
-        """From a difference for each seed; None where there is none."""
-        if not values:
-            return None
-        n, mean = len(values), float(np.mean(values))
-        half = math.nan if n < 2 else float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-        return cls(mean, mean - half, mean + half, n)
-
-    def __str__(self) -> str:
-        if self.n < 2:
-            return f"{self.value:+.2f} (one seed: no interval)"
-        return f"{self.value:+.2f} (95% interval {self.low:+.2f} to {self.high:+.2f}, {self.n} seeds)"
-
-
 def difference(
     cells: Sequence[Measured], method: str, other: str, get: Callable[[Measured], float | None]
-) -> Difference | None:
+) -> MeanInterval | None:
     """method minus other, paired by seed; None where no seed has both."""
-    values = {(one.cell.method, one.cell.seed): get(one) for one in cells}
-    pairs = []
-    for (name, seed), value in values.items():
-        second = values.get((other, seed))
-        if name == method and value is not None and second is not None:
-            pairs.append(value - second)
-    return Difference.of(pairs)
+    found: dict[str, dict[int, float]] = {method: {}, other: {}}
+    for one in cells:
+        value = get(one) if one.cell.method in found else None
+        if value is not None:
+            found[one.cell.method][one.cell.seed] = value
+    return paired(found[method], found[other])
 
 
 QUESTIONS = (
-    ("cmim", "amim", "ridge", "Does the contrastive term of cMIM help a linear probe of MIM?"),
+    ("cmim", "amim_x", "ridge", "Does the contrastive term of cMIM help a linear probe of the MIM that it stands on?"),
+    ("cmim", "amim_x", "knn", "Does it help nearest neighbours?"),
+    ("cmim", "amim_x", "nmi", "Does it help clusters (NMI)?"),
+    ("cmim", "amim", "ridge", "Does cMIM beat A-MIM in a linear probe?"),
     ("cmim", "vae", "ridge", "Does cMIM beat VAE in a linear probe?"),
     ("infonce_mim", "cmim", "ridge", "Do positive pairs help beyond cMIM in a linear probe?"),
     ("simclr", "cmim", "ridge", "Does SimCLR beat cMIM in a linear probe?"),
@@ -191,39 +170,35 @@ def answers(cells: Sequence[Measured]) -> list[str]:
     for method, other, kind, question in QUESTIONS:
         gap = difference(cells, method, other, lambda one, kind=kind: _percent(one, OWN, kind))  # type: ignore[misc]
         if gap is not None:
-            found.append(f"{question} Difference in points: {gap}.{_verdict(gap)}")
+            found.append(f"{question} Difference in points: {told(gap)}")
     for method in ("amim", "smim", "cmim"):
         gap = difference(cells, method, "vae", lambda one: one.value("likelihood", "nats"))
         if gap is not None:
-            found.append(f"Log-likelihood of {METHODS[method]} less that of VAE, in nats: {gap}.{_verdict(gap)}")
-    gap = _decoder_gain(cells)
-    if gap is not None:
-        found.append(
-            f"Decoder's states less the encoder's mean of cMIM in a linear probe, in points: {gap}.{_verdict(gap)}"
-        )
-    return found
-
-
-def _verdict(gap: Difference) -> str:
-    if gap.n < 2 or not math.isfinite(gap.low):
-        return ""
-    if gap.low > 0:
-        return " More, beyond the spread of seeds."
-    return " Less, beyond the spread of seeds." if gap.high < 0 else " Not decided by these seeds."
-
-
-def _percent(one: Measured, embedding: str, kind: str) -> float | None:
-    value = one.value("embeddings", embedding, kind, "value")
-    return None if value is None else 100 * value
-
-
-def _decoder_gain(cells: Sequence[Measured]) -> Difference | None:
+            found.append(f"Log-likelihood of {METHODS[method]} less that of VAE, in nats: {told(gap)}")
     gains = []
     for one in cells:
         own, states = _percent(one, OWN, "ridge"), _percent(one, one.from_decoder or "", "ridge")
         if one.cell.method == "cmim" and own is not None and states is not None:
             gains.append(states - own)
-    return Difference.of(gains)
+    if gains:
+        gap = over_units(gains)
+        found.append(f"Decoder's states less the encoder's mean of cMIM in a linear probe, in points: {told(gap)}")
+    return found
+
+
+def told(gap: MeanInterval) -> str:
+    """A difference over seeds with its interval, and whether it is decided."""
+    if gap.n < 2:
+        return f"{gap.mean:+.2f} (one seed: no interval)."
+    verdict = "Not decided by these seeds."
+    if gap.low > 0 or gap.high < 0:
+        verdict = f"{'More' if gap.low > 0 else 'Less'}, beyond the spread of seeds."
+    return f"{gap.mean:+.2f} (95% interval {gap.low:+.2f} to {gap.high:+.2f}, {gap.n} seeds). {verdict}"
+
+
+def _percent(one: Measured, embedding: str, kind: str) -> float | None:
+    value = one.value("embeddings", embedding, kind, "value")
+    return None if value is None else 100 * value
 
 
 def write_report(settings: MimComparisonConfig, command: str = "") -> list[Path]:

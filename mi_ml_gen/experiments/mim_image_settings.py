@@ -12,7 +12,8 @@ from mi_ml_gen.core.settings import InFolder, Precise, Resumed
 from mi_ml_gen.mim.images.known import SETS
 
 GENERATIVE = {
-    "vae": "VAE", "amim": "A-MIM", "smim": "S-MIM", "cmim": "cMIM", "infonce_mim": "InfoNCE + MIM",
+    "vae": "VAE", "amim": "A-MIM", "smim": "S-MIM", "amim_x": "A-MIM, q(x) = p(x|z)", "cmim": "cMIM",
+    "infonce_mim": "InfoNCE + MIM",
 }  # fmt: skip
 """Methods with a decoder and their titles."""
 CONTRASTIVE = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
@@ -88,8 +89,13 @@ class Cell:
     def title(self) -> str:
         return f"{METHODS[self.method]}, seed {self.seed}"
 
+    @property
+    def name(self) -> str:
+        """For files."""
+        return f"{self.method}_seed{self.seed}"
+
     def folder(self, settings: MimComparisonConfig) -> Path:
-        return Path(settings.save_folder) / "cells" / f"{self.method}_seed{self.seed}"
+        return Path(settings.save_folder) / "cells" / self.name
 
 
 __all__ = ["CONTRASTIVE", "FAMILIES", "GENERATIVE", "METHODS", "Cell", "MimComparisonConfig"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen.core import config, loop, optimizers, runs, runtime
+from mi_ml_gen.core import config, graphs, loop, optimizers, runs, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, Preempted, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.core.progress import Bar
@@ -142,6 +142,8 @@ def make_origin(settings: BenchmarkConfig, source: str, device: torch.device) ->
         origin = GeneratedImages(generator)
         if settings.compile:
             origin.compile()
+        if settings.cuda_graphs and graphs.why_not(device) is None:
+            origin.record()
         return origin
     if settings.data_path is None:
         raise UsageError(f"--source {source}: reads stored images; give --data_path, or leave it out")
@@ -171,6 +173,17 @@ def measure(
     fused = device.type == "cuda"
     optimizer = optimizers.Adam(encoder.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=fused)
     score: Callable[..., torch.Tensor] = torch.compile(encoder) if settings.compile else encoder
+
+    def gradients(views: torch.Tensor) -> torch.Tensor:
+        with runtime.autocast(device, settings.precision):
+            points = score(views.contiguous(memory_format=torch.channels_last))
+        loss = infonce_loss(torch.stack(points.chunk(2), dim=1), TEMPERATURE)
+        loss.backward()
+        return loss.detach()
+
+    run: Callable[..., torch.Tensor] = gradients
+    if settings.cuda_graphs and graphs.why_not(device) is None:
+        run = graphs.Recorded(gradients, "the encoder's step", encoder.parameters())
     clock = Clock(device)
     steps_per_epoch = settings.samples_per_epoch // batch_size
     epochs: list[tuple[float, float]] = []  # seconds, of which for images
@@ -180,11 +193,8 @@ def measure(
             images = sampler.images(step)
         rng = sampler.key(step).rng("crops")
         views = torch.cat([sampler.augment(half, rng) for half in images])
-        with runtime.autocast(device, settings.precision):
-            points = score(views.contiguous(memory_format=torch.channels_last))
-        loss = infonce_loss(torch.stack(points.chunk(2), dim=1), TEMPERATURE)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        run(views)
         optimizer.step()
 
     for step in range(settings.warm_up_steps):

@@ -162,8 +162,10 @@ class BenchmarkConfig(Compiled, Seeded, InFolder, FromGenerator):
     )  # fmt: skip
     device: str = redefined(OnDevice, "device", "auto", free=False)
     compile: bool = redefined(Compiled, "compile", False, free=False)
+    cuda_graphs: bool = redefined(Compiled, "cuda_graphs", False, free=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(set(self.source)) != len(self.source) or not self.source or not self.batch_sizes:
             raise UsageError("--source and --batch_sizes: must hold at least one value each, and no source twice")
         if max(self.batch_sizes) > self.samples_per_epoch:

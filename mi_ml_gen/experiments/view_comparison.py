@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +36,13 @@ from mi_ml_gen.experiments.comparison_report import READOUTS, Cell, write_report
 from mi_ml_gen.experiments.comparison_settings import METHODS, ComparisonConfig, Method
 from mi_ml_gen.features.base import FeatureNetwork
 from mi_ml_gen.features.registry import load_network
-from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.anchors import anchor_distribution
+from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub.assets import is_reference
 from mi_ml_gen.latents import Chunks
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.probe.training import ProbeConfig, train_probe
 from mi_ml_gen.views.augment import Augment
@@ -111,7 +114,8 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> Comparison:
         with queue.alone("walkers"):
             work.walkers = learned_walkers(settings, generator, work.fine, progress)
             if "random_equal" in settings.rows:
-                work.learned_nats = learned_nats(work, folder / "learned_nats.json")
+                learned = work.once("nats", "learned", lambda: nats_of(work.walkers, work))
+                work.learned_nats = round(float(learned["nats"]), 2)
 
     def begin(name: str) -> None:
         if progress:
@@ -179,22 +183,22 @@ class Work:
             backbone: nn.Module = Pixels(view_px, grey)
         elif row == "untrained":
             torch.manual_seed(seed)
-            backbone = resnet(18, view_px, settings.width)
+            backbone = resnet(settings.depth, view_px, settings.width, halves=settings.halves)
         elif row == "imagenet":
             backbone = OfViews(load_network("imagenet"), view_px)
         else:
             path = settings.save_folder / "encoders" / f"{row}_seed{seed}"
-            is_new, started = not (path / "checkpoints").exists(), time.monotonic()
             own = encoder_settings(self, method, seed)
             source = None
             if method.images != "generated":
                 images = self.stored if method.images == "real" else self.pairs
                 source = real_images(settings, images, seed)
             generator = self.generator if method.images == "generated" else None
+            nats = self.shared(row, own, path)
+            is_new, started = not (path / "checkpoints").exists(), time.monotonic()
             trained = train_encoder(own, generator, source, path=path, progress=self.progress)
             seconds = round(time.monotonic() - started, 1) if is_new else None
             backbone = load_encoder(trained.path).backbone
-            nats = shared_nats(self, own, path, seed)
         probe = ProbeConfig(
             dataset=None, readouts=list(READOUTS), max_epochs=settings.probe_epochs, seed=seed, device=settings.device,
             precision=settings.precision,
@@ -207,25 +211,42 @@ class Work:
         top1 = {name: found.top1.value for name, found in result.evaluations.items()}
         return Cell(row, seed, top1, result.evaluations["sgd"].top1.n, seconds, nats)
 
+    def shared(self, row: str, own: EncoderConfig, path: Path) -> float | None:
+        """What the pairs of a row share before T_x, in nats; None where they are twice the same image, or a mixture.
 
-def shared_nats(work: Work, own: EncoderConfig, path: Path, seed: int) -> float | None:
-    """What the pairs of a row share before T_x, in nats; None where they are twice the same image.
+        It is measured once for all seeds. A budget is solved once for all seeds, and what was found is left in the
+        encoder's run folder, which goes by it; its nats are those that the search found on new pairs.
+        """
+        if own.Tz is None or own.mixture is not None:
+            return None
+        if not budget.budgets(own.Tz):
+            return float(self.once("nats", row, lambda: nats_of(own.Tz, self))["nats"])
+        noise = anchor_distribution(own, self.generator)
 
-    Of a budget it is what the search found on new pairs; of other walkers the bound of the same kind of critic.
-    """
-    if own.Tz is None or own.mixture is not None:
-        return None
-    if (path / budget.RECORD).exists():
-        (solved,) = read_json(path / budget.RECORD, list)
-        return float(solved["achieved"]["nats"])
-    return budget.measured(work.generator, walker_from(own.Tz, work.generator), seed=seed).nats
+        def solve() -> dict[str, Any]:
+            resolved = budget.resolved(own.Tz, self.generator, noise, seed=0)
+            (solved,) = budget.solved(walker_from(resolved, self.generator, device_of(self.generator)))
+            return solved
+
+        found = self.once("budgets", row, solve)
+        if not (path / budget.RECORD).exists():
+            write_json(path / budget.RECORD, [found])
+        return float(found["achieved"]["nats"])
+
+    def once(self, what: str, row: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `find` gives for a row, in a file of the folder: found once for all seeds and processes."""
+        folder = self.settings.save_folder
+        path = folder / what / f"{row}.json"
+        with Cells(folder / "cells").alone(f"{what} of {row}"):
+            if not path.exists():
+                write_json(path, find())
+        return read_json(path)  # type: ignore[no-any-return]
 
 
-def learned_nats(work: Work, path: Path) -> float:
-    """What the learned walkers leave together, in nats to two decimals; measured once for a folder."""
-    if not path.exists():
-        write_json(path, budget.measured(work.generator, walker_from(work.walkers, work.generator)).to_json())
-    return round(float(read_json(path)["nats"]), 2)
+def nats_of(Tz: Any, work: Work) -> dict[str, Any]:
+    """What the pairs of a T_z share, by a critic like the one that checks a budget."""
+    walker = walker_from(Tz, work.generator, device_of(work.generator))
+    return budget.measured(work.generator, walker).to_json()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -255,7 +276,7 @@ def learned_walkers(
         own = config.load(NavigatorConfig, NavigatorConfig.preset(settings.generator), given)
         own = replace(own, g_path=settings.g_path, g_use=settings.g_use)
         table1.train_missing(base, own, generator, progress=progress)
-    found = {str(one.walker.chunks[0]): str(one.folder) for one in table1.find_walkers(base)}
+    found = {str(one.walker.chunks[0]): str(one.folder) for one in folders.find_walkers(base)}
     wanted = [str(Chunks(start, start + 1)) for start in range(fine.start, fine.stop)]
     if missing := [chunks for chunks in wanted if chunks not in found]:
         there = ", ".join(found)
@@ -326,8 +347,10 @@ def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
         mixture=method.mixture,
         samples_per_epoch=per_epoch if is_generated else None,
         Tx=method.Tx,
-        depth=18,
+        crop_size=settings.crop_size,
+        depth=settings.depth,
         width=settings.width,
+        halves=settings.halves,
         dim=settings.dim,
         temperature=settings.temperature,
         max_epochs=n_epochs,
@@ -341,6 +364,7 @@ def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
         device=settings.device,
         precision=settings.precision,
         compile=settings.compile,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 
-from mi_ml_gen.core import config, fixed
+from mi_ml_gen.core import config, fixed, runtime
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.hub.sharing import Shared
 from mi_ml_gen.latents import Chunks, LatentLayout
@@ -203,6 +203,15 @@ class MultiLatentGenerator(Shared):
         so draw with `core.runtime.normal(shape, rng, latents.device)` and its kin.
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def draws_to_decode(self) -> bool:
+        """Whether decoding draws from its `rng`, found by decoding one image."""
+        device = device_of(self)
+        rng = runtime.stream(0, "draws_to_decode", 0, 0, device)
+        before = rng.get_state()
+        self.decode(self.latents(torch.zeros(1, self.noise_dim, device=device)), rng)
+        return not torch.equal(rng.get_state(), before)
 
     def decode_pair(
         self, anchor: torch.Tensor, positive: torch.Tensor, chunks: Chunks, rng: torch.Generator | None = None

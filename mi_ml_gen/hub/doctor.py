@@ -33,7 +33,7 @@ TORCH = (2, 6)
 SAFE_TORCH = (2, 10)
 """Before it torch's weights_only reader, which run folders are resumed with, has known memory-safety faults."""
 REQUIRED = {
-    "torchvision": "0.21", "numpy": "1.26", "scipy": "1.10", "huggingface_hub": "0.26", "safetensors": "0.4.3",
+    "torchvision": "0.21", "numpy": "1.26", "scipy": "1.10", "huggingface_hub": "0.26", "safetensors": "0.4.5",
     "tqdm": "4.65", "pyyaml": "6.0", "matplotlib": "3.8",
 }  # fmt: skip
 """Least versions of what is installed with the package, beside torch; as in pyproject.toml."""
@@ -451,7 +451,7 @@ def _bundled() -> Iterator[Finding]:
     for path in found:
         beside = path.with_name(path.name + ".sha256")
         try:
-            wanted = beside.read_text(encoding="utf-8")[:64]
+            wanted = beside.read_text(encoding="ascii", errors="replace")[:64]
             right = hashlib.sha256(path.read_bytes()).hexdigest() == wanted
             says = "comes with the package, intact" if right else f"{path}: damaged, not what {beside.name} says"
         except OSError as error:

@@ -51,6 +51,8 @@ CONFIG, WEIGHTS, CARD, IMAGES = "config.json", "model.safetensors", "README.md",
 READ = re.compile(r"model\.(safetensors|json)")
 """Files that are read of a shared folder beside config.json."""
 MAX_CONFIG_BYTES = 1 << 20
+UNNAMED = "OWNER/NAME"
+"""Stands in a card for the repository, where none was named."""
 
 M = TypeVar("M", bound="Shared")
 
@@ -97,7 +99,7 @@ def save(
     model: Shared,
     folder: str | Path,
     run: str | Path | None = None,
-    repo: str = "OWNER/NAME",
+    repo: str = UNNAMED,
     licence: str | None = None,
 ) -> Path:
     """Write a model with its card into a folder that is not there yet, all or nothing; gives the folder.
@@ -297,7 +299,7 @@ def prepare(
 
     A shared folder is given back as it is, so that an edited card stays. to_push: refuse, before anything is written,
     what `push` would refuse for want of a licence. Raises UsageError where what is there is of another model than the
-    run's, or another licence is asked for than its card states.
+    run's, or its card names another repository or licence than is asked for.
     """
     _check_repo(repo)
     folder = Path(folder)
@@ -312,6 +314,8 @@ def prepare(
             return save(model, target, folder, repo, licence)
         if not _equal(model, load(target)):
             raise UsageError(f"{target}: holds another model than {folder}; remove it to have it written again")
+    if (named := _named_repo(target)) not in (None, repo):
+        raise UsageError(f"--repo {repo}: {target / CARD} names {named}; edit it there, or remove {target}")
     stated = stated_licence(target)
     if licence is not None and licence != stated:
         stated = stated or "none"
@@ -329,6 +333,16 @@ def stated_licence(folder: Path) -> str | None:
         return None
     except (TextError, UnicodeDecodeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CARD}: its head is not YAML: {_line(error)}") from None
+
+
+def _named_repo(folder: Path) -> str | None:
+    """The repository that a shared folder's card tells its readers to load from; None where it names none."""
+    try:
+        card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    found = re.search(r'from_pretrained\("([^"]+)"', card)
+    return found[1] if found is not None and found[1] != UNNAMED else None
 
 
 def _line(error: BaseException) -> str:

@@ -129,7 +129,7 @@ class DifferenceOfEntropies(Estimator):
         )
         valid = terms(model, split.valid)[FULL].mean(0)
         is_used = bool(valid.mean() > 2 * valid.std() / math.sqrt(len(valid)))
-        test = terms(model, split.test).double().cpu() * is_used
+        test = terms(model, split.test).cpu().double() * is_used
         some = split.train[: len(split.test)]
         return Correction(test, terms(model, some)[FULL].mean().item() * is_used, course, is_used)
 

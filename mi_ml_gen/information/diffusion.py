@@ -164,7 +164,7 @@ class Minde(Estimator):
         course = fit(model, loss, valid, split, training, seed, device, self.name, progress)
         gains = repeated(gain, model, split.valid, "valid", 4)[FULL].mean(0)
         is_used = bool(gains.mean() > 2 * gains.std() / math.sqrt(len(gains)))
-        test = repeated(change, model, split.test, "test", _DRAWS).double().cpu() * is_used
+        test = repeated(change, model, split.test, "test", _DRAWS).cpu().double() * is_used
         learned = [
             repeated(gain, model, rows, "gap", 4)[FULL].mean().item() * is_used
             for rows in (split.train[: len(split.test)], split.test)

@@ -119,7 +119,8 @@ class Measured(NamedTuple):
     critic: PairCritic
 
 
-class MeasuredTogether(NamedTuple, Generic[K]):
+@dataclass(frozen=True)
+class MeasuredTogether(Generic[K]):
     """What was measured of several sources, by name, and the one critic that measured them."""
 
     estimates: dict[K, Estimate]

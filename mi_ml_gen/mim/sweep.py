@@ -20,8 +20,6 @@ All seeds of a point train at once as one stacked model. Seeds and values may be
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +44,7 @@ from mi_ml_gen.mim.training import member_folder, train_seeds
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png
 from mi_ml_gen.report.images import save_png
+from mi_ml_gen.report.text import csv_text
 
 QUANTITIES = {
     "MI_ksg": "Mutual information, KSG (nats)",
@@ -250,12 +249,8 @@ def sweep_table(rows: Sequence[Row], settings: SweepConfig) -> report.Table:
 
 def _runs_csv(rows: Sequence[Row], varied: str) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.statistics))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", varied, "seed", *names])
-    for row in rows:
-        writer.writerow([row.method.name, row.value, row.seed, *(row.statistics.get(name, "") for name in names)])
-    return text.getvalue()
+    lines = ([row.method.name, row.value, row.seed, *(row.statistics.get(name, "") for name in names)] for row in rows)
+    return csv_text([["method", varied, "seed", *names], *lines])
 
 
 # --- the parts ----------------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ interrupted.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ from mi_ml_gen.mim.evaluate import N_KSG, Statistics, evaluate, published_ksg
 from mi_ml_gen.mim.losses import Loss
 from mi_ml_gen.mim.model import MIM, check_modes
 from mi_ml_gen.mim.settings import MimConfig
+from mi_ml_gen.report.text import csv_text
 
 Parameters = dict[str, Tensor]
 
@@ -397,17 +396,14 @@ def finish(
         known = lowest if own.best_epoch else None
         statistics = evaluate(model, dataset, rng, epoch=epoch, loss=known, neighbours=neighbours)
         if runtime.is_main():
-            write_with_hash(folder / "results.csv", csv_text(statistics).encode())
+            write_with_hash(folder / "results.csv", results_csv(statistics).encode())
     reason = own.reason or f"all {settings.epochs} epochs are done"
     return MimRecord(seed, folder, statistics, epoch, lowest, own.epochs, reason), model
 
 
-def csv_text(statistics: Statistics) -> str:
+def results_csv(statistics: Statistics) -> str:
     """Rows of key and value, in the order of the published files."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows((name, repr(value)) for name, value in statistics.as_dict().items())
-    return text.getvalue()
+    return csv_text((name, repr(value)) for name, value in statistics.as_dict().items())
 
 
 def member_folder(path: Path, seed: int, n_seeds: int) -> Path:

@@ -77,6 +77,9 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     image_freq: int = option(16, at_least=1, free=True, help="number of saved walkers between two grids of pairs")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cuda_graphs and self.micro_batches > 1:
+            raise UsageError("--cuda_graphs and --micro_batches: choose one of them")
         flags = [name for name in ("simclr_aug", "removeCrop", "removeColor") if getattr(self, name)]
         if self.Tx and flags:
             raise UsageError(f"--Tx {self.Tx} and --{flags[0]}: both name the augmentation; give one of them")

@@ -63,7 +63,8 @@ class Setup:
 
 
 def prepare(settings: NavigatorConfig, generator: MultiLatentGenerator | None, path: str | Path | None) -> Setup:
-    """Set up the device, the generator (loaded if None) and the views; then seed torch for the initial weights.
+    """Set up the device, the generator (loaded if None, and moved to the device) and the views; then seed torch for the
+    initial weights.
 
     Raises what `load_generator` raises, and UsageError for settings that do not fit the generator.
     """
@@ -72,6 +73,7 @@ def prepare(settings: NavigatorConfig, generator: MultiLatentGenerator | None, p
     runtime.set_precision(settings.precision)
     if generator is None:
         generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
+    generator = generator.to(device)
     generator.hold(settings.precision)
     chunks = generator.chunks(settings.chunks)
     distribution = anchor_distribution(settings, generator)

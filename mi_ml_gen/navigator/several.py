@@ -48,7 +48,8 @@ from mi_ml_gen.walkers.spec import load_walker
 LEAST_SAVED = 20
 """Saved walkers before the rule of convergence may end a run: its fifths then hold at least four each."""
 
-OF_ONE_WALKER = {"micro_batches": "--micro_batches", "temp": "--temperature", "compile": "--compile"}
+OF_ONE_WALKER = {"micro_batches": "--micro_batches", "temp": "--temperature", "compile": "--compile",
+                 "cuda_graphs": "--cuda_graphs"}  # fmt: skip
 """Settings that only the published procedure knows, by their flags."""
 
 

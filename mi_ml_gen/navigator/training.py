@@ -10,8 +10,7 @@ docs/navigator.md explains.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +19,12 @@ import torch
 from torch import nn
 
 from mi_ml_gen import delta
-from mi_ml_gen.core import config, fixed, loop, norms, runtime
+from mi_ml_gen.core import config, loop, norms, runtime
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.base import ImagePair, MultiLatentGenerator
+from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.critic import Critic
-from mi_ml_gen.information.infonce import infonce_bound, infonce_loss
+from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.navigator.keeping import at_hand, remove_others
-from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import (
     SMOOTHING_STEPS,
     Selection,
@@ -38,6 +36,7 @@ from mi_ml_gen.navigator.selection import (
 )
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.setup import prepare
+from mi_ml_gen.navigator.step import Step
 from mi_ml_gen.walkers import pictures
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import learned_walker
@@ -68,9 +67,9 @@ def train_navigator(
 ) -> NavigatorResult:
     """Train a walker on some chunks of a generator; the same settings resume an interrupted run.
 
-    generator: loaded from the settings where it is not given. path: the run folder (default: settings.folder).
-    Raises UsageError for settings that make no sense or differ from the folder's, NonFiniteError when a loss or
-    delta is no finite number, Preempted when a signal asked to stop (the state is saved).
+    generator: loaded from the settings where it is not given, else moved to their device. path: the run folder
+    (default: settings.folder). Raises UsageError for settings that make no sense or differ from the folder's,
+    NonFiniteError when a loss or delta is no finite number, Preempted when a signal asked to stop (the state is saved).
     """
     # --- Networks
     if settings.walkers != 1:
@@ -83,11 +82,7 @@ def train_navigator(
     critic = critic.to(device).to(memory_format=torch.channels_last).train()
     optimizer_walk = setup.optimizer(walker, settings.lr_walk)
     optimizer_mi = setup.optimizer(critic, settings.lr_MI)
-    decode_pair: Callable[..., ImagePair] = generator.decode_pair
-    score: Callable[..., torch.Tensor] = critic
-    if settings.compile:
-        decode_pair, score = runtime.compiled(generator.decode_pair), runtime.compiled(score)
-        augment.view = runtime.compiled(augment.view)  # type: ignore[method-assign]
+    parts = Step(setup, walker, critic)
 
     # --- Run folder
     n_pairs = setup.pairs_per_step if settings.negatives == "global" else settings.batch_size
@@ -101,50 +96,26 @@ def train_navigator(
         shown = distribution.sample((8, generator.noise_dim), runtime.stream(settings.seed, "shown", 0, 0, device))
         steps = session.steps(setup.n_steps, "pair", setup.pairs_per_step, f"chunks {chunks}", progress)
         for step in steps if course.finished is None else ():
-            # --- A pair, its images, its views
+            # --- Noise of the anchors
             rng = runtime.stream(settings.seed, "pairs", step, runtime.rank(), device)
             z = distribution.sample((settings.batch_size, generator.noise_dim), rng)
-            pair = walker(generator, z, rng)
-            parts: Parts | None = None
-            with runtime.autocast(device, settings.precision):
-                if settings.micro_batches == 1:
-                    images = decode_pair(pair.anchor, pair.positive, chunks, rng)
-                    views = augment.pair(images.anchor.float(), images.positive.float(), rng)
-                else:
-                    drawn = augment.draw_pair(settings.batch_size, rng, device)
-                    of_part = partial(_part_stream, settings.seed, step, device)
-                    size = math.ceil(settings.batch_size / settings.micro_batches)
-                    autocast = partial(runtime.autocast, device, settings.precision)
-                    parts = Parts(pair, chunks, size, decode_pair, of_part, augment, drawn, autocast)
-                    views = parts.views()
-                views = views.contiguous(memory_format=torch.channels_last)
 
-                # --- Critic: minimise InfoNCE
-                loss_critic = _infonce(score(views.detach()), settings)
-            optimizer_mi.zero_grad(set_to_none=True)
-            loss_critic.backward()
+            # --- Critic: minimise InfoNCE of the pairs' views
+            told = parts.critic(z, step, rng)
             runtime.average_gradients(critic)
             optimizer_mi.step()
 
-            # --- Walker: maximise InfoNCE; no gradient of the critic's or the generator's weights is computed
-            parameters = list(walker.parameters())
-            with runtime.autocast(device, settings.precision), fixed.without_gradients(critic):
-                views = views if parts is None else views.requires_grad_()
-                loss_walker = -_infonce(score(views), settings)
-            if parts is None:
-                gradients = torch.autograd.grad(loss_walker, parameters)
-            else:
-                gradients = parts.gradients(torch.autograd.grad(loss_walker, views)[0], parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            # --- Walker: maximise InfoNCE
+            moves = parts.walker()
+            for parameter, gradient in zip(walker.parameters(), moves.gradients, strict=True):
                 parameter.grad = gradient
             runtime.average_gradients(walker)
             optimizer_walk.step()
 
             # --- Counters stay on the device
-            lengths = delta.pair_delta(generator, pair, (chunks,)).detach().mean()
-            course.totals += torch.stack([loss_critic.detach(), lengths])
-            session.watch("InfoNCE", loss_critic, loss_walker)
-            session.watch("delta", lengths)
+            course.totals += torch.stack(told)
+            session.watch("InfoNCE", told.loss, moves.loss)
+            session.watch("delta", told.delta)
 
             # --- Now and then: a row of metrics, a walker, a picture; and should this end?
             save = session.passes(settings.save_freq) or session.is_last
@@ -196,11 +167,6 @@ def train_navigator(
     return NavigatorResult(setup.path, selection, rows[-1]["samples"], reason, outcome)
 
 
-def _part_stream(seed: int, step: int, device: torch.device, part: int) -> torch.Generator:
-    """Of the images of one part of a step: a family may draw for each image."""
-    return runtime.stream(seed, f"pairs: part {part}", step, runtime.rank(), device)
-
-
 def walker_name(samples: int) -> str:
     """File name, without suffix, of the walker saved after so many samples."""
     return f"w_{samples:09d}"
@@ -209,14 +175,6 @@ def walker_name(samples: int) -> str:
 def walker_file(folder: Path, samples: int) -> Path:
     """The walker that a run, of one walker, has saved after so many samples."""
     return folder / "walkers" / f"{walker_name(samples)}.safetensors"
-
-
-def _infonce(features: torch.Tensor, settings: NavigatorConfig) -> torch.Tensor:
-    """Loss of features (2 n, d), anchors before positives; over all processes' pairs when negatives are global."""
-    paired = torch.stack(features.chunk(2), dim=1)  # (n, 2, d)
-    if settings.negatives == "global":
-        paired = runtime.gather(paired)
-    return infonce_loss(paired, settings.temp)
 
 
 def next_row(rows: Sequence[dict[str, Any]], step: int, loss: float, length: float) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from mi_ml_gen.core.errors import NonFiniteError, UsageError
 from mi_ml_gen.core.files import atomic_write
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import PALETTE, figure_png
-from mi_ml_gen.report.text import LONGEST_IN_FIGURES, encoded, literal
+from mi_ml_gen.report.text import LONGEST_IN_FIGURES, csv_text, encoded, literal
 
 Z_95 = 1.959963984540054
 """Two-sided 95% point of the normal."""
@@ -217,11 +215,8 @@ def write_evaluations(folder: str | Path, evaluations: dict[str, Evaluation], sh
     folder, chosen = Path(folder), evaluations[shown]
     accuracy_table(evaluations, caption).write(folder, "accuracy")
     class_table(chosen).write(folder, "classes")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["true class", *chosen.classes])
-    writer.writerows([name, *row] for name, row in zip(chosen.classes, chosen.confusion.tolist(), strict=True))
-    atomic_write(folder / "confusion.csv", encoded(buffer.getvalue()))
+    counts = ([name, *row] for name, row in zip(chosen.classes, chosen.confusion.tolist(), strict=True))
+    atomic_write(folder / "confusion.csv", encoded(csv_text([["true class", *chosen.classes], *counts])))
     figure = confusion_figure(chosen, f"{shown}: {chosen.top1.value:.2%} of {chosen.top1.n:,} images")
     atomic_write(folder / "images" / "confusion.png", figure_png(figure))
 

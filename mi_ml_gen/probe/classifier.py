@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mi_ml_gen.checkpoints.reading import read_checkpoint, without_wrappers
 from mi_ml_gen.core import weights
 from mi_ml_gen.core.errors import CheckpointError, CorruptCheckpointError, UsageError
-from mi_ml_gen.core.resnet import ResNet
+from mi_ml_gen.core.resnet import ResNet, sizes_of
 from mi_ml_gen.core.weights import Content, Kind, register_kind
 from mi_ml_gen.data.splits import PUBLISHED_CLASSES
 from mi_ml_gen.hub import fetching as hub
@@ -157,11 +157,11 @@ def _build_classifier(
     if other := sorted(set(tensors) - {f"model.{key}" for key in own}):
         raise CheckpointError(f"unknown {', '.join(other[:3])}")
     weight, bias = own.pop("fc.weight"), own.pop("fc.bias")
-    stem = own["conv1.weight"]
-    if stem.ndim != 4 or weight.ndim != 2:
+    if own["conv1.weight"].ndim != 4 or weight.ndim != 2:
         raise CheckpointError("conv1.weight must have 4 axes and fc.weight 2")
-    depth = 50 if "layer1.0.conv3.weight" in own else 18
-    backbone = ResNet(depth, small_images=stem.shape[-1] == 3, width=stem.shape[0])
+    sizes = sizes_of(own)
+    assert sizes is not None
+    backbone = ResNet(sizes.depth, sizes.small_images, sizes.width, halves=sizes.halves)
     backbone.load_state_dict(own)
     layer = nn.Linear(backbone.feature_dim, len(weight))
     layer.load_state_dict({"weight": weight, "bias": bias})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import math
 import re
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.files import atomic_write, write_with_hash
-from mi_ml_gen.report.text import encoded, markdown, one_line, shown
+from mi_ml_gen.report.text import csv_text, encoded, markdown, one_line, shown
 
 # Tables
 
@@ -119,14 +117,10 @@ class Table:
 
     def to_csv(self) -> str:
         """Comma-separated values at full precision; an Estimate takes two columns, name and "name spread"."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         records = self.to_records()
         names = list(records[0]) if records else list(self.columns)
-        writer.writerow(names)
-        for record in records:
-            writer.writerow(["" if record[name] is None else record[name] for name in names])
-        return buffer.getvalue()
+        lines = (["" if record[name] is None else record[name] for name in names] for record in records)
+        return csv_text([names, *lines])
 
     def to_records(self) -> list[dict[str, str | int | float | None]]:
         """One mapping from column name to value for each row, at full precision; Estimates as in to_csv."""

@@ -6,8 +6,11 @@ no UTF-8. A name is shown as a name: it is never a formula, a link, emphasis or 
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Iterable
 
 LONGEST_IN_FIGURES = 40
 """Characters of a name in a figure; what is longer is cut in its middle."""
@@ -35,6 +38,16 @@ def one_line(text: object) -> str:
 def encoded(text: str) -> bytes:
     """The text as UTF-8, with a question mark for halves of surrogate pairs, which have no encoding."""
     return text.encode("utf-8", "replace")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows of comma-separated values. NUL, at which many readers stop, becomes a replacement character."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        cells = (cell.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(cell, str) else cell for cell in row)
+        writer.writerow(list(cells))
+    return text.getvalue()
 
 
 def literal(text: object, longest: int | None = None) -> str:

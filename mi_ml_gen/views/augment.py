@@ -25,6 +25,7 @@ differentiable in the images.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -72,7 +73,7 @@ __all__ = [
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-CROP_SCALE = (0.2, 1.0)  # share of the image's area
+CROP_SCALE = (0.2, 1.0)  # share of the image's area, where a policy does not say another
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height
 CROP_TRIES = 10
 FLIP_PROBABILITY = 0.5
@@ -118,10 +119,20 @@ class ViewParameters:
         own = None if self.own is None else self.own[start:stop]
         return ViewParameters(**{name: rows[start:stop] for name, rows in drawn.items()}, own=own)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as a plain dict, without what is None."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @classmethod
+    def of_tensors(cls, named: Mapping[str, Tensor]) -> ViewParameters | None:
+        """The reverse of `tensors`; None of an empty dict."""
+        return cls(**named) if named else None
+
     def joined(self, other: ViewParameters) -> ViewParameters:
         """These samples, then those of `other`."""
-        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        return ViewParameters(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
+        mine, others = self.tensors(), other.tensors()
+        return ViewParameters(**{name: torch.cat([mine[name], others[name]]) for name in mine})
 
 
 class Augment(nn.Module):
@@ -209,7 +220,7 @@ class Augment(nn.Module):
             raise UsageError(f"random generator on {rng.device}: must be on the CPU or on the images' device, {device}")
         color = self.policy.color
         shares_order = color is not None and color.shares_order
-        drawn = draw_parameters(n, self.image_size, rng, device, shares_order, n_batches)
+        drawn = draw_parameters(n, self.image_size, rng, device, shares_order, n_batches, self.policy.scale)
         if not self.policy.flip:
             drawn = replace(drawn, flip=torch.zeros_like(drawn.flip))
         if not self.policy.n_draws:
@@ -260,17 +271,19 @@ def draw_parameters(
     device: torch.device,
     shares_order: bool = False,
     n_batches: int = 1,
+    scale: tuple[float, float] = CROP_SCALE,
 ) -> ViewParameters:
     """The random half of T_x for n square images of side image_size pixels, or for n_batches batches of so many, drawn
     one after the other; see ViewParameters.
 
     A box is the first of CROP_TRIES that fits into the image, else the whole image, as in torchvision and kornia.
-    shares_order: one order of the colour operations for all samples of a batch, that of the first sample's draw.
+    shares_order: one order of the colour operations for all samples of a batch, that of the first sample's draw. scale:
+    of the box, as the policy has it.
     They are computed where they are drawn, so that no rounding of a device changes them, and travel as one matrix.
     """
 
     def all_rows(place: torch.device) -> Tensor:
-        of_batches = [_drawn_rows(n, image_size, rng, place, shares_order) for _ in range(n_batches)]
+        of_batches = [_drawn_rows(n, image_size, rng, place, shares_order, scale) for _ in range(n_batches)]
         return torch.cat(of_batches, dim=1) if n_batches > 1 else of_batches[0]
 
     rows = runtime.drawn(all_rows, rng, device)
@@ -293,7 +306,12 @@ def draw_parameters(
 
 
 def _drawn_rows(
-    n: int, image_size: int, rng: torch.Generator | None, place: torch.device, shares_order: bool
+    n: int,
+    image_size: int,
+    rng: torch.Generator | None,
+    place: torch.device,
+    shares_order: bool,
+    scale: tuple[float, float],
 ) -> Tensor:
     """The parameters as rows of one matrix, float32 (12 + N_BLENDS, n): top, left, height, width, hue; 1 for flip,
     jitter and grayscale; blend_order; hue_position; blends."""
@@ -302,7 +320,7 @@ def _drawn_rows(
     corner, coins, factors, order, hue_position = rest.split((2, 3, 4, 3, 2), dim=1)
 
     # Boxes: rounded sides of a random area and a log-uniform ratio.
-    area = image_size**2 * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * area)
+    area = image_size**2 * (scale[0] + (scale[1] - scale[0]) * area)
     log_ratio = [math.log(bound) for bound in CROP_RATIO]
     ratio = torch.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio)
     width, height = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))

@@ -34,6 +34,8 @@ class Policy:
 
     crop: ClassVar[Crop | None] = None
     """How the random box becomes a view; None takes the centre."""
+    scale: ClassVar[tuple[float, float]] = (0.2, 1.0)
+    """Least and largest share of the image's area that a random crop takes."""
     flip: ClassVar[bool] = False
     """Whether half of the views are mirrored."""
     color: ClassVar[Colors | None] = None

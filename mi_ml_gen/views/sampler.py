@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -100,6 +100,11 @@ class GeneratedImages:
 
     def record(self) -> None:
         """Decode by CUDA graphs from now on, where the generator draws nothing while it decodes."""
+        if self.generator.draws_to_decode():  # a replay would give the same noise each time
+            logger.warning(
+                "%s draws noise while it decodes, so this is not recorded as a CUDA graph", self.generator.name
+            )
+            return
         self.decode = _RecordedDecoding(self.generator.decode)  # type: ignore[method-assign, assignment]
         self.decode_pair = _RecordedDecoding(self.generator.decode_pair)  # type: ignore[method-assign, assignment]
 
@@ -127,25 +132,13 @@ class _RecordedDecoding:
     """A generator's `decode` or `decode_pair` as a CUDA graph; what follows the latents must stay the same."""
 
     def __init__(self, decode: Callable[..., Any]) -> None:
-        self.decode = decode
-        self.draws = False
         self._rest: tuple[Any, ...] = ()
         self._graph = graphs.Recorded(lambda *latents: decode(*latents, *self._rest), "decoding")
 
     def __call__(self, *arguments: Any) -> Any:
         latents = [argument for argument in arguments if isinstance(argument, Tensor)]
-        rest = arguments[len(latents) :]
-        if self.draws:
-            return self.decode(*arguments)
-        if self._graph.is_recorded:
-            return self._graph(*latents)
-        before = rest[-1].get_state()
-        self._rest = rest
-        made = self._graph(*latents)
-        if not torch.equal(rest[-1].get_state(), before):  # a replay would give the same noise each time
-            self.draws = True
-            logger.warning("the generator draws noise while it decodes, so this is not recorded as a CUDA graph")
-        return made
+        self._rest = arguments[len(latents) :]
+        return self._graph(*latents)
 
 
 class StoredImages:
@@ -204,18 +197,9 @@ def stored_images(source: ImageSource) -> StoredImages:
 
 def _recorded_view(augment: Augment) -> Callable[[Tensor, ViewParameters | None], Tensor]:
     """`augment.view` as a CUDA graph."""
-    view, names = augment.view, [field.name for field in fields(ViewParameters)]
-
-    def of_tensors(images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        return view(images, ViewParameters(**{name: drawn.get(name) for name in names}) if drawn else None)  # type: ignore[arg-type]
-
-    graph = graphs.Recorded(of_tensors, "the augmentation")
-
-    def recorded(images: Tensor, parameters: ViewParameters | None) -> Tensor:
-        drawn = {} if parameters is None else {name: getattr(parameters, name) for name in names}
-        return graph(images, {name: value for name, value in drawn.items() if value is not None})  # type: ignore[no-any-return]
-
-    return recorded
+    view = augment.view
+    graph = graphs.Recorded(lambda images, drawn: view(images, ViewParameters.of_tensors(drawn)), "the augmentation")
+    return lambda images, parameters: graph(images, {} if parameters is None else parameters.tensors())
 
 
 class ViewSampler:

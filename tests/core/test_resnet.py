@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torchvision
+from torch.utils.flop_counter import FlopCounterMode
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.core.resnet import resnet, torchvision_key
+from mi_ml_gen.core.resnet import ResNet, resnet, sizes_of, torchvision_key
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -30,6 +31,28 @@ def test_small_images_keep_their_resolution_in_the_stem():
     images = torch.randn(1, 3, 28, 28)
     assert small.maxpool(small.conv1(images)).shape == (1, 8, 28, 28)
     assert large.maxpool(large.conv1(images)).shape == (1, 8, 7, 7)
+
+
+def test_a_stem_that_halves_costs_a_quarter():
+    images = torch.randn(1, 3, 28, 28)
+    half = resnet(18, image_size=28, width=8, halves=True)
+    assert half.maxpool(half.conv1(images)).shape == (1, 8, 14, 14) and half(images).shape == (1, 64)
+    flops = []
+    for network in (half, resnet(18, image_size=28, width=8)):
+        with FlopCounterMode(display=False) as counter:
+            network.layer1(network.conv1(images))
+        flops.append(counter.get_flop_counts()["Global"][torch.ops.aten.convolution])
+    assert flops[0] < 0.3 * flops[1]
+    # Larger images have the published stem, whatever is asked for.
+    assert resnet(18, image_size=64, width=8, halves=True).conv1.kernel_size == (7, 7)
+
+
+@pytest.mark.parametrize("depth", [10, 18, 50])
+@pytest.mark.parametrize(("small", "halves"), [(False, False), (True, False), (True, True)])
+def test_sizes_show_in_the_tensors(depth, small, halves):
+    network = ResNet(depth, small, 4, halves=halves)
+    assert sizes_of(network.state_dict()) == (depth, 4, small, halves)
+    assert sizes_of({"conv1.weight": torch.zeros(4, 3)}) is None and sizes_of({}) is None
 
 
 @pytest.mark.parametrize(("depth", "feature_dim"), [(18, 8 * 12), (50, 8 * 12 * 4)])

@@ -32,6 +32,16 @@ def make(method: str):
     return encoder.eval()
 
 
+@pytest.mark.parametrize(("depth", "halves"), [(10, False), (10, True), (18, True)])
+def test_the_smaller_networks_come_back_from_their_files(tmp_path, depth, halves):
+    encoder = SimCLR(Architecture(depth, 4, True, dim=8, halves=halves)).eval()
+    save_encoder(tmp_path / "e.safetensors", encoder)
+    loaded = load_encoder(tmp_path / "e.safetensors")
+    images = torch.randn(2, 3, 20, 20)
+    torch.testing.assert_close(loaded.backbone(images), encoder.encoder(images))
+    assert loaded.architecture.depth == depth and loaded.architecture.halves == halves
+
+
 def published_key(method: str, key: str) -> str:
     """The reference's name of a tensor, the other way round than the package turns it."""
     if method == "simsiam":

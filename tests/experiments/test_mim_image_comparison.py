@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import pytest
 import torch
@@ -44,9 +43,9 @@ def test_names_are_those_of_the_files_below():
 def test_methods_and_seeds_become_one_table_and_one_page(tmp_path, sets):
     methods = ["vae", "cmim", "infonce_mim", "simclr", "simsiam"]
     settings = settings_in(tmp_path, methods=methods)
-    assert [one.error for one in comparison.run_comparison(settings, progress=False)] == [None] * len(methods)
+    assert [one.failure for one in comparison.run_comparison(settings, progress=False)] == [None] * len(methods)
     more = dataclasses.replace(settings, seeds=2, methods=["cmim"])
-    assert [one.cell.seed for one in comparison.run_comparison(more, progress=False)] == [1]  # only what is new
+    assert [one.name for one in comparison.run_comparison(more, progress=False)] == ["cmim_seed1"]  # only what is new
     assert list(comparison.run_comparison(more, progress=False)) == []
 
     both = dataclasses.replace(more, methods=methods)
@@ -104,19 +103,33 @@ def test_a_cell_that_fails_leaves_the_others_alone(tmp_path, sets, monkeypatch):
 
     monkeypatch.setattr(comparison, "make_learner", failing)
     settings = settings_in(tmp_path, methods=["vae", "amim", "simclr"])
-    found = {one.cell.method: one.error for one in comparison.run_comparison(settings, progress=False)}
-    assert found == {"vae": None, "amim": "this one fails", "simclr": None}
+    found = {one.name: one.failure and one.failure.error for one in comparison.run_comparison(settings, progress=False)}
+    assert found == {"vae_seed0": None, "amim_seed0": "this one fails", "simclr_seed0": None}
     assert len(report.read_cells(settings)) == 2
     monkeypatch.setattr(comparison, "make_learner", real)
-    assert [one.cell.method for one in comparison.run_comparison(settings, progress=False)] == ["amim"]
+    assert [one.name for one in comparison.run_comparison(settings, progress=False)] == ["amim_seed0"]
     assert read_json(tmp_path / "cells" / "amim_seed0" / "results.json")["images_seen"] == 120
 
 
 def test_differences_are_paired_by_seed():
-    gap = report.Difference.of([1.0, 2.0, 3.0])
-    assert gap.value == 2 and gap.low == pytest.approx(2 - 4.3027 / math.sqrt(3), abs=1e-3)
-    assert "one seed: no interval" in str(report.Difference.of([1.0])) and report.Difference.of([]) is None
+    def one(method, seed, value):
+        results = {"embeddings": {"encoder mean": {"ridge": {"value": value}}}}
+        return report.Measured(Cell(method, seed), None, results)
+
+    cells = [one("amim_x", seed, seed / 100) for seed in range(3)]
+    cells += [one("cmim", seed, (2 * seed + 1) / 100) for seed in range(3)] + [one("vae", 7, 0.5)]
+    first, *others = report.answers(cells)
+    assert "+2.00 (95% interval -0.48 to +4.48, 3 seeds). Not decided" in first
+    assert others == []
+    alone = report.answers([one("amim_x", 0, 0.5), one("cmim", 0, 0.25)])
+    assert "-25.00 (one seed: no interval)." in alone[0]
     assert report.over_seeds([1.0, None, 3.0]) == Estimate(2.0, 1.0) and report.over_seeds([5.0]) == 5.0
+
+
+def test_data_that_are_not_there_are_said_once(tmp_path):
+    settings = settings_in(tmp_path, workers=3, data_path=str(tmp_path / "none"), dataset_name="omniglot")
+    with pytest.raises(UsageError, match="omniglot"):
+        list(comparison.run_comparison(settings))
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,25 @@ def test_the_figure_of_nats_has_a_line_for_each_range_of_chunks():
     assert list(lines["noise on all chunks, by budget"].get_ydata()) == pytest.approx([50, 60])
 
 
+@pytest.mark.parametrize(
+    ("curvature", "slope", "verdict"), [(-2.0, 8.0, "yes"), (-2.0, 0.0, "not shown"), (2.0, -8.0, "not shown")]
+)
+def test_an_inverse_u_is_told_from_a_slope_and_a_u(curvature, slope, verdict):
+    """Accuracy is a parabola of the nats, whose slopes at both ends are known."""
+    settings = ComparisonConfig(budgets=[1.0, 2.0, 3.0], budget_chunks=["all"])
+    cells = [
+        cell(f"budget{x}_all", seed, (50 + seed + slope * x + curvature * x**2 + 0.01 * seed * x) / 100, float(x))
+        for x in (1, 2, 3) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    table = comparison_report.shape_table(cells, settings)
+    linear = table.rows[0]
+    assert linear[0] == "noise on all chunks" and linear[1] == "linear" and linear[6] == 3
+    assert linear[2] == pytest.approx(slope + 2 * curvature * 1 + 0.01)
+    assert linear[4] == pytest.approx(slope + 2 * curvature * 3 + 0.01)
+    assert linear[7] == verdict
+    assert comparison_report.shape_table(cells[:6], settings) is None  # a parabola goes through any two
+
+
 def test_labels_beside_the_figure_do_not_cover_each_other():
     places = comparison_report.apart([3.0, 1.0, 1.0, 1.1, 9.0], 0.5)
     ordered = sorted(places)
@@ -213,6 +232,8 @@ def test_a_table_that_grows(monkeypatch, capsys, tmp_path, kit, shared):
     first = json.loads((folder / "cells.json").read_text())
     assert all(one["seconds"] > 0 for one in first if one["row"] in ("real", "learned"))
     assert Image.open(folder / "comparison.png").width > 500 and Image.open(folder / "nats.png").width > 500
+    page = (folder / "index.html").read_text()
+    assert "learned walkers, one per chunk" in page and page.count("<svg") == 2
     (nats,) = [one["nats"] for one in first if one["row"] == "learned"]
     assert table["learned walkers, one per chunk"]["nats"] == pytest.approx(nats)
 
@@ -265,6 +286,26 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
     assert "failed 3 times" in call(monkeypatch, capsys, "compare_views", *argv, "--retry")[1]
 
 
+def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, shared):
+    """By the real search, to the nats of walkers that are noise of a known strength: it finds that strength again."""
+    calls = []
+    solve = budget.solve
+    monkeypatch.setattr(budget, "solve", lambda *given, **more: calls.append(given[2]) or solve(*given, **more))
+    argv = [*shared, "--walkers", "1_2=2", "--rows", "random_equal", "--seeds", 0, 1]
+    code, out, err = call(monkeypatch, capsys, "compare_views", *argv)
+    assert code == 0, (out, err)
+    folder = tmp_path / "table"
+    learned = round(json.loads((folder / "nats" / "learned.json").read_text())["nats"], 2)
+    assert calls == [learned]
+    found = json.loads((folder / "budgets" / "random_equal.json").read_text())
+    assert found["chunks"] == "1_2" and found["budget_nats"] == learned
+    assert found["strength"] == pytest.approx(2, rel=0.35)  # 256 pairs
+    for seed in (0, 1):
+        assert json.loads((folder / "encoders" / f"random_equal_seed{seed}" / "budget.json").read_text()) == [found]
+    cells = json.loads((folder / "cells.json").read_text())
+    assert [one["nats"] for one in cells] == [found["achieved"]["nats"]] * 2
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
@@ -284,6 +325,16 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
 def test_wrong_settings(monkeypatch, capsys, shared, flags, code, says):
     found, _, err = call(monkeypatch, capsys, "compare_views", *shared, *flags)
     assert found == code and says in err.splitlines()[-1], err
+
+
+def test_walkers_are_measured_where_the_generator_lies(monkeypatch, kit, tmp_path):
+    """A learned walker stays on the CPU unless it is told, and then a generator on a GPU cannot be measured with it."""
+    seen = []
+    estimate = Estimate(1.0, 0.2, math.inf, 64, "canonical", "", Verdict.CONSISTENT, "")
+    monkeypatch.setattr(budget, "measured", lambda generator, walker: seen.append(walker) or estimate)
+    work = Work(ComparisonConfig(save_folder=tmp_path), make_small_generator().to("meta"), Chunks(1, 2), False)
+    assert view_comparison.nats_of({"1_2": str(kit / "walkers" / "chunk1")}, work)["nats"] == 1.0
+    assert {parameter.device.type for parameter in seen[0].parameters()} == {"meta"}
 
 
 def test_a_chunk_without_a_walker(kit):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
@@ -30,11 +31,12 @@ from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import NonlinearWalker
 from mi_ml_gen.walkers.spec import load_groups, load_walker
 from tests.conftest import GOLDEN, make_small_generator
-from tests.hub_server import TOKEN, Fault, HubServer, hub, stored, use_in_this_process
+from tests.hub_server import TOKEN, Fault, HubServer, hub, point_client_at, stored, use_in_this_process
 
 __all__ = ["hub"]  # the fixture
 
 ROOT = Path(__file__).parents[2]
+IS_OLD_CLIENT = huggingface_hub.__version__.startswith("0.")
 A, B = b"a" * 50_000, b"b" * 50_000
 SMALL = b'{"a": 1}'
 
@@ -210,6 +212,10 @@ def test_what_is_in_the_way_stays(repo, tmp_path, monkeypatch):
     set_offline(monkeypatch)
     with pytest.raises(UsageError, match=r"not [0-9a-f]{64} of a.pth.sha256; remove it, or choose another folder"):
         fetch("hf://me/r/runs/a.pth", local_dir=tmp_path)
+    for no_hash in (b"\xff\xfe" * 40, b""):
+        (tmp_path / "runs/a.pth.sha256").write_bytes(no_hash)
+        with pytest.raises(UsageError, match=r"not the hash of a.pth.sha256; remove it"):
+            fetch("hf://me/r/runs/a.pth", local_dir=tmp_path)
 
 
 # --- faults
@@ -274,7 +280,8 @@ def test_faults_of_the_hub_end_in_clear_words(repo, tmp_path, monkeypatch, fault
         fetch("hf://me/r/runs/a.pth")
     assert says in str(refused.value) and "\n" not in str(refused.value)
     assert type(refused.value) is error
-    assert repo.count("/me/r/") + repo.count("/cdn/") <= n_requests
+    if not (IS_OLD_CLIENT and "in a loop" in says):  # it goes round until Python stops it
+        assert repo.count("/me/r/") + repo.count("/cdn/") <= n_requests
     assert not [path for path in (tmp_path / "home").rglob("*") if path.name in ("a.pth", stored("a", A).sha256)]
     repo.faults.clear()
     assert fetch("hf://me/r/runs/a.pth").read_bytes() == A
@@ -302,9 +309,7 @@ def test_what_only_the_client_can_carry_is_checked_too(repo, tmp_path, monkeypat
 
 
 def test_no_hub_at_all(repo, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(repo.endpoint, "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    point_client_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(Unreachable, match=r"cannot be reached .*\(5 attempts\)"):
         fetch("hf://me/r/runs/a.pth")
 
@@ -396,6 +401,9 @@ def test_a_disk_without_locks_serves_addresses_and_folders(repo, tmp_path, monke
     monkeypatch.setattr(locks, "_warned", set())
     assert fetch("hf://me/r/runs/a.pth", local_dir=tmp_path / "own").read_bytes() == A
     assert caplog.text.count("has no file locks") == 1
+    if IS_OLD_CLIENT:  # it has locks of another kind to fall back on
+        assert fetch("hf://me/r/runs/a.pth").read_bytes() == A
+        return
     with pytest.raises(EnvironmentFault, match="set HF_HOME to a folder on another disk"):
         fetch("hf://me/r/runs/a.pth")
 

@@ -123,6 +123,7 @@ DRY = [
     ("train_generator", []),
     ("train_generator", ["--family", "diffusion"]),
     ("compare_views", []),
+    ("search_encoder", []),
     ("benchmark_sampling", [*TINY]),
     ("measure_information", []),
     ("map_generator", [*TINY]),

@@ -316,6 +316,17 @@ def test_tiny_images_get_boxes_inside(size: int) -> None:
     assert ((drawn.width >= 1) & (drawn.left + drawn.width <= size)).all()
 
 
+def test_a_policy_has_a_scale_of_its_own(monkeypatch) -> None:
+    areas = {}
+    for scale in ((0.2, 1.0), (0.6, 0.9)):
+        augment = Augment("no_color", image_size=128)
+        monkeypatch.setattr(augment.policy, "scale", scale)
+        drawn = augment.draw(4000, stream(), torch.device("cpu"))
+        areas[scale] = drawn.height * drawn.width / 128**2
+    for (low, high), found in areas.items():
+        assert low - 0.02 < found.min() < low + 0.05 and high - 0.05 < found.max() < high + 0.02
+
+
 def test_samples_are_drawn_each_for_itself() -> None:
     augment = Augment("simclr", image_size=32)
     view = augment(random_images(4, 32)[3:].expand(8, -1, -1, -1), stream())

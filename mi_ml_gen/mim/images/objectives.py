@@ -5,12 +5,16 @@ With a = log p(x|z), b = log q(x), c = log p(z), d = log q(z|x), and beta the wa
     vae          -a + beta (d - c)
     amim         -1/2 [a + c + beta (d + b)] on z ~ q(z|x): A-MIM, the MIM loss on the data alone
     smim         amim + beta times the same on x ~ p(x|z), z ~ p(z): S-MIM
-    cmim         amim + weight times `self_contrast`: cMIM (Livne, arXiv 2509.21511)
-    infonce_mim  amim + weight times InfoNCE of two views of each image: the baseline with positive pairs
+    amim_x       amim with q(x) = p(x|z), b = a: -[a + 1/2 (c + d)] at beta 1, what is left of cMIM without its contrast
+    cmim         amim_x + weight times `self_contrast`: cMIM (Livne, arXiv 2509.21511)
+    infonce_mim  amim_x + weight times InfoNCE of two views of each image: the baseline with positive pairs
 
 As published, the upper latent's prior enters c as beta log p(z2), and q(x) is the decoder's own marginal, estimated
 with the one z that is there: b = a + c - d on the data, so that A-MIM equals -(1 + beta) / 2 [a + c], and b = a on
 draws from the decoder. Livne, Swersky and Fleet (arXiv 1910.03175), sections 3 and 4.
+
+The text of the cMIM paper was not at hand. The formula is that of its authors' laboratory for molecules
+(github.com/NVIDIA-BioNeMo/KERMT, compute_cmim_loss): all factors have the weight 1, and the temperature is 0.1.
 """
 
 from __future__ import annotations
@@ -142,12 +146,13 @@ def sampling_half(
 
 
 def self_contrast(z: Tensor, temperature: float, alone: bool = False) -> Tensor:
-    """The contrastive term of cMIM without positive pairs, one number for each latent (n, d), in nats.
+    """The contrastive term of cMIM without positive pairs, -log p(k = 1|x, z), one number for each draw z (n, d) of
+    q(z|x), in nats.
 
     With s = cosine similarity / temperature, each latent is its own positive, at s = 1 / temperature, and is told from
     the latents of other images: -log( e^s(i,i) / (e^s(i,i) + mean over j != i of e^s(i,j)) ). The mean, where InfoNCE
-    has a sum, makes it depend little on the size of the batch. Livne (arXiv 2509.21511). The latents of all processes
-    are compared, those of this one where it is `alone`.
+    has a sum, makes it depend little on the size of the batch. Source: see the head of this file. The latents of all
+    processes are compared, those of this one where it is `alone`.
     """
     with runtime.full_precision(z.device):
         points = functional.normalize(z.float(), dim=1)
@@ -192,6 +197,8 @@ class Objective(NamedTuple):
     """Whether it has a sampling half."""
     contrast: str = ""
     """self: `self_contrast`; views: `view_contrast`."""
+    has_decoder_as_q_x: bool = False
+    """Whether q(x) is p(x|z) of the z that is there, not the decoder's marginal."""
 
 
 OBJECTIVES = {
@@ -200,8 +207,9 @@ OBJECTIVES = {
         Objective("vae", "VAE", is_mim=False),
         Objective("amim", "A-MIM"),
         Objective("smim", "S-MIM", samples=True),
-        Objective("cmim", "cMIM", contrast="self"),
-        Objective("infonce_mim", "InfoNCE + MIM", contrast="views"),
+        Objective("amim_x", "A-MIM, q(x) = p(x|z)", has_decoder_as_q_x=True),
+        Objective("cmim", "cMIM", contrast="self", has_decoder_as_q_x=True),
+        Objective("infonce_mim", "InfoNCE + MIM", contrast="views", has_decoder_as_q_x=True),
     )
 }
 
@@ -236,7 +244,9 @@ def batch_loss(
     zero = x.new_zeros(())
     contrast = half = zero
     if objective.is_mim:
-        q_x = model.log_q_x_mixture(x) if model.spec.q_x_prior == "vampprior" else None
+        q_x = terms.x_given_z if objective.has_decoder_as_q_x else None
+        if model.spec.q_x_prior == "vampprior":
+            q_x = model.log_q_x_mixture(x)
         loss = mim_loss(terms, beta, q_x).mean()
     else:
         loss = vae_loss(terms, beta).mean()

@@ -15,7 +15,8 @@ from mi_ml_gen.mim.images.known import DATASETS
 FAMILY_NAMES = ("vae", "hvae_2level", "convhvae_2level", "pixelhvae_2level")
 """The families of `networks.FAMILIES`; a test compares."""
 LOSS_ENDINGS = {
-    "": "vae", "vae": "vae", "mim": "amim", "amim": "amim", "smim": "smim", "cmim": "cmim", "infonce": "infonce_mim",
+    "": "vae", "vae": "vae", "mim": "amim", "amim": "amim", "smim": "smim", "amim_x": "amim_x", "cmim": "cmim",
+    "infonce": "infonce_mim",
 }  # fmt: skip
 """What may stand behind a family's name, and the objective (`objectives.OBJECTIVES`) that it means."""
 PIXEL_SAMPLING_EVERY = 20
@@ -32,8 +33,8 @@ class MimImageConfig(Precise, Seeded, Resumed, InFolder):
 
     model_name: str = option(
         "vae",
-        help=f"{', '.join(FAMILY_NAMES)}; each may end in -amim (or -mim), -smim, -cmim or -infonce, without such an "
-        "end it is trained as a VAE",
+        help=f"{', '.join(FAMILY_NAMES)}; each may end in -amim (or -mim), -amim_x, -smim, -cmim or -infonce, without "
+        "such an end it is trained as a VAE",
     )
     prior: Literal["vampprior", "standard"] = option(
         "vampprior", help="p(z): a mixture learned with the model, or N(0, I)"

@@ -2,36 +2,39 @@
 
     for finished in run_sweep(settings):     # trains what is missing, several runs side by side, and measures it
         print(finished.line)
-    write_report(settings)                   # table.*, index.html
+    write_report(settings)                   # table.*, differences.*, index.html
 
 The folder of a sweep:
 
     FOLDER/config.yaml
            runs/DATASET/MODEL_PRIOR.../seedN/    one run folder (`mi_ml_gen.mim.images.training`), and results.json
-           table.*  index.html
+           cells/                                locks, and why a run failed (`core/cells.py`)
+           table.*  differences.*  index.html
 
 The same settings go on with an interrupted sweep. A run that was stopped by the clock is measured as it is, its table
-says how many epochs it had, and the next call trains and measures it further.
+says how many epochs it had, and the next call trains and measures it further. Several commands, on one machine or
+several that share the folder, divide the runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import multiprocessing.connection
+import functools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen.core import config, runs, runtime, threads
-from mi_ml_gen.core.errors import MiMlGenError, Preempted, UsageError
-from mi_ml_gen.core.files import write_json
+from mi_ml_gen.core import config, runs, runtime, student
+from mi_ml_gen.core.cells import Cells, Done
+from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.workers import side_by_side
 from mi_ml_gen.mim.images import likelihood, networks, training
 from mi_ml_gen.mim.images.evaluation import evaluate_model
 from mi_ml_gen.mim.images.evaluation_settings import ImageEvaluationConfig
@@ -49,19 +52,6 @@ RING_S = 2.0
 """Between two signals that the time is over."""
 
 
-class Finished(NamedTuple):
-    """How a run of a sweep ended: trained and measured, or not for the reason `error`."""
-
-    point: Point
-    error: str | None
-    wall_s: float
-
-    @property
-    def line(self) -> str:
-        how = f"measured after {self.wall_s:.0f} s" if self.error is None else f"not measured: {self.error}"
-        return f"{self.point.title}: {how}"
-
-
 class Measured(NamedTuple):
     """A run with its results."""
 
@@ -70,52 +60,77 @@ class Measured(NamedTuple):
     results: dict[str, Any]
 
 
-def run_sweep(settings: ImageSweepConfig, progress: bool = True) -> Iterator[Finished]:
+def run_sweep(settings: ImageSweepConfig, progress: bool = True) -> Iterator[Done]:
     """Train and measure what is missing, and give each run as it ends.
 
     A run that fails leaves the others alone; the same call tries it again. Raises UsageError where the folder was made
-    with other settings, Preempted when a signal asked to stop: what is trained is saved.
+    with other settings or a data set is not there, Preempted when a signal asked to stop: what is trained is saved.
     """
     stop_at_s = None if settings.train_seconds is None else time.monotonic() + settings.train_seconds
-    with runs.RunFolder.open(settings.save_folder, config.to_dict(settings), **config.resuming(ImageSweepConfig)):
-        waiting = [point for point in settings.points if not is_complete(settings, point)]
-        if settings.workers == 1:
-            for point in waiting:
-                yield attempt(settings, point, stop_at_s, progress)
-        else:
-            yield from _side_by_side(settings, waiting, stop_at_s)
+    runtime.resolve_device(settings.device)
+    points = {point.name: point for point in settings.points}
+    queue = cells_of(settings)
+    with queue.alone("folder"), open_folder(settings):
+        pass  # the settings agree with the folder's
+    waiting = queue.waiting(list(points))
+    for point in {points[name].dataset: points[name] for name in reversed(waiting)}.values():
+        training.load_sets(settings.settings_of(point))  # what is wrong with the data is said once
+    start = functools.partial(worker, settings, stop_at_s, progress and settings.workers == 1)
+    for done in side_by_side(waiting, settings.workers, start, Done.lost):
+        if done is not None:
+            yield done
 
 
-def is_complete(settings: ImageSweepConfig, point: Point) -> bool:
-    """Whether a run is trained to its end, and measured."""
-    file = settings.settings_of(point).folder / RESULTS
-    return file.exists() and bool(runs.read_json(file).get("is_complete"))
+def open_folder(settings: ImageSweepConfig) -> runs.RunFolder:
+    return runs.RunFolder.open(settings.save_folder, config.to_dict(settings), **config.resuming(ImageSweepConfig))
 
 
-def attempt(settings: ImageSweepConfig, point: Point, stop_at_s: float | None, progress: bool = False) -> Finished:
-    """Train one run, to its end or to the moment `stop_at_s` of time.monotonic, and measure it."""
-    own, began_s = settings.settings_of(point), time.monotonic()
-    error = None
-    try:
-        sets = training.load_sets(own)
-        is_done = stop_at_s is None or time.monotonic() < stop_at_s
-        if is_done:
-            with stopped_at(stop_at_s) as clock:
-                try:
-                    training.train_mim_image(own, sets, progress=progress)
-                except Preempted:
-                    if not clock.is_over:
-                        raise
-                    is_done = False
-        if (own.folder / training.BEST).exists():
-            measure_run(settings, own, sets, is_done)
-        else:
-            error = "stopped by --train_seconds before its first epoch ended"
-    except Preempted:
-        raise
-    except MiMlGenError as fault:
-        error = str(fault)
-    return Finished(point, error, time.monotonic() - began_s)
+def cells_of(settings: ImageSweepConfig) -> Cells:
+    """The runs as cells; a run that the clock stopped is measured, and not finished."""
+    files = {point.name: settings.settings_of(point).folder / RESULTS for point in settings.points}
+    return Cells(
+        Path(settings.save_folder) / "cells", most_failures=10**6, file=files.__getitem__,
+        is_finished=lambda found: bool(found.get("is_complete")),
+    )  # fmt: skip
+
+
+def worker(settings: ImageSweepConfig, stop_at_s: float | None, progress: bool) -> Callable[[str], Done | None]:
+    """What a process does with the name of a run; None where another process has it in work."""
+    if settings.workers > 1:
+        likelihood.FLOATS_AT_ONCE["cuda"] //= settings.workers  # they share its memory
+    queue = cells_of(settings)
+    points = {point.name: point for point in settings.points}
+
+    @functools.lru_cache(maxsize=1)
+    def sets_of(dataset: str, seed: int) -> ImageSets:
+        point = next(point for point in settings.points if (point.dataset, point.seed) == (dataset, seed))
+        return training.load_sets(settings.settings_of(point))
+
+    def action(name: str) -> dict[str, Any]:
+        point = points[name]
+        return attempt(settings, point, sets_of(point.dataset, point.seed), stop_at_s, progress)
+
+    return lambda name: next(queue.work([name], action), None)
+
+
+def attempt(
+    settings: ImageSweepConfig, point: Point, sets: ImageSets, stop_at_s: float | None, progress: bool = False
+) -> dict[str, Any]:
+    """Train one run, to its end or to the moment `stop_at_s` of time.monotonic, and measure it; gives the results.
+    Raises UsageError where no epoch has ended."""
+    own = settings.settings_of(point)
+    is_done = stop_at_s is None or time.monotonic() < stop_at_s
+    if is_done:
+        with stopped_at(stop_at_s) as clock:
+            try:
+                training.train_mim_image(own, sets, progress=progress)
+            except Preempted:
+                if not clock.is_over:
+                    raise
+                is_done = False
+    if not (own.folder / training.BEST).exists():
+        raise UsageError("stopped by --train_seconds before its first epoch ended")
+    return measure_run(settings, own, sets, is_done, has_pictures=point.seed == settings.points[0].seed)
 
 
 class Clock:
@@ -150,63 +165,13 @@ def stopped_at(stop_at_s: float | None) -> Iterator[Clock]:
         signal.signal(signal.SIGUSR1, before)
 
 
-def _side_by_side(settings: ImageSweepConfig, waiting: Sequence[Point], stop_at_s: float | None) -> Iterator[Finished]:
-    """The runs, each in a process of its own, at most `workers` at a time."""
-    context = multiprocessing.get_context("spawn")
-    n_workers = min(settings.workers, max(1, len(waiting)))
-    n_threads = max(1, threads.available() // n_workers)
-    queue = list(waiting)
-    active: dict[Point, tuple[Any, Any]] = {}
-    try:
-        while queue or active:
-            while queue and len(active) < n_workers:
-                point = queue.pop(0)
-                left_s = None if stop_at_s is None else stop_at_s - time.monotonic()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(settings, point, left_s, n_threads, theirs))
-                process.start()
-                theirs.close()
-                active[point] = (process, ours)
-            for connection in multiprocessing.connection.wait([ours for _, ours in active.values()], timeout=5.0):
-                point = next(point for point, (_, ours) in active.items() if ours is connection)
-                process, ours = active.pop(point)
-                try:
-                    found = ours.recv()
-                except EOFError:
-                    process.join()
-                    found = Finished(point, f"its process has ended with code {process.exitcode}", 0.0)
-                ours.close()
-                process.join()
-                if isinstance(found, str):
-                    raise Preempted(found)
-                yield found
-    finally:
-        for process, _ in active.values():
-            process.terminate()  # a signal at which a training saves its state
-        for process, _ in active.values():
-            process.join()
-
-
-def _work(settings: ImageSweepConfig, point: Point, left_s: float | None, n_threads: int, connection: Any) -> None:
-    """One run in a process of its own."""
-    torch.set_num_threads(n_threads)
-    likelihood.FLOATS_AT_ONCE["cuda"] //= settings.workers  # they share its memory
-    stop_at_s = None if left_s is None else time.monotonic() + left_s
-    try:
-        connection.send(attempt(settings, point, stop_at_s))
-    except Preempted as request:
-        connection.send(str(request))
-    except Exception as error:
-        connection.send(Finished(point, f"{type(error).__name__}: {' '.join(str(error).split())}", 0.0))
-    finally:
-        connection.close()
-
-
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets, is_complete: bool) -> dict[str, Any]:
-    """Measure the best model of a run, and write its results.json and pictures."""
+def measure_run(
+    settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets, is_complete: bool, has_pictures: bool
+) -> dict[str, Any]:
+    """Measure the best model of a run; its pictures are written into its folder."""
     device = runtime.resolve_device("cpu" if own.no_cuda else own.device)
     runtime.set_precision("fp32")
     model = networks.load_model(own.folder / training.BEST, device)
@@ -222,9 +187,7 @@ def measure_run(settings: ImageSweepConfig, own: MimImageConfig, sets: ImageSets
     how = ImageEvaluationConfig(
         S=settings.S, n_likelihood=settings.n_likelihood, n_embedded=settings.n_embedded, seed=own.seed
     )
-    results |= evaluate_model(model, sets.to(device), how, own.folder / "images")
-    write_json(own.folder / RESULTS, results)
-    return results
+    return results | evaluate_model(model, sets.to(device), how, own.folder / "images" if has_pictures else None)
 
 
 # --- the report ---------------------------------------------------------------------------------------------
@@ -262,6 +225,53 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
     return report.Table(columns, lines, caption, formats | {columns[10]: ".1f", columns[11]: ".3f"})
 
 
+def differences_table(found: Sequence[Measured]) -> report.Table | None:
+    """A line for each model that is trained with another loss than the VAE's: how far it is from the VAE of its family,
+    data and prior, paired by seed, with Student's 95% interval; None where no pair has two seeds."""
+    quantities: dict[str, tuple[Callable[[dict[str, Any]], float | None], str]] = {
+        "log p(x) (nats)": (lambda of: of["likelihood"]["mean"]["value"], ".1f"),
+        "I(x; z) ≥ (nats)": (lambda of: of["information"]["lower"]["value"], ".2f"),
+        f"KNN-{N_NEIGHBOURS} (points)": (lambda of: _percent(of.get(f"knn{N_NEIGHBOURS}")), ".1f"),
+        "NMI (points)": (lambda of: _percent(of.get("nmi")), ".1f"),
+    }
+    lines: list[list[report.Cell]] = []
+    for data, model, prior in dict.fromkeys(one.point[:3] for one in found):
+        family, _, loss = model.partition("-")
+        if loss in ("", "vae"):
+            continue
+        line: list[report.Cell] = [data, model, prior]
+        n_seeds = 0
+        for get, form in quantities.values():
+            own, other = (
+                {one.point.seed: value for one in found if one.point[:3] == (data, name, prior)
+                 if (value := get(one.results)) is not None}
+                for name in (model, family)
+            )  # fmt: skip
+            gap = student.paired(own, other)
+            if gap is None or gap.n < 2:
+                line += [None, None]
+                continue
+            n_seeds = max(n_seeds, gap.n)
+            line += [gap.mean, f"{gap.low:+{form}} to {gap.high:+{form}}"]
+        if n_seeds:
+            lines.append([*line, n_seeds])
+    if not lines:
+        return None
+    columns = ["data", "model", "prior"]
+    for name in quantities:
+        columns += [name, f"{name.partition(' (')[0]}: interval"]
+    caption = (
+        "Difference from the VAE of the same networks and prior, paired by seed: mean, and Student's 95% interval over "
+        "seeds. The seeds share the test images, so the intervals are about other seeds alone."
+    )
+    formats = {name: f"+{form}" for name, (_, form) in quantities.items()}
+    return report.Table([*columns, "seeds"], lines, caption, formats)
+
+
+def _percent(found: dict[str, float] | None) -> float | None:
+    return None if found is None else 100 * found["value"]
+
+
 def _over_seeds(values: Sequence[dict[str, float] | None], scale: float = 1.0) -> report.Cell:
     """Of estimates with a standard error or an interval of 95%."""
     known = [value for value in values if value is not None]
@@ -287,41 +297,71 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
         raise UsageError(f"{folder}: no run is measured there; leave out --report-only to train")
     table = sweep_table(found)
     page = Page("Image models", "VAE, A-MIM and S-MIM on images: likelihood, information and clusters.")
-    missing = [point.title for point in settings.points if point not in {one.point for one in found}]
+    missing = [point for point in settings.points if point not in {one.point for one in found}]
     if missing:
-        page.text(f"Not measured, and not in the table: {', '.join(missing)}.")
+        page.text(f"Not measured, and not in the table: {'; '.join(_by_seed(settings, missing))}.")
     cut = [one.point.title for one in found if not one.results["is_complete"]]
     if cut:
         page.text(f"Stopped by the clock and measured as they were: {', '.join(cut)}.")
     ceilings = sorted({f"{one.results['information']['ceiling']:.2f}" for one in found})
-    page.section("Results").table(table)
+    page.section("Results").table(_without_data(table))
+    differences = differences_table(found)
+    if differences is not None:
+        page.table(_without_data(differences))
+    likelihoods = [one.results["likelihood"] for one in found]
+    n_uncertain, n_images = (sum(own[name] for own in likelihoods) for name in ("n_uncertain", "n_images"))
     page.text(
-        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. "
-        "The estimate is too low, and more so where few draws carry most of the weight. bound: the evidence lower "
-        f"bound. I(x; z): a lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. "
-        f"KNN and NMI: of the means "
-        f"of the encoder, {settings.n_embedded:,} training images at most."
+        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. The "
+        f"estimate is too low, and more so where few draws carry most of the weight: {n_uncertain:,} of these "
+        f"{n_images:,} estimates rest on fewer than ten effective draws. bound: the evidence lower bound. I(x; z): a "
+        f"lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. KNN and NMI: of the "
+        f"means of the encoder, {settings.n_embedded:,} training images at most."
     )
-    page.section("Course of training")
-    for model in dict.fromkeys(one.point.model.partition("-")[0] for one in found):
-        rows = {
-            one.point.title: runs.read_metrics(one.path, whole=True)
-            for one in found
-            if one.point.model.startswith(model)
-        }
+    shown = [one for one in found if one.point.seed == settings.points[0].seed]
+    rows = {one.point: runs.read_metrics(one.path, whole=True) for one in shown}
+    if any(len(own) > 1 for own in rows.values()):
+        page.section("Course of training").text(f"Seed {settings.points[0].seed}, validation images.")
         labels = {"validation_reconstruction": "reconstruction (nats)", "validation_kl": "KL (nats)"}
-        page.figure(curves(rows, tuple(labels), "epoch", "epoch", labels), f"Course of {model}")
+        for data, family in dict.fromkeys((point.dataset, point.model.partition("-")[0]) for point in rows):
+            own = {
+                f"{point.model.partition('-')[2] or 'vae'}, {point.prior}": metrics
+                for point, metrics in rows.items()
+                if (point.dataset, point.model.partition("-")[0]) == (data, family)
+            }
+            page.figure(curves(own, tuple(labels), "epoch", "epoch", labels), f"Course of {family} on {data}")
     page.section("Pictures").text("Test images and their reconstructions; draws of the model; latents of test images.")
-    for one in found:
+    for one in shown:
         for name in ("reconstructions", "samples", "latents"):
             file = one.path / "images" / f"{name}.png"
             if file.exists():
                 with Image.open(file) as picture:
-                    page.image(np.asarray(picture.convert("RGB")), f"{name}, {one.point.title}", one.point.title)
+                    title = f"{name}, {one.point.title}"
+                    page.image(np.asarray(picture.convert("RGB")), title, title)
     page.section("Settings").code(config.to_yaml(settings))
     if command:
         page.section("Command").code(command)
-    return [*table.write(folder, "table").values(), page.write(folder / "index.html")]
+    written = [*table.write(folder, "table").values(), page.write(folder / "index.html")]
+    return written if differences is None else [*written, *differences.write(folder, "differences").values()]
 
 
-__all__ = ["Finished", "Measured", "read_results", "run_sweep", "sweep_table", "write_report"]
+def _by_seed(settings: ImageSweepConfig, points: Sequence[Point]) -> list[str]:
+    """Points in words, a phrase a seed."""
+    found = []
+    for seed in dict.fromkeys(point.seed for point in points):
+        own = [point for point in points if point.seed == seed]
+        n_all = sum(point.seed == seed for point in settings.points)
+        names = ", ".join(f"{point.dataset} {point.model} {point.prior}" for point in own)
+        found.append(f"seed {seed}: " + ("all" if len(own) == n_all else names))
+    return found
+
+
+def _without_data(table: report.Table) -> report.Table:
+    """The same without the column of data sets, where there is one set."""
+    sets = {str(row[0]) for row in table.rows}
+    if len(sets) > 1:
+        return table
+    rows = [row[1:] for row in table.rows]
+    return replace(table, columns=table.columns[1:], rows=rows, caption=f"{sets.pop()}. {table.caption}")
+
+
+__all__ = ["Measured", "differences_table", "read_results", "run_sweep", "sweep_table", "write_report"]

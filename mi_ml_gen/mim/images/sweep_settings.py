@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,11 @@ class Point(NamedTuple):
     @property
     def title(self) -> str:
         return f"{self.dataset} {self.model} {self.prior} seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        return re.sub(r"[^\w.-]+", "_", self.title)
 
 
 @dataclass
@@ -68,11 +74,11 @@ class ImageSweepConfig(Precise, InFolder):
 
     @property
     def points(self) -> list[Point]:
-        """All runs, in the order of the published loops."""
+        """All runs: the published loops over data sets, models and priors, seed by seed."""
         seeds = range(14, 14 + self.seeds)
         return [
             Point(data, model, prior, seed)
-            for data in self.datasets for model in self.models for prior in self.priors for seed in seeds
+            for seed in seeds for data in self.datasets for model in self.models for prior in self.priors
         ]  # fmt: skip
 
     def settings_of(self, point: Point) -> MimImageConfig:

@@ -186,6 +186,27 @@ def test_the_contrast_without_positive_pairs() -> None:
     assert (small - large).abs() < 0.02, "the size of the batch matters little"
 
 
+def test_cmim_is_the_loss_of_its_authors_laboratory() -> None:
+    """-[log p(x|z) + log p(k = 1|x, z) + 1/2 (log q(z|x) + log p(z))], as KERMT's compute_cmim_loss has it."""
+    model, x = small_model("hvae_2level"), small_images()
+    noise = model.noise(5, runtime.stream(0, "noise", 0, 0))
+    with torch.no_grad():
+        seen, components = model.features_and_components(x)
+        drawn = model.q_z(seen, noise)
+        terms = objectives.terms_of(model, x, seen, drawn, components)
+        unit = drawn.z.flat / drawn.z.flat.norm(dim=1, keepdim=True)
+        cosines = unit @ unit.T
+        others = cosines[~torch.eye(5, dtype=torch.bool)].reshape(5, 4)
+        logits = torch.cat((cosines.diagonal()[:, None] / 0.1, others / 0.1 - math.log(4)), 1)
+        log_p_k = logits[:, 0] - logits.logsumexp(1)
+        prior = terms.p_lower + terms.p_top
+        expected = -(terms.x_given_z + log_p_k + 0.5 * (terms.z_given_x + prior)).mean()
+        without = -(terms.x_given_z + 0.5 * (terms.z_given_x + prior)).mean()
+        torch.testing.assert_close(batch_loss(model, OBJECTIVES["cmim"], x, noise).loss, expected)
+        torch.testing.assert_close(batch_loss(model, OBJECTIVES["amim_x"], x, noise).loss, without)
+    assert not torch.isclose(expected, without)
+
+
 def test_views_that_are_alike_and_unlike() -> None:
     first = torch.eye(4)
     assert objectives.view_contrast(first, first, 0.1) < 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import threading
@@ -58,7 +59,7 @@ def test_what_makes_no_sense_is_refused_at_once(changes: dict, says: str, tmp_pa
 
 def test_runs_are_measured_once(tmp_path: Path, monkeypatch) -> None:
     settings = settings_in(tmp_path, priors=["vampprior"])
-    assert [found.error for found in sweep.run_sweep(settings, progress=False)] == [None] * 2
+    assert [found.failure for found in sweep.run_sweep(settings, progress=False)] == [None] * 2
     found = sweep.read_results(settings)
     assert len(found) == 2
     for one in found:
@@ -83,8 +84,8 @@ def test_runs_are_measured_once(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_run_that_the_clock_stopped_is_measured_and_goes_on(tmp_path: Path, monkeypatch) -> None:
-    settings = settings_in(tmp_path, models=["vae"], priors=["standard"], run_settings=[*RUN, "epochs=100000"])
-    point = settings.points[0]
+    settings = settings_in(tmp_path, models=["vae"], priors=["standard"], run_settings=[*RUN, "epochs=100000"],
+                           train_seconds=1000.0)  # fmt: skip
     is_time, n_epochs = threading.Event(), 0
 
     class Bell(threading.Event):
@@ -110,25 +111,42 @@ def test_a_run_that_the_clock_stopped_is_measured_and_goes_on(tmp_path: Path, mo
         time.sleep(0.02 if is_time.is_set() else 0)
 
     monkeypatch.setattr(training, "end_epoch", end_epoch)
-    found = sweep.attempt(settings, point, time.monotonic() + 1000)
-    assert found.error is None
+    [found] = sweep.run_sweep(settings, progress=False)
+    assert found.failure is None
     first = sweep.read_results(settings)[0].results
     assert not first["is_complete"] and 3 <= first["epochs"] < 1000
-    assert not sweep.is_complete(settings, point)
+    assert sweep.cells_of(settings).waiting([settings.points[0].name])
     is_time.clear()
     n_epochs = 1000
-    sweep.attempt(settings, point, time.monotonic() + 1000)
+    list(sweep.run_sweep(settings, progress=False))
     assert sweep.read_results(settings)[0].results["epochs"] >= first["epochs"] + 3
 
-    late = sweep.attempt(settings_in(tmp_path / "other"), point, time.monotonic() - 1)
-    assert "before its first epoch" in late.error
+    [late] = sweep.run_sweep(dataclasses.replace(settings, save_folder=str(tmp_path / "other"), train_seconds=1e-9))
+    assert "before its first epoch" in late.failure.error
 
 
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, priors=["vampprior"], models=["pixelhvae_2level-amim", "vae"],
                            run_settings=[*RUN, "q_x_prior=vampprior"])  # fmt: skip
     first, second = sweep.run_sweep(settings, progress=False)
-    assert "pixelhvae_2level cannot decode" in first.error and second.error is None
+    assert "pixelhvae_2level cannot decode" in first.failure.error and second.failure is None
+
+
+def test_data_that_are_not_there_are_said_once_and_leave_nothing(tmp_path: Path, monkeypatch) -> None:
+    def missing(settings):
+        raise UsageError("no files of that set")
+
+    monkeypatch.setattr(training, "load_sets", missing)
+    with pytest.raises(UsageError, match="no files of that set"):
+        list(sweep.run_sweep(settings_in(tmp_path), progress=False))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pictures_are_those_of_the_first_seed(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, models=["vae"], priors=["standard"], seeds=2)
+    list(sweep.run_sweep(settings, progress=False))
+    first, second = sweep.read_results(settings)
+    assert (first.path / "images" / "samples.png").exists() and not (second.path / "images" / "samples.png").exists()
 
 
 def test_several_seeds_are_one_line() -> None:
@@ -147,6 +165,23 @@ def test_several_seeds_are_one_line() -> None:
     assert (alone[10].value, alone[10].spread) == pytest.approx((50.0, 10 / 1.96), rel=1e-3) and alone[11] is None
 
 
+def test_differences_from_the_vae_are_paired_by_seed() -> None:
+    def one(model: str, seed: int, nats: float, nmi: float | None = None) -> sweep.Measured:
+        results = {"likelihood": {"mean": {"value": nats}}, "information": {"lower": {"value": 1.0}}}
+        return sweep.Measured(
+            Point("data", model, "standard", seed), Path(), results | ({"nmi": {"value": nmi}} if nmi else {})
+        )
+
+    seeds = range(14, 17)
+    found = [one("vae", seed, -100.0 * seed, 0.5) for seed in seeds]
+    found += [one("vae-smim", seed, -100.0 * seed - (seed - 14), 0.51) for seed in seeds] + [one("vae-amim", 14, 0.0)]
+    [line] = sweep.differences_table(found).rows
+    assert line[:3] == ["data", "vae-smim", "standard"] and line[-1] == 3
+    assert line[3] == pytest.approx(-1.0) and line[4] == "-3.5 to +1.5"  # t of 2 degrees of freedom, 4.303 / sqrt(3)
+    assert line[7:9] == [None, None] and line[9] == pytest.approx(1.0)
+    assert sweep.differences_table(found[:1] + found[3:4]) is None
+
+
 def test_the_script(tmp_path: Path, capsys, monkeypatch) -> None:
     spec = importlib.util.spec_from_file_location("script_sweep_mim_image", ROOT / "scripts" / "sweep_mim_image.py")
     script = importlib.util.module_from_spec(spec)
@@ -154,6 +189,6 @@ def test_the_script(tmp_path: Path, capsys, monkeypatch) -> None:
     flags = ["--models", "vae-smim", "--priors", "standard", "--n_likelihood", "4", "--S", "3"]
     script.main([*flags, "--n_embedded", "64", "--device", "cpu", "--out", str(tmp_path), "--set", *RUN])
     output = capsys.readouterr().out
-    assert "measured after" in output and "index.html" in output
+    assert "finished" in output and "index.html" in output
     with pytest.raises(UsageError, match="no run is measured"):
         script.main(["--report-only", "--out", str(tmp_path / "none")])
