@@ -29,7 +29,6 @@ INDEPENDENT = 4.0
 """Standard deviations up to which coordinates count as independent."""
 FEWEST_PAIRS = 100
 """For single coordinates, half of which are for choosing them."""
-
 MOST_COORDINATES, MOST_ADDED = 500, 100
 """Of a side, for single coordinates to be looked at, and of pairs of them to be measured: work that is bounded."""
 
@@ -78,7 +77,7 @@ def coordinate_floor(x: Tensor, y: Tensor) -> MonteCarloMean | None:
     found = (features[0][half].T @ features[1][half] / n).abs().view(2, d_x, 2, d_y).amax((0, 2))
     # The largest of all 4 d_x d_y correlations by chance, and two more in the squared deviations.
     least = math.sqrt((2 * math.log(4 * d_x * d_y) + 4) / n)
-    estimates = []
+    estimates: list[MonteCarloMean] = []
     while found.max() > least and len(estimates) < MOST_ADDED:
         i, j = divmod(int(found.argmax()), d_y)
         estimates.append(_ksg(x[rest, i], y[rest, j]))
