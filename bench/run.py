@@ -56,6 +56,11 @@ def run(command: Iterable[str]) -> list[dict[str, Any]]:
     return found
 
 
+def rate(per_s: float) -> str:
+    """Three digits, and no exponent for large numbers."""
+    return f"{float(f'{per_s:.3g}'):,.6g}" if per_s < 1e6 else f"{float(f'{per_s:.3g}'):,.0f}"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The table."""
     lines = [
@@ -79,7 +84,7 @@ def markdown(result: dict[str, Any]) -> str:
             floor_s = row["gflop"] / row["gflop_per_s"] if row["gflop_per_s"] else None
             end = "| |" if floor_s is None else f"{floor_s:.3g} | {floor_s / here:.2f} |"
             lines.append(
-                f"| {row['what']} | {row['unit']} | {row['n'] / plain:,.3g} | {row['n'] / here:,.3g} | "
+                f"| {row['what']} | {row['unit']} | {rate(row['n'] / plain)} | {rate(row['n'] / here)} | "
                 f"{plain / here:.2f} | {here:.3g}{mark} | {end}"
             )
     return "\n".join(lines) + "\n"

@@ -31,6 +31,14 @@ def test_a_row_says_rates_floor_and_share(tmp_path, monkeypatch):
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.parametrize(
+    ("per_s", "text"),
+    [(0.012345, "0.0123"), (2.0, "2"), (732.4, "732"), (231_456.0, "231,000"), (4.5678e9, "4,570,000,000")],
+)
+def test_rates_have_three_digits(per_s, text):
+    assert run.rate(per_s) == text
+
+
 def test_what_fails_is_named_and_the_rest_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RESULT", tmp_path / "cpu")
     monkeypatch.setattr(run, "BENCHES", {"good": ("bench.sampling --n 200", "--repeats 1"), "bad": ("bench.none", "")})
