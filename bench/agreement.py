@@ -27,6 +27,7 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information.image_critic import CriticSettings
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.several import train_several
 from mi_ml_gen.navigator.spread import WalkerMean
@@ -48,7 +49,7 @@ def measure(
     started = time.process_time()
     train_several(settings, generator, path, progress=False)
     trained_s = time.process_time() - started
-    one = next(found for found in table1.find_walkers(path.parent) if found.folder == path)
+    one = next(found for found in folders.find_walkers(path.parent) if found.folder == path)
     rows = table1.estimate_rows(generator, [one], n_draws, settings.distribution, settings.seed)
     row = table1.with_remaining(generator, rows, critic, settings.distribution, seed=settings.seed)[0]
     assert row.spread is not None and row.remaining is not None and row.remaining.spread is not None

@@ -91,7 +91,8 @@ def main() -> None:
         seconds = timing.compare(ways, options.repeats, options.warm_up, clock)
     unit = "on the wall" if device.type == "cuda" else "of the processors, all threads together"
     what = f"T_x simclr, per sample, {options.batch} x 3 x {options.size} x {options.size}; seconds {unit}"
-    timing.write(f"augment_{device.type}", what, seconds, next(iter(ways)), device)
+    of: dict = dict(n=options.batch, unit="images", clock=clock)
+    timing.write(f"augment_{device.type}", what, seconds, next(iter(ways)), device, **of)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from typing import Any
 
 import torch
 
@@ -26,15 +25,11 @@ def main() -> None:
     print("| work | launches | GB | peak GiB | GFLOP | host waits |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     found = {}
-    rows: list[tuple[str, str, dict[str, Any]]] = [
-        *((*pair, {}) for pair in itertools.product(workloads.PUBLISHED, workloads.PRECISIONS)),
-        *((work, "bf16", {"recompute": True}) for work in workloads.RECOMPUTING),
-    ]
-    for work, precision, changes in rows:
-        name = f"{work}, {precision}{', --recompute' if changes else ''}"
+    for work, precision in itertools.product(workloads.PUBLISHED, workloads.PRECISIONS):
+        name = f"{work}, {precision}"
         if options.only not in name:
             continue
-        counts = workloads.count(work, precision, **changes)
+        counts = workloads.count(work, precision)
         row = found[name] = counts.as_dict()
         print(
             f"| {name} | {row['launches']:,} | {row['traffic_gb']:.1f} | {row['peak_gib']:.2f} | {row['gflop']:,.0f} "

@@ -7,9 +7,9 @@
 
 First the tests that need a GPU (tests/cuda). Then the steps of the real training loops at their published sizes and
 batch 64, each in several ways: plain (float32, the generator as its authors compute it, see `plain`, and torch's own
-operators alone), float32, tf32, bf16, and bf16 with CUDA graphs, with activations computed again in the backward pass
-(--recompute), or with torch.compile. A time is the median of single steps between CUDA events, after a warm-up. Beside
-it stands the time that the step's FLOPs would take at 400 TFLOP/s, from the counts of `bench.cuda_counts`.
+operators alone), float32, tf32, bf16, and bf16 with CUDA graphs or torch.compile. A time is the median of single steps
+between CUDA events, after a warm-up. Beside it stands the time that the step's FLOPs would take at 400 TFLOP/s, from
+the counts of `bench.cuda_counts`.
 Writes bench/results/gpu.json and bench/results/gpu.md.
 """
 
@@ -51,12 +51,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "tf32": dict(precision="tf32"),
     "bf16": dict(precision="bf16"),
     "bf16, CUDA graphs": dict(precision="bf16", cuda_graphs=True),
-    "bf16, recomputed": dict(precision="bf16", recompute=True),
     "bf16, compiled": dict(precision="bf16", compile=True),
 }
-ENCODERS_ALONE = ("bf16, recomputed",)
-"""Ways that only an encoder's training has."""
-PLAN = ("bf16", "bf16, CUDA graphs", "plain", "bf16, recomputed", "tf32", "fp32", "bf16, compiled")
+PLAN = ("bf16", "bf16, CUDA graphs", "plain", "tf32", "fp32", "bf16, compiled")
 """The order in which they are measured: what matters most comes first, what takes longest last."""
 LONGEST_S = 6.0
 """Of the measured steps of one way, and twice as long as the warm-up may be; MEASURED // 5 are measured at least."""
@@ -77,8 +74,7 @@ def lean(name: str, device: torch.device) -> MultiLatentGenerator:
 
 
 def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
-    """Milliseconds of a step, and the most memory in use in the measured steps and in those of the warm-up, in which
-    libraries try their algorithms."""
+    """Milliseconds of a step, and the most memory that was in use."""
     name, train = workloads.PUBLISHED[work]
     torch.manual_seed(0)
     gc.collect()  # what earlier runs have left in cycles
@@ -87,7 +83,6 @@ def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats(device)
     events: list[torch.cuda.Event] = []
     began_s = [0.0, 0.0]  # the warm-up, and the measured steps
-    peaks_gib: list[float] = []
 
     def after(step: int) -> None:
         now_s = time.monotonic()
@@ -97,8 +92,6 @@ def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
             return
         if not events:
             began_s[1] = now_s
-            peaks_gib.append(torch.cuda.max_memory_allocated(device) / 2**30)
-            torch.cuda.reset_peak_memory_stats(device)
         events.append(torch.cuda.Event(enable_timing=True))
         events[-1].record()
         if len(events) > (MEASURED if now_s - began_s[1] < LONGEST_S else MEASURED // 5):
@@ -117,7 +110,6 @@ def time_steps(work: str, way: str, device: torch.device) -> dict[str, Any]:
         "quartiles_ms": [quarters[0], quarters[2]],
         "steps": len(ms),
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30,
-        "warm_up_gib": peaks_gib[0],
     }
 
 
@@ -128,8 +120,7 @@ def measured(
     ways: Collection[str] = PLAN,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each work in each way, the slow compiled ones last; what there is no time or memory for says so."""
-    plan = [(work, way) for way in PLAN if way in ways for work in workloads.PUBLISHED
-            if not (way in ENCODERS_ALONE and work.startswith("navigator"))]  # fmt: skip
+    plan = [(work, way) for way in PLAN if way in ways for work in workloads.PUBLISHED]
     for work, way in plan:
         if time.monotonic() > ends_at_s:
             yield work, way, {"not_measured": "the time was up"}
@@ -165,24 +156,22 @@ def markdown(result: dict[str, Any]) -> str:
         f"# Training steps at batch 64 on {result['machine']}", "",
         f"Measured: {'; '.join(at)}. Tests on this GPU: {result['tests']['says']}.", "",
         f"Each time is the median of {MEASURED} steps after {WARM_UP} (fewer where they take over {LONGEST_S:.0f} s), "
-        "with its quartiles and the most memory in use in them. Before them, libraries try their algorithms, which may "
-        "take more: the last column. "
+        "with its quartiles, and the most memory in use, the steps before them included. "
         f"`floor` is the time of the counted FLOPs at {TFLOP_PER_S} TFLOP/s, as a share of the measured time.", "",
-        "| work | way | ms | quartiles | times faster than plain | floor | peak GiB | GiB at the start |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| work | way | ms | quartiles | times faster than plain | floor | peak GiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for work, ways in result["steps"].items():
         for way, row in sorted(ways.items(), key=lambda item: list(WAYS).index(item[0])):
             if "ms" not in row:
-                lines.append(f"| {work} | {way} | {row['not_measured']} | | | | | |")
+                lines.append(f"| {work} | {way} | {row['not_measured']} | | | | |")
                 continue
             ratio = f"{ways['plain']['ms'] / row['ms']:.2f}" if "ms" in ways.get("plain", {}) else ""
             floor = f"{row['floor_ms'] / row['ms']:.2f}" if "floor_ms" in row else ""
             low, high = row["quartiles_ms"]
-            peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}"
             lines.append(
-                f"| {work} | {way} | {row['ms']:.1f} | {low:.1f} to {high:.1f} | {ratio} | {floor} | {peak} | "
-                f"{row['warm_up_gib']:.2f} |"
+                f"| {work} | {way} | {row['ms']:.1f} | {low:.1f} to {high:.1f} | {ratio} | {floor} | "
+                f"{row['peak_gib']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.augment import kornia_transform
+
 SIZE, CROP = 24, 21
 N_IMAGES = 6
 N_CALLS = 4
 JIGGLE = (0.4, 0.4, 0.4, 0.1)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TARGET = Path(__file__).parents[1] / "tests" / "golden" / "kornia_views.npz"
 
 
@@ -38,23 +39,7 @@ def images(n: int, size: int) -> Tensor:
 
 def views(source: Tensor, seed: int) -> dict[str, Tensor]:
     """One call of the published chain and what kornia drew for it."""
-    from kornia.augmentation import (
-        AugmentationSequential,
-        ColorJiggle,
-        Normalize,
-        RandomGrayscale,
-        RandomHorizontalFlip,
-        RandomResizedCrop,
-    )
-
-    chain = AugmentationSequential(
-        RandomResizedCrop((CROP, CROP), scale=(0.2, 1.0)),
-        RandomHorizontalFlip(),
-        ColorJiggle(*JIGGLE, p=0.8),
-        RandomGrayscale(p=0.2),
-        Normalize(mean=list(MEAN), std=list(STD)),
-        same_on_batch=False,
-    )
+    chain: Any = kornia_transform(CROP)
     torch.manual_seed(seed)
     result = chain(source)
     crop, flip, color, gray, _ = (item.data for item in chain._params)

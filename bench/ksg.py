@@ -61,7 +61,10 @@ def against_a_call_per_point(n: int, repeats: int, device: str) -> None:
         seconds = timing.compare(work, repeats)
         seconds["a call per point"] *= share
         what = f"KSG-1, n = {n:,}, {dim} + {dim} dimensions ({estimate:.4f} nats{apart})"
-        timing.write(f"ksg_{dim}_{device}", what, seconds, "a call per point", device)
+        timing.write(
+            f"ksg_{dim}_{device}", what, seconds, "a call per point", device, n=n, unit="points",
+            here="ksg_mutual_information",
+        )  # fmt: skip
 
 
 def between_methods(n: int, dims: list[int], repeats: int) -> None:

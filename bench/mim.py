@@ -156,7 +156,9 @@ def main() -> None:
             total += loss.detach()
 
     seconds = timing.compare({"plain": train_plain, "lean": train_lean}, options.repeats, clock=clock)
-    timing.write(f"mim_train_{options.mid_dim}", f"an epoch of training, {what}", seconds, "plain")
+    of: dict = dict(n=datasets.N_TOY_ITEMS, unit="points", clock=clock)
+    gflop = timing.gflop_of(train_lean)
+    timing.write(f"mim_train_{options.mid_dim}", f"an epoch of training, {what}", seconds, "plain", gflop=gflop, **of)
 
     # --- A test, with the KSG estimate of all pairs
     @torch.no_grad()
@@ -179,7 +181,8 @@ def main() -> None:
 
     ways = {"plain, with KSG": test_plain, "lean, with KSG": test_and_ksg_lean, "lean, without": test_lean}
     seconds = timing.compare(ways, options.repeats, clock=clock)
-    timing.write(f"mim_test_{options.mid_dim}", f"a test, {what}", seconds, "plain, with KSG")
+    here = "lean, with KSG"
+    timing.write(f"mim_test_{options.mid_dim}", f"a test, {what}", seconds, "plain, with KSG", here=here, **of)
 
     # --- Ten seeds: whole runs through the public entry
     def runs_of(groups: list[list[int]]) -> None:
@@ -192,7 +195,8 @@ def main() -> None:
     ways = {"one after the other": lambda: runs_of([[s] for s in seeds]), "as one model": lambda: runs_of([seeds])}
     seconds = timing.compare(ways, max(1, options.repeats // 2), warm_up=0, clock=clock)
     what = f"{options.seeds} seeds, {options.seed_epochs} epochs each with test, {what}"
-    timing.write(f"mim_seeds_{options.mid_dim}", what, seconds, "one after the other")
+    of["n"] = datasets.N_TOY_ITEMS * options.seeds * options.seed_epochs
+    timing.write(f"mim_seeds_{options.mid_dim}", what, seconds, "one after the other", **of)
     for path in sorted(Path(timing.RESULTS).glob(f"mim_*_{options.mid_dim}.json")):
         print(path)
 

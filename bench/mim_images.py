@@ -78,7 +78,9 @@ def compare_likelihood(family: str, n_images: int, n_draws: int, repeats: int) -
     }
     seconds = timing.compare(ways, repeats, warm_up=0, clock=time.process_time)
     what = f"likelihood of {n_images} images under {family}, S = {n_draws:,}, 500 pseudo-inputs; {apart:.1e} nats apart"
-    timing.write(f"mim_images_likelihood_{family}", what, seconds, "plain")
+    gflop = timing.gflop_of(ways["as in the package"])
+    of: dict = dict(n=n_images, unit="images", gflop=gflop, clock=time.process_time)
+    timing.write(f"mim_images_likelihood_{family}", what, seconds, "plain", **of)
 
 
 @torch.no_grad()
@@ -97,7 +99,9 @@ def compare_sampling(n_images: int, n_passes: int, repeats: int) -> None:
     seconds = timing.compare(ways, repeats, clock=time.process_time)
     seconds["plain"] *= 28 * 28 / n_passes
     what = f"{n_images} images of pixelhvae_2level; plain: {n_passes} of 784 passes timed, multiplied up"
-    timing.write("mim_images_sampling", what, seconds, "plain")
+    gflop = timing.gflop_of(ways["as in the package"])
+    of: dict = dict(n=n_images, unit="images", gflop=gflop, clock=time.process_time)
+    timing.write("mim_images_sampling", what, seconds, "plain", **of)
 
 
 class PlainGated(nn.Module):
@@ -174,9 +178,11 @@ def compare_training(n_images: int, repeats: int) -> None:
     losses = [float(step()) for step in ways.values()]
     apart = abs(losses[0] / losses[1] - 1)
     seconds = timing.compare(ways, repeats, warm_up=0, clock=time.process_time)
-    rates = ", ".join(f"{name} {n_images / value:.0f}" for name, value in seconds.items())
+    of: dict = dict(
+        n=n_images, unit="images", gflop=timing.gflop_of(ways["as in the package"]), clock=time.process_time
+    )
     what = f"training step of convhvae_2level, {n_images} images, 500 pseudo-inputs; losses {apart:.0e} apart"
-    timing.write("mim_images_training", f"{what}; images/s: {rates}", seconds, "plain")
+    timing.write("mim_images_training", what, seconds, "plain", **of)
 
 
 def main() -> None:

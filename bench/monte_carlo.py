@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import torch
 from scipy import stats
@@ -12,10 +14,13 @@ from mi_ml_gen.generators.registry import load_latent_space
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.learned import NonlinearWalker
 
-N = 500_000
-
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=500_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    n = options.n
     torch.manual_seed(0)
     generator = load_latent_space("bigbigan")
     walker = NonlinearWalker(Chunks(5, 6), 20)
@@ -25,7 +30,7 @@ def main() -> None:
         """In a hundred parts: draw by SciPy, move, take lengths in numpy, keep them all, then mean and deviation."""
         lengths = []
         for part in range(100):
-            draw = stats.truncnorm.rvs(-2, 2, size=(N // 100, 120), random_state=np.random.RandomState(part))
+            draw = stats.truncnorm.rvs(-2, 2, size=(n // 100, 120), random_state=np.random.RandomState(part))
             anchor = torch.from_numpy(draw.astype(np.float32))
             positive = walker(generator, anchor).positive.numpy()
             lengths.append(np.linalg.norm(positive[:, 100:] - anchor.numpy()[:, 100:], axis=1))
@@ -34,12 +39,11 @@ def main() -> None:
 
     ways = {
         "plain: scipy draws, all lengths kept": plain,
-        "estimate_delta": lambda: estimate_delta(generator, walker, N),
+        "estimate_delta": lambda: estimate_delta(generator, walker, n),
     }
-    seconds = timing.compare(ways, repeats=3, warm_up=1)
-    timing.write(
-        "monte_carlo", "delta of one BigBiGAN walker (chunk 5), 500,000 draws", seconds, plain=next(iter(ways))
-    )
+    seconds = timing.compare(ways, options.repeats)
+    what = f"delta of one BigBiGAN walker (chunk 5), {n:,} draws"
+    timing.write("monte_carlo", what, seconds, next(iter(ways)), n=n, unit="draws")
 
 
 if __name__ == "__main__":

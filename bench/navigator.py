@@ -1,7 +1,7 @@
 """One navigator step on the published BigBiGAN (128 px, 70 M parameters, random weights): plain against lean.
 
-    python bench/navigator.py --batch 4 --chunks 1_6           on the CPU
-    python bench/navigator.py --batch 64 --device cuda --chunks 1_6
+    python -m bench.navigator --batch 4 --chunks 1_6           on the CPU
+    python -m bench.navigator --batch 64 --device cuda --chunks 1_6
 
 Plain, as the reference does it: spectral normalisation computed in each call, both images decoded with a graph,
 nearest upsampling before each convolution, the critic run twice with all gradients. Lean: what navigator.py does.
@@ -118,7 +118,11 @@ def main() -> None:
         ways["lean, bf16, compiled"] = step(plain=False, precision="bf16", compiled=True)
     seconds = timing.compare(ways, options.repeats, options.warm_up)
     what = f"navigator step, BigBiGAN 128, batch {options.batch}, chunks {options.chunks}"
-    timing.write(f"navigator_{device.type}_{options.chunks}", what, seconds, "plain", device)
+    gflop = timing.gflop_of(ways["lean"]) if device.type == "cpu" else None
+    timing.write(
+        f"navigator_{device.type}_{options.chunks}", what, seconds, "plain", device, n=options.batch, unit="pairs",
+        gflop=gflop,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

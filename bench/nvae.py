@@ -129,7 +129,8 @@ def compare_training(architecture: NVAEConfig, layout: str, batch: int, repeats:
     apart = abs(losses[0] / losses[1] - 1)
     seconds = timing.compare({"plain": other.step, "as in the package": one.step}, repeats, clock=time.process_time)
     what = f"NVAE {layout}, {architecture.initial_channels} channels, training step of {batch} images"
-    timing.write(f"nvae_{layout}_training", f"{what}; losses {apart:.1e} apart", seconds, "plain")
+    more: dict = dict(n=batch, unit="images", gflop=timing.gflop_of(one.step), clock=time.process_time)
+    timing.write(f"nvae_{layout}_training", f"{what}; losses {apart:.1e} apart", seconds, "plain", **more)
 
 
 def step(generator: NVAE, z: Tensor, chunks: Chunks, shared: bool) -> Tensor:
@@ -177,7 +178,9 @@ def main() -> None:
         seconds = timing.compare(ways, args.repeats, clock=time.process_time)
         what = f"NVAE {args.layout}, {architecture.initial_channels} channels, {args.batch} pairs, chunks {chunks}"
         name = f"nvae_{args.layout}_{chunks}"
-        timing.write(name, f"{what}; images at most {apart:.1e} apart", seconds, "plain")
+        gflop = timing.gflop_of(ways["as in the package"])
+        more: dict = dict(n=args.batch, unit="pairs", gflop=gflop, clock=time.process_time)
+        timing.write(name, f"{what}; images at most {apart:.1e} apart", seconds, "plain", **more)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,124 @@
-"""All timings that a laptop can make, one after the other: what `make bench` runs."""
+"""All timings that a machine without a GPU can make, in one table: what `make bench` runs.
+
+    python -m bench.run                  all of it
+    python -m bench.run --quick          smaller pieces of work, fewer repeats
+    python -m bench.run --only navigator nvae
+
+Each piece of work runs in a process of its own, in which the plain way and ours take turns. Writes bench/results/cpu.md
+and cpu.json anew after each, so what is done is there when it is stopped; with --only, other rows of this commit stay.
+`make bench-gpu` is the same for a GPU.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-BENCHES = (
-    ["bench.sampling"],
-    ["bench.draws"],
-    ["bench.monte_carlo"],
-    ["bench.navigator", "--batch", "4", "--chunks", "1_6"],
-    ["bench.navigator", "--batch", "4", "--chunks", "5_6"],
-    ["bench.stylegan2", "--batch", "8"],
-    ["bench.nvae"],
-    ["bench.nvae", "--training"],
-    ["bench.augment"],
-    ["bench.ksg"],
-    ["bench.mim"],
-    ["bench.mim_images"],
-)
+from bench import timing
+from mi_ml_gen.core import cli
+from mi_ml_gen.core.errors import EnvironmentFault
+from mi_ml_gen.core.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = timing.RESULTS / "cpu"
+BENCHES: dict[str, tuple[str, str]] = {
+    "navigator 1_6": ("bench.navigator --batch 4 --chunks 1_6", "--batch 2 --repeats 3"),
+    "navigator 5_6": ("bench.navigator --batch 4 --chunks 5_6", "--batch 2 --repeats 3"),
+    "stylegan2": ("bench.stylegan2 --batch 8", "--batch 2 --repeats 1"),
+    "nvae": ("bench.nvae", "--repeats 3"),
+    "nvae training": ("bench.nvae --training", "--repeats 3"),
+    "augment": ("bench.augment", "--batch 64 --repeats 3"),
+    "sampling": ("bench.sampling", "--n 50000"),
+    "monte carlo": ("bench.monte_carlo", "--n 50000"),
+    "ksg": ("bench.ksg", "--n 2000 --repeats 1"),
+    "mim": ("bench.mim --processor", "--repeats 1 --seeds 3 --seed_epochs 1"),
+    "mim images": ("bench.mim_images", "--parts likelihood training --S 500 --S_conv 100 --batch 20 --repeats 1"),
+}
+"""Each bench by its name: the command, and what --quick adds to it."""
+
+
+def run(command: Iterable[str]) -> list[dict[str, Any]]:
+    """The results of one bench, in the order in which it wrote them; a bench that fails gives what it had written."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"BENCH_RESULTS": folder}
+        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment)
+        paths = sorted(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        found = [json.loads(path.read_text()) for path in paths]
+    if done.returncode:
+        found.append({"failed": done.returncode})
+    return found
+
+
+def rate(per_s: float) -> str:
+    """Three digits, and no exponent for large numbers."""
+    return f"{float(f'{per_s:.3g}'):,.6g}" if per_s < 1e6 else f"{float(f'{per_s:.3g}'):,.0f}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table."""
+    lines = [
+        f"# Work beside the plain way on {result['machine']}", "",
+        f"{result['date']}, commit {result['commit']}{', --quick' if result['quick'] else ''}, by `make bench`.", "",
+        "`plain` and `here` are what the two ways get done in a second, in turns in one process: the medians of a few "
+        "repeats, without an interval. Seconds marked * are of the processor, all threads together; others are the "
+        f"wall's. `floor` is the time of the counted FLOPs at the rate of float32 products of {timing.MATRIX} x "
+        f"{timing.MATRIX} matrices on this machine, measured beside the work, and `reached` is its share of the "
+        "measured time. Work without such FLOPs has no floor.", "",
+        "| work | unit | plain, 1/s | here, 1/s | times faster | here, s | floor, s | reached |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    for name, rows in result["benches"].items():
+        for row in rows:
+            if "failed" in row:
+                lines.append(f"| {name}: failed with exit code {row['failed']} | | | | | | | |")
+                continue
+            plain, here = row["seconds"][row["plain"]], row["seconds"][row["here"]]
+            mark = "*" if row["clock"] == "processor" else ""
+            floor_s = row["gflop"] / row["gflop_per_s"] if row["gflop_per_s"] else None
+            end = "| |" if floor_s is None else f"{floor_s:.3g} | {floor_s / here:.2f} |"
+            lines.append(
+                f"| {row['what']} | {row['unit']} | {rate(row['n'] / plain)} | {rate(row['n'] / here)} | "
+                f"{plain / here:.2f} | {here:.3g}{mark} | {end}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller pieces of work, fewer repeats")
+    parser.add_argument("--only", nargs="+", choices=BENCHES, metavar="NAME", help=f"of {', '.join(BENCHES)}")
+    options = parser.parse_args(argv)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    result: dict[str, Any] = {
+        "machine": timing.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git.stdout.strip() or "unknown",
+        "quick": options.quick,
+        "benches": {},
+    }
+    path = RESULT.with_suffix(".json")
+    before = json.loads(path.read_text()) if options.only and path.exists() else {}
+    same = ("machine", "commit", "quick")
+    if all(before.get(key) == result[key] for key in same):
+        result["benches"] = before["benches"]
+    for name in options.only or BENCHES:
+        command, quick = BENCHES[name]
+        result["benches"][name] = run([*command.split(), *(quick.split() if options.quick else ())])
+        ordered = {name: result["benches"][name] for name in BENCHES if name in result["benches"]}
+        result["benches"] = ordered
+        atomic_write(path, (json.dumps(result, indent=2) + "\n").encode())
+        atomic_write(RESULT.with_suffix(".md"), markdown(result).encode())
+    print(f"\n{markdown(result)}\nwritten: {path.with_suffix('.md')}, {path}")
+    if failed := [name for name, rows in result["benches"].items() if any("failed" in row for row in rows)]:
+        raise EnvironmentFault(f"failed, see above: {', '.join(failed)}")
+
 
 if __name__ == "__main__":
-    root = Path(__file__).resolve().parents[1]
-    for bench in BENCHES:
-        subprocess.run([sys.executable, "-m", *bench], cwd=root, check=True)
+    cli.run(main)

@@ -1,6 +1,6 @@
 """Synthesis of StyleGAN2 at 512 px: one shared convolution a layer against per-sample grouped kernels.
 
-    python bench/stylegan2.py --batch 8 --threads 2
+    python -m bench.stylegan2 --batch 8 --threads 2
 
 Both ways compute the same images from the same weights, in a process of their own each. Prints for each the
 median time of a forward pass (on the wall, and of the processors, all threads together, which bears a busy
@@ -26,11 +26,13 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 
+from bench import timing
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
 from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
 from mi_ml_gen.generators.stylegan2.network import Features, Modulation, NoiseSource, SynthesisLayer, Window
 
+ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("shared", "grouped", "decode")
 
 
@@ -99,6 +101,7 @@ def measure(way: str, batch: int, resolution: int, threads: int, repeats: int) -
         generator.to(memory_format=torch.channels_last)  # as load_generator does
     run: Callable[[torch.Tensor], torch.Tensor] = generator.decode if way == "decode" else generator.synthesize
     latents = generator.latents(torch.randn(batch, generator.noise_dim))
+    gflop = timing.gflop_of(lambda: run(latents[:1])) * batch
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds, cpu_seconds = [], []
     for _ in range(repeats + 1):  # the first pass warms up
@@ -112,6 +115,7 @@ def measure(way: str, batch: int, resolution: int, threads: int, repeats: int) -
         "cpu_seconds": statistics.median(cpu_seconds[1:]),
         "peak_mib": peak_mib,
         "before_mib": before_mib,
+        "gflop": gflop,
         "probe": images[:, :, ::37, ::41].flatten().tolist(),
     }
 
@@ -132,10 +136,10 @@ def main() -> None:
     print(f"{args.resolution} px, batch {args.batch}, median of {args.repeats} after one warm-up")
     results = {}
     for way in WAYS:
-        command = [sys.executable, str(Path(__file__).resolve()), "--way", way]
+        command = [sys.executable, "-m", "bench.stylegan2", "--way", way]
         for flag in ("batch", "resolution", "threads", "repeats"):
             command += [f"--{flag}", str(getattr(args, flag))]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
         results[way] = json.loads(output)
         row = results[way]
         above = row["peak_mib"] - row["before_mib"]
@@ -147,6 +151,13 @@ def main() -> None:
     for way in ("grouped", "decode"):
         ratios = {key: results[way][key] / shared[key] for key in ("seconds", "cpu_seconds", "peak_mib")}
         print(f"{way} / shared: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items()))
+    names = {"grouped": "plain", "shared": "one convolution a layer", "decode": "only what reaches the crop"}
+    torch.set_num_threads(args.threads)
+    timing.write(
+        "stylegan2_cpu", f"StyleGAN2 at {args.resolution} px, images without gradients, batch {args.batch}",
+        {name: results[way]["cpu_seconds"] for way, name in names.items()}, "plain", n=args.batch, unit="images",
+        gflop=results["decode"]["gflop"], clock=time.process_time,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

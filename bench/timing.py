@@ -1,8 +1,14 @@
-"""Side-by-side timing: the same work done in several ways, in one process, in turns, as ratios to the plain way."""
+"""Side-by-side timing: the same work done in several ways, in one process, in turns, as ratios to the plain way.
+
+The floor of a piece of work is the time that its FLOPs take at the rate at which this machine multiplies large matrices
+in float32, measured in the same process, with the same threads and the same clock. Work without matrix products and
+convolutions has none.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -11,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
+"""`bench.run` gathers the results of a folder of its own."""
+MATRIX = 1024
+"""Side of the square matrices that a machine's rate is measured with."""
 
 
 def compare(
@@ -52,18 +62,47 @@ def machine(device: torch.device | str = "cpu") -> str:
     return f"{torch.get_num_threads()} threads of {model}, torch {torch.__version__}"
 
 
-def write(name: str, what: str, seconds: dict[str, float], plain: str, device: torch.device | str = "cpu") -> None:
-    """Print the result and keep it in bench/results/NAME.json."""
+def gflop_of(work: Callable[[], Any]) -> float:
+    """GFLOP of matrix products, convolutions and attention in one call, 2 for each multiply and add."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
+
+
+def gflop_per_s(clock: Callable[[], float] = time.perf_counter, repeats: int = 5) -> float:
+    """What this machine reaches in products of large float32 matrices, per second of the clock: the median."""
+    a, b = torch.rand(2, MATRIX, MATRIX)
+    seconds = compare({"product": lambda: a @ b}, repeats, warm_up=2, clock=clock)["product"]
+    return 2 * MATRIX**3 / 1e9 / seconds
+
+
+def write(
+    name: str, what: str, seconds: dict[str, float], plain: str, device: torch.device | str = "cpu", *,
+    n: int = 1, unit: str = "calls", here: str | None = None, gflop: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:  # fmt: skip
+    """Print the result and keep it in RESULTS/NAME.json.
+
+    n, unit: what is done in so many seconds, 64 "images" for example. here: the package's way, by default the last one.
+    gflop: of the package's way, for the floor; None or 0 where it has none. clock: that of the seconds.
+    """
     ratios = {way: seconds[plain] / value for way, value in seconds.items()}
     print(f"\n{what}\n  on {machine(device)}")
     for way, value in seconds.items():
         print(f"  {way:44s} {value:9.3f} s   {ratios[way]:6.2f} x")
     RESULTS.mkdir(exist_ok=True)
+    has_floor = bool(gflop) and torch.device(device).type == "cpu"
     result = {
         "what": what,
         "machine": machine(device),
+        "clock": "processor" if clock is time.process_time else "wall",
+        "n": n,
+        "unit": unit,
         "seconds": seconds,
         "times_faster_than_plain": ratios,
         "plain": plain,
+        "here": here or list(seconds)[-1],
+        "gflop": gflop or None,
+        "gflop_per_s": gflop_per_s(clock) if has_floor else None,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

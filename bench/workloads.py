@@ -287,8 +287,6 @@ PUBLISHED: dict[str, tuple[str, Train]] = {
 }
 """The published sizes at batch 64: the generator's name, and train(folder, generator, **changes of the settings)."""
 PRECISIONS = ("fp32", "bf16")
-RECOMPUTING: tuple[str, ...] = tuple(name for name in PUBLISHED if not name.startswith("navigator"))
-"""The works that have the flag --recompute."""
 
 
 def count(name: str, precision: str, **changes: Any) -> Counts:

@@ -45,13 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.experiments import table1
     from mi_ml_gen.generators.registry import load_generator, load_latent_space
     from mi_ml_gen.information.image_critic import CriticSettings
+    from mi_ml_gen.navigator import folders
     from mi_ml_gen.navigator.records import Flags, circumstances
 
     device = runtime.resolve_device(a.device)
     may_decode = a.all_chunks or a.page or a.curves or a.fresh_critics == "yes"
     load = load_generator if may_decode else load_latent_space
     flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation, a.anchors, a.anchors_data)
-    found = circumstances(table1.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
+    found = circumstances(folders.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
     generator, noise = found.generator, found.noise
     if a.dim_z not in (None, generator.noise_dim):
         raise UsageError(f"--dim_z {a.dim_z}: {generator.name} has noise of length {generator.noise_dim}")
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table1.check_iterations(a.walkers_base_path, a.walkers_iter, settings, generator, a.groups)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 
-    walkers = table1.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
+    walkers = folders.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
     rows = table1.estimate_rows(generator, walkers, a.n_samples, noise, a.seed, device, progress=True)
     critic = None
     if may_decode and a.fresh_critics != "no":

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.generators.anchors import anchor_distribution
     from mi_ml_gen.generators.registry import load_generator
     from mi_ml_gen.information.image_critic import CriticSettings
+    from mi_ml_gen.navigator import folders
     from mi_ml_gen.walkers import pictures
 
     device = runtime.resolve_device(settings.device)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         noise = anchor_distribution(own, generator)
         print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)
-        found = table1.find_walkers(folder)
+        found = folders.find_walkers(folder)
         rows = table1.estimate_rows(generator, found, whole.n_samples, noise, own.seed, device, True)
         critic = table1.fresh_settings(found, CriticSettings(**FRESH)) if whole.fresh_critics else None
         if critic is not None:

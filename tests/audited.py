@@ -44,6 +44,23 @@ class Outcome(NamedTuple):
     cpu_seconds: float
 
 
+def assert_refused_in_one_line(outcomes: Sequence[Outcome]) -> None:
+    """Each file is refused by one of the two errors for files, in a line that names it."""
+    kinds = ("UnsafeCheckpointError", "CorruptCheckpointError")
+    assert [outcome for outcome in outcomes if outcome.error not in kinds] == []
+    for outcome in outcomes:
+        assert outcome.file[:40] in outcome.message, outcome
+        assert outcome.message.isprintable() and len(outcome.message) < 700, outcome
+
+
+def assert_payloads_are_called_unsafe(outcomes: Sequence[Outcome]) -> None:
+    """Files whose names begin with "unsafe" are refused as such."""
+    odd_but_harmless = ("name made of numbers", "build with slots")
+    unsafe = [outcome for outcome in outcomes if outcome.file.startswith("unsafe")]
+    wrong = [outcome for outcome in unsafe if outcome.error != "UnsafeCheckpointError"]
+    assert [outcome for outcome in wrong if not outcome.file.endswith(odd_but_harmless)] == []
+
+
 def read_audited(files: Sequence[Path], readers: Sequence[str], warm_up: Sequence[Path]) -> list[Outcome]:
     """Read each file with each reader ("module:function") in a child process.
 

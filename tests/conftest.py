@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mi_ml_gen.core import loop
+from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.generators.bigbigan import BigBiGAN, BigBiGANConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,6 +66,33 @@ def make_small_generator(seed: int = 0) -> BigBiGAN:
 @pytest.fixture
 def small_generator() -> BigBiGAN:
     return make_small_generator()
+
+
+def assert_same_weights(one: Path, other: Path, names: Sequence[str], last: str) -> None:
+    """Files of weights, and everything in the state `last`, are bit-equal in two run folders."""
+    for name in names:
+        mine, theirs = load_tensors(one / name).tensors, load_tensors(other / name).tensors
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    mine, theirs = (torch.load(path / "checkpoints" / last, weights_only=True)["state"] for path in (one, other))
+    assert _flat(mine) == _flat(theirs)
+
+
+def _flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in _flat(value, f"{prefix}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return _flat(dict(enumerate(state)), prefix)
+    return {prefix: state.tolist() if isinstance(state, torch.Tensor) else state}
+
+
+def arrays_of_child(program: str, words: Sequence[str], environment: Mapping[str, str], found: Path) -> dict[str, Any]:
+    """What a Python process of its own writes into `found`, an .npz file."""
+    environment = dict(environment) | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with np.load(found) as arrays:
+        return dict(arrays)
 
 
 class StopAt:

@@ -13,9 +13,18 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 MPS, CPU = torch.device("mps", 0), torch.device("cpu")
+
+
+_aten = torch.ops.aten
+_TAKE_BOTH = {
+    _aten._to_copy.default, _aten.copy_.default, _aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default,
+    _aten._foreach_copy_.default, _aten.eq.Tensor,
+}  # fmt: skip
+"""Operators that take tensors of two devices: copies, indices of the host, and what torch's one_hot compares, which
+takes the pretended device for the CPU."""
 
 
 class OnMps(torch.Tensor):
@@ -37,6 +46,9 @@ class OnMps(torch.Tensor):
     def cpu(self) -> torch.Tensor:  # type: ignore[override]
         return self.inner.clone()
 
+    def tolist(self) -> Any:  # type: ignore[override]
+        return self.inner.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(function, args, kwargs or {}, is_here=True)
@@ -47,6 +59,10 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any], is_here: bool) -> Any
     if wanted is not None:
         is_here = torch.device(wanted).type == "mps"
         kwargs = kwargs | {"device": CPU}
+    if is_here and function not in _TAKE_BOTH:
+        strays = [one for one in tree_flatten((args, kwargs))[0] if type(one) is torch.Tensor and one.dim() > 0]
+        if strays and any(isinstance(one, OnMps) for one in tree_flatten((args, kwargs))[0]):
+            raise RuntimeError(f"Expected all tensors to be on the same device: {function} has mps and cpu ones")
     args, kwargs = tree_map_only(OnMps, lambda one: one.inner, (args, kwargs))
     out = function(*args, **kwargs)
     return tree_map_only(torch.Tensor, OnMps, out) if is_here else out

@@ -20,6 +20,7 @@ from mi_ml_gen.delta import BATCH, block_rows, estimate_delta, independent_delta
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.latents import Chunks, LatentLayout, TruncatedNormal
+from mi_ml_gen.navigator.folders import TrainedWalker
 from mi_ml_gen.walkers import learned
 from mi_ml_gen.walkers.base import IdentityWalker
 from mi_ml_gen.walkers.grouped import GroupedWalker
@@ -207,7 +208,7 @@ def test_long_latents_need_no_more_memory(generator, chunks, monkeypatch):
     walkers = learned_walker(generator, chunks), RandomWalker(chunks, 0.5)
     n = block_rows(generator.noise_dim)
     with PeakBytes() as counted:
-        trained = [table1.TrainedWalker(Path("w"), walker, 2048, 1.0, 1.0, 64, 0.1) for walker in walkers]
+        trained = [TrainedWalker(Path("w"), walker, 2048, 1.0, 1.0, 64, 0.1) for walker in walkers]
         rows = table1.estimate_rows(generator, trained, n)
         several = estimate_delta(generator, random, n)
     assert counted.peak < 500_000_000

@@ -22,13 +22,14 @@ from mi_ml_gen.core.runs import RunFolder, read_config, read_metrics
 from mi_ml_gen.data import folders
 from mi_ml_gen.data.beton.format import Encoded, encode_jpeg, write_beton
 from mi_ml_gen.data.loading import load_source
-from mi_ml_gen.experiments import explorer, generated_dataset, information_calibration, run_report, table1
+from mi_ml_gen.experiments import explorer, generated_dataset, information_calibration, run_report
 from mi_ml_gen.experiments import view_comparison as comparison
 from mi_ml_gen.hub import sharing
 from mi_ml_gen.information.task_files import export_tasks
 from mi_ml_gen.information.tasks import make_task
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.mim.sweep import read_statistics
+from mi_ml_gen.navigator.folders import find_walkers
 from mi_ml_gen.report.tables import Table
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.learned import NonlinearWalker
@@ -77,7 +78,7 @@ def of_a_run(path: Path) -> Any:
 
 
 def table_of_walkers(path: Path) -> Any:
-    return [(w.samples, w.infonce, w.walker, w.rows, w.training, w.record.noise) for w in table1.find_walkers(path)]
+    return [(w.samples, w.infonce, w.walker, w.rows, w.training, w.record.noise) for w in find_walkers(path)]
 
 
 def a_beton(path: Path) -> None:

@@ -153,7 +153,9 @@ def disk_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
+        leads_nowhere = os.path.islink(error.filename) and not os.path.exists(error.filename)
+        what = "a link that leads nowhere" if leads_nowhere else "a file, not a folder"
+        raise UsageError(f"cannot write {path}: {error.filename} is {what}") from error
     except IsADirectoryError as error:
         raise UsageError(f"cannot write {path}: it is a folder") from error
     except OSError as error:
@@ -178,13 +180,13 @@ def hash_file(path: Path) -> Path:
 
 
 def recorded_hashes(path: Path) -> list[str] | None:
-    """The SHA-256s that the file beside `path` lists, the newest first; None where there is no such file. What is no
-    text there is the hash of nothing, so that `path` counts as damaged."""
+    """The SHA-256s that the file beside `path` lists, the newest first; None where there is no such file. Lines that
+    are no hashes are passed over, so a file of nothing else is the hash of nothing, and `path` counts as damaged."""
     try:
-        data = hash_file(path).read_bytes()
+        lines = hash_file(path).read_bytes().splitlines()
     except FileNotFoundError:
         return None
-    return [line[:64].decode("ascii", "replace") for line in data.splitlines()]
+    return [line[:64].decode() for line in lines if re.match(rb"[0-9a-f]{64}(\s|$)", line)]
 
 
 def write_with_hash(path: Path, data: bytes | memoryview) -> None:

@@ -8,7 +8,6 @@ there, since that takes longer than torch itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.core.recompute import activated, normalised, recomputing
 
 SMALL_IMAGE_PX = 64
 """Below this the stem keeps the resolution: 3x3, stride 1, no max pool."""
@@ -50,8 +48,8 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = activated(self.bn1, self.conv1(x))
-        return activated(self.bn2, self.conv2(branch), added=_beside(self.downsample, x))
+        branch = torch.relu_(self.bn1(self.conv1(x)))
+        return _joined(self.bn2(self.conv2(branch)), x, self.downsample)
 
 
 class Bottleneck(nn.Module):
@@ -74,17 +72,15 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = activated(self.bn1, self.conv1(x))
-        branch = activated(self.bn2, self.conv2(branch))
-        return activated(self.bn3, self.conv3(branch), added=_beside(self.downsample, x))
+        branch = torch.relu_(self.bn1(self.conv1(x)))
+        branch = torch.relu_(self.bn2(self.conv2(branch)))
+        return _joined(self.bn3(self.conv3(branch)), x, self.downsample)
 
 
-def _beside(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
-    """What a block adds to its branch."""
-    if shortcut is None:
-        return x
-    convolution, norm = shortcut
-    return normalised(norm, convolution(x))
+def _joined(branch: Tensor, x: Tensor, shortcut: nn.Sequential | None) -> Tensor:
+    """A block's output, in the memory of its branch."""
+    branch += x if shortcut is None else shortcut(x)
+    return torch.relu_(branch)
 
 
 _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -103,11 +99,7 @@ class ResNet(nn.Module):
 
     small_images: the stem without stride and pooling. halves: with small_images, the stem that halves the resolution at
     a quarter of the work for the same width. A stem shows in the shape of its kernel.
-
-    recomputes: whether the outputs of ReLUs are computed again in the backward pass, see `core.recompute`.
     """
-
-    recomputes = False
 
     def __init__(
         self,
@@ -145,9 +137,8 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        with recomputing() if self.recomputes and self.training else nullcontext():
-            x = self.maxpool(activated(self.bn1, self.conv1(images)))
-            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, feature_dim, h, w)
         if self.training:
             norms = [module for module in self.modules() if isinstance(module, BatchNorm2d) and module.training]
             counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]

@@ -119,11 +119,6 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     run_name: str | None = redefined(  # type: ignore[assignment]
         InNamedFolder, "run_name", None, help="name of the run folder (default: from the settings)"
     )
-    recompute: bool = option(
-        False, free=True, later=True,
-        help="compute the backbone's ReLUs again in the backward pass, which takes time and saves memory, in a run of "
-        "one process",
-    )  # fmt: skip
     decode_at_once: int | None = option(
         None, at_least=1, free=True, help="pairs that are decoded together (default: all of a batch)"
     )
@@ -132,8 +127,6 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
         METHODS.check(self.encoder)
         POLICIES.check(self.policy)
         super().__post_init__()
-        if self.recompute and self.compile:
-            raise UsageError("--recompute and --compile: choose one of them")
 
     @property
     def policy(self) -> str:

@@ -85,7 +85,6 @@ def train_encoder(
     judge = knn_monitor(settings, sampler)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     encoder = build_encoder(settings, sampler.augment.crop_size)
-    encoder.backbone.recomputes = settings.recompute
     norms.synchronise(encoder)
     encoder = encoder.to(device).to(memory_format=torch.channels_last).train()
     run_encoder: Callable[..., Any] = encoder

@@ -25,6 +25,7 @@ from mi_ml_gen.generators.anchors import anchor_distribution
 from mi_ml_gen.generators.nvae.evaluation import evaluate_nvae
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.latents import Chunks
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import train_navigator
 from mi_ml_gen.report.figures import bars, curves, scatter
@@ -131,7 +132,7 @@ def run_ablation(
     for name, chunks in {**groups(generator), **scales(generator)}.items():
         own = folder / name.replace(" ", "_").replace(":", "_")
         train_navigator(dataclasses.replace(settings, chunks=str(chunks)), generator, own / "walker", progress)
-        (walker,) = table1.find_walkers(own)
+        (walker,) = folders.find_walkers(own)
         (row,) = table1.estimate_rows(generator, [walker], n_samples, noise, settings.seed, device, progress)
         z = noise.sample((N_PAIRS, generator.noise_dim), runtime.stream(settings.seed, "ablation", 0, 0, device))
         changes = {t: _change(generator, walker.walker, z, t) for t in TEMPERATURES}

@@ -42,6 +42,7 @@ from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.hub.assets import is_reference
 from mi_ml_gen.latents import Chunks
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.probe.training import ProbeConfig, train_probe
 from mi_ml_gen.views.augment import Augment
@@ -275,7 +276,7 @@ def learned_walkers(
         own = config.load(NavigatorConfig, NavigatorConfig.preset(settings.generator), given)
         own = replace(own, g_path=settings.g_path, g_use=settings.g_use)
         table1.train_missing(base, own, generator, progress=progress)
-    found = {str(one.walker.chunks[0]): str(one.folder) for one in table1.find_walkers(base)}
+    found = {str(one.walker.chunks[0]): str(one.folder) for one in folders.find_walkers(base)}
     wanted = [str(Chunks(start, start + 1)) for start in range(fine.start, fine.stop)]
     if missing := [chunks for chunks in wanted if chunks not in found]:
         there = ", ".join(found)

@@ -207,10 +207,10 @@ class MultiLatentGenerator(Shared):
     @torch.no_grad()
     def draws_to_decode(self) -> bool:
         """Whether decoding draws from its `rng`, found by decoding one image."""
-        weights = next(self.parameters(), torch.empty(0))
-        rng = runtime.stream(0, "draws_to_decode", 0, 0, weights.device)
+        device = device_of(self)
+        rng = runtime.stream(0, "draws_to_decode", 0, 0, device)
         before = rng.get_state()
-        self.decode(self.latents(torch.zeros(1, self.noise_dim, device=weights.device)), rng)
+        self.decode(self.latents(torch.zeros(1, self.noise_dim, device=device)), rng)
         return not torch.equal(rng.get_state(), before)
 
     def decode_pair(

@@ -283,7 +283,7 @@ class LinearGaussian(MultiLatentGenerator):
         if redrawn is not None and redrawn.start <= chunk < redrawn.stop:
             return 0.0
         cov = self.joint(GaussianPerturbation()).cov_x
-        column = self.mixing.double().cpu()[:, at]
+        column = self.mixing.cpu().double()[:, at]
         explained = (column @ torch.linalg.lstsq(cov, column[:, None]).solution[:, 0]).item()
         return binned_normal_information(math.sqrt(min(max(explained, 0.0), 1.0)), n_classes)
 

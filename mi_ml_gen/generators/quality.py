@@ -122,7 +122,7 @@ def measure_in_features(
         for images in parts:
             images = images.to(device)
             images = images.mean(1, keepdim=True) if is_grey else images
-            found.append(network(images.expand(-1, 3, -1, -1)).double().cpu())
+            found.append(network(images.expand(-1, 3, -1, -1)).cpu().double())
             bar.update(len(images))
         return torch.cat(found)
 

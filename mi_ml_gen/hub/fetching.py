@@ -541,7 +541,7 @@ def _agreed(file: HubFile, hub: Expected, known: Expected, artifact: Artifact | 
 def _is_right(here: Path, file: HubFile, artifact: Artifact | None, folder: Path | None) -> bool:
     """Whether a file that is here is what was recorded when it came, without asking the Hub."""
     if folder is not None:
-        expected = Expected(sha256=next(iter(recorded_hashes(here) or [""])), says=hash_file(here).name)
+        expected = Expected(sha256=(recorded_hashes(here) or ["the hash"])[0], says=hash_file(here).name)
     else:
         expected = _seen.expected(str(file._replace(revision=_commit_of(here, file.path))), None)
         if artifact is not None and artifact.sha256 is not None and file.revision == DEFAULT_REVISION:

@@ -211,9 +211,9 @@ class CriticBound(Estimator):
         course = fit(
             model, loss, lambda m: value(m, split.valid, block), split, training, seed, device, self.name, progress
         )
-        scores = _scores(model, a, b, split.test[:MOST_TEST].to(device)).double().cpu()
+        scores = _scores(model, a, b, split.test[:MOST_TEST].to(device)).cpu().double()
         n_train = min(len(scores[0]), len(split.train))
-        train = self.value(_scores(model, a, b, split.train[:n_train].to(device)).double().cpu())
+        train = self.value(_scores(model, a, b, split.train[:n_train].to(device)).cpu().double())
         least = floors(x, y, pairs, copula.gaussian_part(pairs))
         return self._result(scores, train[FULL].mean().item(), course, least)
 

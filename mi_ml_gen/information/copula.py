@@ -26,15 +26,13 @@ from scipy.special import digamma, ndtr, ndtri
 from torch import Tensor
 
 from mi_ml_gen.information.estimate import Verdict
-from mi_ml_gen.information.verdicts import Finding, tolerance
+from mi_ml_gen.information.verdicts import Finding
 
 PAIRS_PER_KNOT, FEWEST_KNOTS, MOST_KNOTS = 50, 12, 200
 _LEAST_VARIANCE = 1e-10  # of a direction, as a share of the largest: below it the direction holds nothing
 _CLOSEST = 1e-13  # 1 - rho**2 that float64 can still tell from 0
 DISCRETE_SHARE = 0.1
 """Share of repeated values from which a coordinate has no density."""
-REJECTED = 4.0
-"""Standard normal deviations from which on data are taken as not Gaussian."""
 
 
 class Canonical(NamedTuple):
@@ -145,47 +143,6 @@ def _log_det_bias(d: int, n: int) -> float:
     if n <= d + 1:
         return math.nan
     return float(digamma((n - np.arange(1, d + 1)) / 2).sum() + d * math.log(2 / n))
-
-
-def not_gaussian(points: Tensor) -> float:
-    """How many standard deviations the kurtosis of points (n, d), of covariance 1, is from a Gaussian's (Mardia 1970):
-    mean |p|**4 against d (d + 2) (n - 1) / (n + 1), with variance 8 d (d + 2) / n."""
-    n, d = points.shape
-    kurtosis = points.square().sum(1).square().mean().item()
-    return (kurtosis - d * (d + 2) * (n - 1) / (n + 1)) / math.sqrt(8 * d * (d + 2) / n)
-
-
-def dependence_left(pairs: Canonical) -> float:
-    """How many standard deviations the dependence that is left between x and the residual of y has, at most, over
-    independence. It looks at the squares and magnitudes of single coordinates and of both lengths; the largest of m
-    correlations is compared with what the largest of m independent ones would be."""
-    n = len(pairs.x)
-
-    def features(points: Tensor) -> Tensor:
-        made = torch.cat([points, points.square(), points.square().sum(1, keepdim=True).sqrt()], 1)
-        made = made - made.mean(0)
-        return made / made.square().mean(0).sqrt().clamp_min(1e-12)
-
-    correlations = features(pairs.x).T @ features(pairs.residual) / n
-    largest = correlations.abs().max().item() * math.sqrt(n)
-    return largest - math.sqrt(2 * math.log(correlations.numel()))
-
-
-def uncorrected(pairs: Canonical, nats: float, share: float = 0.5) -> list[Finding]:
-    """What speaks against an estimate that takes the pairs as Gaussian: deviations that noise does not explain, and
-    that stand for information that counts. z standard deviations of a mean over n pairs are a Kullback-Leibler
-    divergence of about z**2 / (2 n), or more; share: how much of a tolerance that may be."""
-    joint = torch.cat([pairs.x, pairs.residual], 1)
-    deviations = max(abs(not_gaussian(joint)), dependence_left(pairs))
-    about = deviations**2 / (2 * len(joint))
-    if deviations <= REJECTED or about <= share * tolerance(nats):
-        return []
-    return [
-        Finding(
-            Verdict.NOT_TRUSTED,
-            f"the pairs are not Gaussian by {deviations:.0f} standard deviations, and nothing was learned from that",
-        )
-    ]
 
 
 def standard_error(part: GaussianPart) -> float:

@@ -35,6 +35,7 @@ from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Linea
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
 from mi_ml_gen.information.estimator import Estimator, quantile
 from mi_ml_gen.information.floors import floors
+from mi_ml_gen.information.normality import not_normal
 from mi_ml_gen.information.verdicts import findings
 
 _ROWS_AT_ONCE = 4096
@@ -128,7 +129,7 @@ class DifferenceOfEntropies(Estimator):
         )
         valid = terms(model, split.valid)[FULL].mean(0)
         is_used = bool(valid.mean() > 2 * valid.std() / math.sqrt(len(valid)))
-        test = terms(model, split.test).double().cpu() * is_used
+        test = terms(model, split.test).cpu().double() * is_used
         some = split.train[: len(split.test)]
         return Correction(test, terms(model, some)[FULL].mean().item() * is_used, course, is_used)
 
@@ -160,7 +161,7 @@ class DifferenceOfEntropies(Estimator):
             floors=least,
         )  # fmt: skip
         if not conditional.is_used:
-            found += copula.uncorrected(pairs, nats)
+            found += not_normal(pairs, nats)
         return self.result(
             nats, low, high, n_test, found, gaussian_nats=part.nats, standard_error_nats=error,
             conditional_nats=conditional.test[FULL].mean().item(), marginal_nats=marginal.test[FULL].mean().item(),

@@ -32,6 +32,7 @@ from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Mlp, 
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
 from mi_ml_gen.information.estimator import Estimator, quantile
 from mi_ml_gen.information.floors import floors
+from mi_ml_gen.information.normality import not_normal
 from mi_ml_gen.information.verdicts import findings
 
 NOISIEST, BEYOND = -6.0, 7.0
@@ -163,7 +164,7 @@ class Minde(Estimator):
         course = fit(model, loss, valid, split, training, seed, device, self.name, progress)
         gains = repeated(gain, model, split.valid, "valid", 4)[FULL].mean(0)
         is_used = bool(gains.mean() > 2 * gains.std() / math.sqrt(len(gains)))
-        test = repeated(change, model, split.test, "test", _DRAWS).double().cpu() * is_used
+        test = repeated(change, model, split.test, "test", _DRAWS).cpu().double() * is_used
         learned = [
             repeated(gain, model, rows, "gap", 4)[FULL].mean().item() * is_used
             for rows in (split.train[: len(split.test)], split.test)
@@ -192,7 +193,7 @@ class Minde(Estimator):
             floors=least,
         )  # fmt: skip
         if not is_used:
-            found += copula.uncorrected(pairs, nats)
+            found += not_normal(pairs, nats)
         return self.result(
             nats, low, high, n_test, found, gaussian_nats=part.nats, standard_error_nats=error,
             members_nats=by_member.tolist(), n_steps=course.n_steps, gains_nats=learned, curve_nats=course.of_full,

@@ -11,7 +11,7 @@ from torch import Tensor
 from mi_ml_gen.information import copula
 from mi_ml_gen.information.estimate import Estimate
 from mi_ml_gen.information.estimator import Estimator
-from mi_ml_gen.information.floors import gaussian_floor
+from mi_ml_gen.information.floors import gaussian_floor, one_number_floors
 from mi_ml_gen.information.ksg_intervals import ksg_with_interval
 from mi_ml_gen.information.verdicts import Finding, below_floor, changes_with_n, too_uncertain
 
@@ -41,7 +41,7 @@ class Ksg(Estimator):
         # 20 + 20 (docs/information.md); other pairs are slower, by less than the tolerance allows for.
         rate = min(1.0, 3 / (x.shape[1] + y.shape[1]))
         pairs = copula.canonical(x, y)
-        least = gaussian_floor(pairs, copula.gaussian_part(pairs))
+        least = gaussian_floor(pairs, copula.gaussian_part(pairs)) | one_number_floors(x, y, pairs)
         nats, reach = found.nats, interval.reach_nats  # the width is judged without the part for bias
         findings: list[Finding | None] = [
             changes_with_n(nats, interval.at_half, rate),

@@ -14,7 +14,7 @@ which it was given the numbers. The first finding, in the order below, is the ve
 | 7 | `changes_with_seed` | not to be trusted | other seeds of the same training give other numbers |
 | 8 | `overfitted` | not to be trusted | training and held-out pairs give different numbers |
 | 9 | `rests_on_few_draws` | not to be trusted | a few draws decide a mean of exponentials |
-| 10 | `below_floor` | not to be trusted | a cheap estimate that errs downwards is higher |
+| 10 | `below_floor` | not to be trusted | something that cannot exceed the information is higher (floors.py) |
 | 11 | `too_uncertain` | not to be trusted | the interval is wide |
 
 **What the rules promise.** An estimate is *wrong* where it is off by more than 10% of the truth and by more than 0.1
@@ -24,6 +24,8 @@ of the right ones at most 10%. tests/information/ holds the estimators to it on 
 
 So a change counts from 7% of the estimate and 0.07 nats on (`tolerance`), between the two. A change that noise explains
 (below two standard errors) never counts.
+
+Estimators that take pairs as jointly normal add the findings of `normality.not_normal`, which come after these.
 
 **What they cannot see.** A fault that more pairs, more candidates, more training and other seeds do not show: a critic
 that cannot express the dependence, or pairs that were copied. A verdict is the absence of known faults, not a proof.

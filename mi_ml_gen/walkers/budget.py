@@ -308,7 +308,7 @@ def resolved(
         raise UsageError(f"--budget {whole_nats:g}: groups of the T_z have budgets of their own; leave out either")
     known = _recorded(Path(folder) / RECORD) if folder is not None else []
     if whole_nats is not None:
-        walker = walker_from(written, generator, device_of(generator))
+        walker = walker_from(written, generator)
         if not walker.chunks:
             raise UsageError(f"--budget {whole_nats:g}: needs a T_z that perturbs something, such as 0_1=1")
         name = "the whole T_z"
@@ -324,7 +324,7 @@ def resolved(
             found = found or solve(generator, chunks, nats, noise, seed).to_json()
             groups[text] = _marked(RandomWalker(chunks, found["strength"]), found)
         else:
-            member = walker_from({text: perturbation}, generator, device_of(generator))
+            member = walker_from({text: perturbation}, generator)
             found = found or solve_walker(generator, member, nats, noise, seed, perturbation).to_json()
             groups[text] = _marked(ScaledWalker(member, found["strength"]), found)
     return groups

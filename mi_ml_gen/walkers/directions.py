@@ -109,14 +109,14 @@ def ganspace_directions(generator: MultiLatentGenerator, chunks: Chunks | str, n
     z[:, at] = TruncatedNormal().sample((N_DRAWS, width), stream(seed, "ganspace", 0, 0))
     z = z.to(parameter.device)
     noise = stream(seed, "ganspace images", 0, 0)
-    features = torch.cat([_features(generator, part, chunks, noise).double().cpu() for part in z.split(_AT_ONCE)])
+    features = torch.cat([_features(generator, part, chunks, noise).cpu().double() for part in z.split(_AT_ONCE)])
     features = features - features.mean(0)
     values, vectors = torch.linalg.eigh(features @ features.T)  # as many as draws, however long the features are
     if values[-number] <= 1e-12 * max(values[-1].item(), 1e-30):
         raise UsageError(
             f"ganspace on chunks {chunks} of {generator.name}: its features change along fewer than {number} directions"
         )
-    moved = z[:, at].double().cpu()
+    moved = z[:, at].cpu().double()
     directions = vectors[:, -number:].flip(1).T @ (moved - moved.mean(0))  # least squares: the vectors are orthonormal
     return _signed(functional.normalize(directions, dim=1)).float()
 
@@ -128,7 +128,7 @@ def sefa_directions(generator: MultiLatentGenerator, chunks: Chunks | str, numbe
     Raises UsageError where the generator does not name its `first_weights`, and for more directions than they have.
     """
     chunks = generator.chunks(str(Chunks.of(chunks)), "chunks")
-    weights = generator.first_weights(chunks).double().cpu()
+    weights = generator.first_weights(chunks).cpu().double()
     at = generator.walk_slice(chunks)
     assert weights.ndim == 2 and weights.shape[1] == at.stop - at.start, "first weights that do not meet the walk slice"
     _check_number(number, min(weights.shape), generator, chunks)

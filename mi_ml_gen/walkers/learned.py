@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.walkers.base import Rng, Walker, _moved, chunks_of
 from mi_ml_gen.walkers.registry import register_walker
@@ -53,8 +53,7 @@ def learned_walker(generator: MultiLatentGenerator, chunks: Chunks | str) -> Lea
         walker = ConvolutionalWalker(chunks, parts)
     else:
         walker = LowRankWalker(chunks, width)
-    parameter = next(generator.parameters(), torch.empty(0))
-    return walker.to(parameter.device)
+    return walker.to(device_of(generator))
 
 
 class LearnedWalker(Walker):
@@ -119,8 +118,7 @@ class NonlinearWalker(LearnedWalker):
         """A new walker of the width that the generator asks for, on the generator's device."""
         chunks = Chunks.of(chunks)
         at = generator.walk_slice(chunks)
-        parameter = next(generator.parameters(), torch.empty(0))
-        return cls(chunks, at.stop - at.start).to(parameter.device)
+        return cls(chunks, at.stop - at.start).to(device_of(generator))
 
     def displacement(self, z: torch.Tensor) -> torch.Tensor:
         return self.walker(z)

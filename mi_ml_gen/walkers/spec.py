@@ -50,7 +50,7 @@ import torch
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.texts import TextError, parse_yaml
-from mi_ml_gen.generators.base import MultiLatentGenerator
+from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.hub import assets
 from mi_ml_gen.hub import fetching as hub
 from mi_ml_gen.hub.assets import is_reference
@@ -79,12 +79,13 @@ def walker_from(
 ) -> Walker:
     """The walker that a T_z means (the grammar stands at the top of this module), frozen, for a generator.
 
-    written: text, a path, a mapping of groups, None for nothing, or a walker, which is only checked.
-    flag: what error messages call it.
+    written: text, a path, a mapping of groups, None for nothing, or a walker, which is checked and moved. device: where
+    it comes to be, by default where the generator is. flag: what error messages call it.
     Raises UsageError that names the wrong part, and as `load_walker`.
     """
+    device = device_of(generator) if device is None else device
     if isinstance(written, Walker):
-        walker = written
+        walker = written.to(device)
     elif written is None or _is_nothing(written):
         walker = IdentityWalker()
     elif isinstance(written, Mapping):

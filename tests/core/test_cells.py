@@ -115,3 +115,19 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "cell1.failed.json").write_text('{"error": 1}')
     with pytest.raises(UsageError, match=r"cell1.failed.json: is no record of a failure"):
         cells.failure("cell1")
+
+
+def test_results_may_stand_elsewhere_and_be_preliminary(tmp_path):
+    """A result that is not the last one of its cell stays readable, and the cell is worked on again."""
+
+    def cells() -> Cells:
+        return Cells(
+            tmp_path / "cells", file=lambda name: tmp_path / name / "r.json", is_finished=lambda found: found["n"] > 1
+        )
+
+    (tmp_path / "a").mkdir()
+    for n in (1, 2):
+        assert cells().waiting(["a"]) == ["a"]
+        [done] = cells().work(["a"], lambda name, n=n: {"n": n})
+        assert done.failure is None and json.loads((tmp_path / "a" / "r.json").read_text()) == {"n": n}
+    assert cells().waiting(["a"]) == [] and cells().result("a") == {"n": 2}

@@ -312,6 +312,18 @@ def test_a_file_in_the_way(tmp_path):
             RunFolder.open(path, CONFIG)
 
 
+def test_links_to_folders_are_followed_and_others_are_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with pytest.raises(UsageError, match="link is a link that leads nowhere"):
+        RunFolder.open(tmp_path / "link", CONFIG)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(UsageError, match="circle is a link that leads nowhere"):
+        RunFolder.open(tmp_path / "circle", CONFIG)
+    (tmp_path / "there").mkdir()
+    RunFolder.open(tmp_path / "link", CONFIG).close()
+    assert (tmp_path / "there" / "config.yaml").exists() and (tmp_path / "link").is_symlink()
+
+
 def test_an_unwritable_folder(tmp_path):
     path = tmp_path / "closed"
     path.mkdir(mode=0o500)

@@ -80,7 +80,7 @@ def test_a_redefined_option_keeps_its_rule_and_place():
         (NavigatorConfig, "num_samples g_path device compile state_interval_s image_freq save_folder run_name "
          "early_stopping_min_steps early_stopping_threshold patience keep_going micro_batches keep cuda_graphs"),
         (EncoderConfig, "g_path device compile state_interval_s save_freq save_folder run_name workers loader "
-         "skip_bad decode_at_once knn_freq abort_on_collapse cuda_graphs recompute"),
+         "skip_bad decode_at_once knn_freq abort_on_collapse cuda_graphs"),
         (ProbeConfig, "save_folder run_name loader skip_bad device batch_size state_interval_s"),
         (MimConfig, "epochs log_interval show_detailed plot_x_recon_err vis_progress mi_interval save_folder "
          "data_root device no_cuda state_interval_s"),

@@ -23,7 +23,7 @@ from mi_ml_gen.mim.model import load_mim
 from mi_ml_gen.probe.classifier import load_classifier, save_classifier
 from mi_ml_gen.walkers.files import load_walker_file, read_about, save_walker
 from mi_ml_gen.walkers.learned import NonlinearWalker
-from tests.conftest import GOLDEN, make_small_generator
+from tests.conftest import GOLDEN, arrays_of_child, make_small_generator
 from tests.hub.test_sharing import MODELS, outputs
 from tests.scripts.test_scripts import call
 
@@ -67,14 +67,8 @@ def test_every_kind_comes_back_bit_for_bit_in_another_process(tmp_path):
         model = weights.load(path).eval()
         wanted |= {f"{name}/{i}": value.numpy() for i, value in enumerate(outputs(model))}
     program = "import sys; from tests.core.test_weights import read_elsewhere; read_elsewhere(sys.argv[1])"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "found.npz") as found:
-        assert set(found) == set(wanted)
-        for key, value in wanted.items():
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
+    found = arrays_of_child(program, [str(tmp_path)], os.environ, tmp_path / "found.npz")
+    np.testing.assert_equal(found, wanted)
 
 
 def test_kinds_are_found_by_a_process_that_imported_none(tmp_path):

@@ -27,7 +27,7 @@ from mi_ml_gen.encoders.simsiam import SimSiam
 from mi_ml_gen.encoders.training import build_encoder, train_encoder, view_sampler
 from mi_ml_gen.probe.features import Extraction
 from mi_ml_gen.report.images import pair_grid
-from tests.conftest import StopAt, make_small_generator
+from tests.conftest import StopAt, assert_same_weights, make_small_generator
 from tests.distributed import run_processes
 
 SETTINGS = EncoderConfig(
@@ -125,20 +125,7 @@ def test_resumed_equals_uninterrupted(no_report, whole_run, tmp_path, monkeypatc
 
 def assert_same_run(one: Path, other: Path) -> None:
     assert rows_of(one) == rows_of(other)
-    for name in ("encoder.safetensors", "encoders/e_0002.safetensors"):
-        mine, theirs = load_tensors(one / name).tensors, load_tensors(other / name).tensors
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
-    last = f"checkpoints/state_{STEPS:012d}.pt"
-    mine, theirs = (torch.load(path / last, weights_only=True)["state"] for path in (one, other))
-    assert flat(mine) == flat(theirs)
-
-
-def flat(state, prefix="") -> dict:
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return flat(dict(enumerate(state)), prefix)
-    return {prefix: state.tolist() if isinstance(state, torch.Tensor) else state}
+    assert_same_weights(one, other, ["encoder.safetensors", "encoders/e_0002.safetensors"], f"state_{STEPS:012d}.pt")
 
 
 def test_the_target_is_not_the_online_network(no_report, tmp_path, monkeypatch):

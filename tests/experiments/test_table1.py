@@ -15,6 +15,7 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.registry import load_latent_space
 from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from tests.conftest import GOLDEN, make_small_generator
 
@@ -32,13 +33,13 @@ def trained(tmp_path_factory):
 
 
 def test_one_walker_per_chunk_is_trained_and_found(trained):
-    found = table1.find_walkers(trained)
+    found = folders.find_walkers(trained)
     assert [(one.folder.name, one.walker.chunks) for one in found] == [
         ("chunk0", (Chunks(0, 1),)),
         ("chunk1", (Chunks(1, 2),)),
     ]
     assert all(one.infonce > 0 and one.n_pairs == 8 for one in found)
-    assert [one.samples for one in table1.find_walkers(trained, [32, 64])] == [32, 64]
+    assert [one.samples for one in folders.find_walkers(trained, [32, 64])] == [32, 64]
 
 
 def test_trained_walkers_are_not_trained_again(trained):
@@ -54,7 +55,7 @@ def test_groups_must_divide_the_chunks(tmp_path):
 
 def test_the_table_says_the_same_in_every_form(trained, tmp_path):
     generator = make_small_generator()
-    rows = table1.estimate_rows(generator, table1.find_walkers(trained), 3000)
+    rows = table1.estimate_rows(generator, folders.find_walkers(trained), 3000)
     table1.write_table(rows, tmp_path)
     with open(tmp_path / "table1.csv") as file:
         lines = list(csv.DictReader(file))
@@ -73,7 +74,7 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
 
 def test_the_page_stands_alone(trained, tmp_path):
     generator = make_small_generator()
-    rows = table1.estimate_rows(generator, table1.find_walkers(trained), 500)
+    rows = table1.estimate_rows(generator, folders.find_walkers(trained), 500)
     one = table1.MeasuredGenerator(generator, rows, TruncatedNormal(), 0, "cpu")
     page = table1.write_page(tmp_path / "index.html", [one, one], "A title", "python a.py", n_images=3)
     text = page.read_text()
@@ -97,7 +98,7 @@ def published(tmp_path):
 
 
 def test_published_folders_are_read_in_natural_order(published):
-    found = table1.find_walkers(published, [2048, 4096, 2048], batch_size=64)
+    found = folders.find_walkers(published, [2048, 4096, 2048], batch_size=64)
     assert [one.folder.name for one in found] == ["chunk0", "chunk2", "chunk10"]
     assert [one.samples for one in found] == [2048, 4096, 2048]
     losses = np.linspace(0, 1, 101)
@@ -109,7 +110,7 @@ def test_published_folders_are_read_in_natural_order(published):
 
 def test_published_walkers_are_measured_without_weights(published):
     generator = load_latent_space("bigbigan")
-    rows = table1.estimate_rows(generator, table1.find_walkers(published, [2048] * 3)[:1], 2000)
+    rows = table1.estimate_rows(generator, folders.find_walkers(published, [2048] * 3)[:1], 2000)
     table = table1.to_table(rows, ["psi=1 where the runs had psi=0.5"])
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert cells["InfoNCE"] == rows[0].walker.infonce and cells["smoothed"] == rows[0].walker.smoothed_infonce
@@ -133,7 +134,7 @@ def test_published_walkers_are_measured_without_weights(published):
 def test_wrong_choices_are_explained(published, change, iters, message):
     change(published)
     with pytest.raises(UsageError, match=message):
-        table1.find_walkers(published, iters)
+        folders.find_walkers(published, iters)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +157,16 @@ def test_wrong_checkpoints_are_refused_before_anything_is_trained(tmp_path, iter
 def test_pickled_losses_are_refused(published):
     np.save(published / "chunk0/F_loss_values.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(CorruptCheckpointError, match="F_loss_values.npy"):
-        table1.find_walkers(published, [2048] * 3)
+        folders.find_walkers(published, [2048] * 3)
 
 
 def test_folders_without_walkers_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no subfolder holds walkers"):
-        table1.find_walkers(tmp_path)
+        folders.find_walkers(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
-        table1.find_walkers(tmp_path / "absent")
+        folders.find_walkers(tmp_path / "absent")
 
 
 def test_names_sort_by_their_numbers():
     names = ["chunk10", "chunk2", "chunk1", "a", "10", "2"]
-    assert sorted(names, key=table1.natural_key) == ["2", "10", "a", "chunk1", "chunk2", "chunk10"]
+    assert sorted(names, key=folders.natural_key) == ["2", "10", "a", "chunk1", "chunk2", "chunk10"]

@@ -140,7 +140,9 @@ def test_a_torchvision_that_does_not_fit(machine):
 def test_packages_that_are_old_or_absent(machine):
     add(machine, "safetensors", "class SafetensorError(Exception): pass", version="0.2.0")
     code, output = run(machine)
-    assert code == 4 and line(output, "safetensors").startswith("fail: 0.2.0: must be 0.4.3 or later")
+    assert code == 4 and line(output, "safetensors").startswith(
+        f"fail: 0.2.0: must be {doctor.REQUIRED['safetensors']} or later"
+    )
     assert doctor._versioned("scipy", None).says == "is not installed"
     assert doctor._versioned("scipy", "1.9.3").mend.endswith("--upgrade 'scipy>=1.10'")
     assert doctor._versioned("scipy", "1.10").state == "ok"
@@ -216,7 +218,9 @@ def test_a_damaged_generator_of_the_package(machine):
     content = bytearray((pretrained / "tiny-bigbigan.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
     (pretrained / "tiny-bigbigan.safetensors").write_bytes(content)
+    (pretrained / "tiny-nvae.safetensors.sha256").write_bytes(b"\xff\xfe" * 40)
     code, output = run(machine)
+    assert "damaged, not what tiny-nvae.safetensors.sha256 says" in line(output, "tiny-nvae")
     assert code == 4 and f"at {machine}" in output
     assert "safetensors: damaged, not what tiny-bigbigan.safetensors.sha256 says" in line(output, "tiny-bigbigan")
     assert "--force-reinstall --no-deps mi_ml_gen" in line(output, "tiny-bigbigan")

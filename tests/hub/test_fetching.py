@@ -214,7 +214,7 @@ def test_what_is_in_the_way_stays(repo, tmp_path, monkeypatch):
         fetch("hf://me/r/runs/a.pth", local_dir=tmp_path)
     for no_hash in (b"\xff\xfe" * 40, b""):
         (tmp_path / "runs/a.pth.sha256").write_bytes(no_hash)
-        with pytest.raises(UsageError, match=r"of a.pth.sha256; remove it"):
+        with pytest.raises(UsageError, match=r"not the hash of a.pth.sha256; remove it"):
             fetch("hf://me/r/runs/a.pth", local_dir=tmp_path)
 
 

@@ -102,3 +102,14 @@ def test_equal_sides_and_discrete_sides_are_not_trusted():
     x = torch.randn(500, 1, generator=rng(), dtype=torch.float64)
     assert "determine one another" in estimate_information(x, x, "gaussian").reason
     assert "repeated" in estimate_information((x * 2).round(), x, "gaussian").reason
+
+
+def test_curves_that_are_too_coarse_change_with_the_number_of_pairs():
+    """At 6 nats 700 pairs give curves that are too coarse for a cube: no moment shows what is lost."""
+    x, y = make_task("normal", 6.0, 1).sample(700, rng())
+    estimate = estimate_information(x**3 + 0.2 * x, y.sinh(), "gaussian")
+    assert estimate.nats < 5 and "half as many pairs" in estimate.reason
+    estimate = estimate_information(x, y, "gaussian")
+    assert estimate.nats > 5.7 and "half as many pairs" not in estimate.reason
+    few = estimate_information(*make_task("normal", 1.0, 12).sample(24, rng()), "gaussian")
+    assert few.verdict is Verdict.NOT_TRUSTED and few.details["at_half_n_nats"] is None

@@ -18,6 +18,7 @@ from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGau
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
 from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.remaining import Curve, Point, _falling, combined, measure_remaining
 from mi_ml_gen.navigator.selection import bound_finding, convergence, of_walker, select_checkpoint, several_report
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -245,9 +246,9 @@ def assert_kept(generator, unmeasured, rows, keep, monkeypatch):
 
 def test_table1_of_several_walkers(base, tmp_path, monkeypatch):
     generator = make_small_generator()
-    walkers = table1.find_walkers(base)
+    walkers = folders.find_walkers(base)
     assert all(len(one.walkers) == 3 and one.walker in one.walkers for one in walkers)
-    assert [one.samples for one in table1.find_walkers(base, [48, 96])] == [48, 96]
+    assert [one.samples for one in folders.find_walkers(base, [48, 96])] == [48, 96]
     assert table1.fresh_settings(walkers) is None  # 96 anchors were trained on: a critic would cost more
     rows = table1.estimate_rows(generator, walkers, 500)
     unmeasured = rows
@@ -270,7 +271,7 @@ def test_table1_of_several_walkers(base, tmp_path, monkeypatch):
 
 
 def test_fresh_critics_cost_less_than_the_training(base):
-    walkers = table1.find_walkers(base)
+    walkers = folders.find_walkers(base)
     long = [dataclasses.replace(one, rows=({"samples": 12_288},)) for one in walkers]
     settings = table1.fresh_settings(long)
     new_pairs = settings.max_steps * 3 * settings.batch_size / settings.reuse

@@ -20,10 +20,10 @@ from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import NonFiniteError, Preempted, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.delta import estimate_delta, independent_delta
-from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.latents import LatentLayout
+from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.keeping import thinned
 from mi_ml_gen.navigator.parts import Parts
 from mi_ml_gen.navigator.selection import convergence, near, report, select_checkpoint, should_stop
@@ -32,7 +32,7 @@ from mi_ml_gen.navigator.training import next_row, train_navigator, walker_name
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.walkers.learned import ConvolutionalWalker, learned_walker
 from mi_ml_gen.walkers.spec import load_walker
-from tests.conftest import StopAt, make_small_generator
+from tests.conftest import StopAt, assert_same_weights, make_small_generator
 
 SETTINGS = NavigatorConfig(
     generator="small", chunks="0_1", num_samples=192, save_freq=48, batch_size=8, critic_width=4, lr_walk=1e-2,
@@ -149,20 +149,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert rows_of(one) == rows_of(other)
     names = sorted(path.name for path in (other / "walkers").glob("*.safetensors"))
     assert names == sorted(path.name for path in (one / "walkers").glob("*.safetensors"))
-    for name in [*(f"walkers/{name}" for name in names), "walker.safetensors"]:
-        mine, theirs = load_tensors(one / name).tensors, load_tensors(other / name).tensors
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     last = sorted((other / "checkpoints").glob("*.pt"))[-1].name
-    mine, theirs = (torch.load(path / "checkpoints" / last, weights_only=True)["state"] for path in (one, other))
-    assert flat(mine) == flat(theirs)
-
-
-def flat(state, prefix="") -> dict:
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return flat(dict(enumerate(state)), prefix)
-    return {prefix: state.tolist() if isinstance(state, torch.Tensor) else state}
+    assert_same_weights(one, other, [*(f"walkers/{name}" for name in names), "walker.safetensors"], last)
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
@@ -442,4 +430,4 @@ def test_a_run_with_few_walkers_selects_among_them_also_when_resumed(tmp_path, m
     for path in (whole.path, again.path):
         found = {file.name.partition(".")[0] for file in (path / "walkers").iterdir()}
         assert found == {walker_name(8), walker_name(40), walker_name(64)}
-        assert table1.find_walkers(path.parent)[0].samples == whole.selection.samples
+        assert folders.find_walkers(path.parent)[0].samples == whole.selection.samples

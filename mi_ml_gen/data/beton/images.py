@@ -58,16 +58,23 @@ def _say_once(why: str) -> None:
     )  # fmt: skip
 
 
-class BetonImages:
-    """The images of a .beton file, decoded by Pillow in threads."""
+class _Indexed:
+    """What every reader of a .beton file says of its images."""
 
-    def __init__(self, index: BetonIndex, framing: Framing, n_workers: int = 4) -> None:
+    def __init__(self, index: BetonIndex, framing: Framing) -> None:
         self.index = index
         self.framing = framing
         self.name = str(index.path)
         self.n_images = len(index)
         self.image_size = framing.size_px
         self.labels, self.classes = _labels(index)
+
+
+class BetonImages(_Indexed):
+    """The images of a .beton file, decoded by Pillow in threads."""
+
+    def __init__(self, index: BetonIndex, framing: Framing, n_workers: int = 4) -> None:
+        super().__init__(index, framing)
         self._data = np.memmap(index.path, np.uint8, "r")
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
 
@@ -90,7 +97,7 @@ class BetonImages:
         return self.framing.cut(self.image(i))
 
 
-class FFCVImages:
+class FFCVImages(_Indexed):
     """The images of a .beton file through FFCV's own loader, whose decoder is compiled at the first batch.
 
     Raises EnvironmentFault where FFCV is not installed.
@@ -99,12 +106,7 @@ class FFCVImages:
     def __init__(self, index: BetonIndex, framing: Framing, n_workers: int = 4) -> None:
         self._ffcv = _import_ffcv(index.path)
         check_pictures(index)
-        self.index = index
-        self.framing = framing
-        self.name = str(index.path)
-        self.n_images = len(index)
-        self.image_size = framing.size_px
-        self.labels, self.classes = _labels(index)
+        super().__init__(index, framing)
         self.n_workers = min(n_workers, self._ffcv.max_threads)
         self._loader: Any = None
 

@@ -69,7 +69,7 @@ def pseudo_inputs_picture(model: ImageModel, n: int = N_SAMPLES) -> np.ndarray |
 def plane(codes: Tensor, seed: int = 0) -> tuple[np.ndarray, str]:
     """Embeddings (n, d) in the plane, (n, 2), and how they got there: t-SNE where scikit-learn is installed (as
     published), else the first two principal components."""
-    points = codes.double().cpu().numpy()
+    points = codes.cpu().double().numpy()
     points = points - points.mean(0)
     try:
         from sklearn.manifold import TSNE

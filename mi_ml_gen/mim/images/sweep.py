@@ -2,14 +2,14 @@
 
     for finished in run_sweep(settings):     # trains what is missing, several runs side by side, and measures it
         print(finished.line)
-    write_report(settings)                   # table.*, index.html
+    write_report(settings)                   # table.*, differences.*, index.html
 
 The folder of a sweep:
 
     FOLDER/config.yaml
            runs/DATASET/MODEL_PRIOR.../seedN/    one run folder (`mi_ml_gen.mim.images.training`), and results.json
            cells/                                locks, and why a run failed (`core/cells.py`)
-           table.*  index.html
+           table.*  differences.*  index.html
 
 The same settings go on with an interrupted sweep. A run that was stopped by the clock is measured as it is, its table
 says how many epochs it had, and the next call trains and measures it further. Several commands, on one machine or
@@ -25,12 +25,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mi_ml_gen.core import config, runs, runtime
+from mi_ml_gen.core import config, runs, runtime, student
 from mi_ml_gen.core.cells import Cells, Done
 from mi_ml_gen.core.errors import Preempted, UsageError
 from mi_ml_gen.core.workers import side_by_side
@@ -224,6 +225,53 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
     return report.Table(columns, lines, caption, formats | {columns[10]: ".1f", columns[11]: ".3f"})
 
 
+def differences_table(found: Sequence[Measured]) -> report.Table | None:
+    """A line for each model that is trained with another loss than the VAE's: how far it is from the VAE of its family,
+    data and prior, paired by seed, with Student's 95% interval; None where no pair has two seeds."""
+    quantities: dict[str, tuple[Callable[[dict[str, Any]], float | None], str]] = {
+        "log p(x) (nats)": (lambda of: of["likelihood"]["mean"]["value"], ".1f"),
+        "I(x; z) ≥ (nats)": (lambda of: of["information"]["lower"]["value"], ".2f"),
+        f"KNN-{N_NEIGHBOURS} (points)": (lambda of: _percent(of.get(f"knn{N_NEIGHBOURS}")), ".1f"),
+        "NMI (points)": (lambda of: _percent(of.get("nmi")), ".1f"),
+    }
+    lines: list[list[report.Cell]] = []
+    for data, model, prior in dict.fromkeys(one.point[:3] for one in found):
+        family, _, loss = model.partition("-")
+        if loss in ("", "vae"):
+            continue
+        line: list[report.Cell] = [data, model, prior]
+        n_seeds = 0
+        for get, form in quantities.values():
+            own, other = (
+                {one.point.seed: value for one in found if one.point[:3] == (data, name, prior)
+                 if (value := get(one.results)) is not None}
+                for name in (model, family)
+            )  # fmt: skip
+            gap = student.paired(own, other)
+            if gap is None or gap.n < 2:
+                line += [None, None]
+                continue
+            n_seeds = max(n_seeds, gap.n)
+            line += [gap.mean, f"{gap.low:+{form}} to {gap.high:+{form}}"]
+        if n_seeds:
+            lines.append([*line, n_seeds])
+    if not lines:
+        return None
+    columns = ["data", "model", "prior"]
+    for name in quantities:
+        columns += [name, f"{name.partition(' (')[0]}: interval"]
+    caption = (
+        "Difference from the VAE of the same networks and prior, paired by seed: mean, and Student's 95% interval over "
+        "seeds. The seeds share the test images, so the intervals are about other seeds alone."
+    )
+    formats = {name: f"+{form}" for name, (_, form) in quantities.items()}
+    return report.Table([*columns, "seeds"], lines, caption, formats)
+
+
+def _percent(found: dict[str, float] | None) -> float | None:
+    return None if found is None else 100 * found["value"]
+
+
 def _over_seeds(values: Sequence[dict[str, float] | None], scale: float = 1.0) -> report.Cell:
     """Of estimates with a standard error or an interval of 95%."""
     known = [value for value in values if value is not None]
@@ -249,41 +297,71 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
         raise UsageError(f"{folder}: no run is measured there; leave out --report-only to train")
     table = sweep_table(found)
     page = Page("Image models", "VAE, A-MIM and S-MIM on images: likelihood, information and clusters.")
-    missing = [point.title for point in settings.points if point not in {one.point for one in found}]
+    missing = [point for point in settings.points if point not in {one.point for one in found}]
     if missing:
-        page.text(f"Not measured, and not in the table: {', '.join(missing)}.")
+        page.text(f"Not measured, and not in the table: {'; '.join(_by_seed(settings, missing))}.")
     cut = [one.point.title for one in found if not one.results["is_complete"]]
     if cut:
         page.text(f"Stopped by the clock and measured as they were: {', '.join(cut)}.")
     ceilings = sorted({f"{one.results['information']['ceiling']:.2f}" for one in found})
-    page.section("Results").table(table)
+    page.section("Results").table(_without_data(table))
+    differences = differences_table(found)
+    if differences is not None:
+        page.table(_without_data(differences))
+    likelihoods = [one.results["likelihood"] for one in found]
+    n_uncertain, n_images = (sum(own[name] for own in likelihoods) for name in ("n_uncertain", "n_images"))
     page.text(
-        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. "
-        "The estimate is too low, and more so where few draws carry most of the weight. bound: the evidence lower "
-        f"bound. I(x; z): a lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. "
-        f"KNN and NMI: of the means "
-        f"of the encoder, {settings.n_embedded:,} training images at most."
+        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. The "
+        f"estimate is too low, and more so where few draws carry most of the weight: {n_uncertain:,} of these "
+        f"{n_images:,} estimates rest on fewer than ten effective draws. bound: the evidence lower bound. I(x; z): a "
+        f"lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. KNN and NMI: of the "
+        f"means of the encoder, {settings.n_embedded:,} training images at most."
     )
-    page.section("Course of training")
-    for model in dict.fromkeys(one.point.model.partition("-")[0] for one in found):
-        rows = {
-            one.point.title: runs.read_metrics(one.path, whole=True)
-            for one in found
-            if one.point.model.startswith(model)
-        }
+    shown = [one for one in found if one.point.seed == settings.points[0].seed]
+    rows = {one.point: runs.read_metrics(one.path, whole=True) for one in shown}
+    if any(len(own) > 1 for own in rows.values()):
+        page.section("Course of training").text(f"Seed {settings.points[0].seed}, validation images.")
         labels = {"validation_reconstruction": "reconstruction (nats)", "validation_kl": "KL (nats)"}
-        page.figure(curves(rows, tuple(labels), "epoch", "epoch", labels), f"Course of {model}")
+        for data, family in dict.fromkeys((point.dataset, point.model.partition("-")[0]) for point in rows):
+            own = {
+                f"{point.model.partition('-')[2] or 'vae'}, {point.prior}": metrics
+                for point, metrics in rows.items()
+                if (point.dataset, point.model.partition("-")[0]) == (data, family)
+            }
+            page.figure(curves(own, tuple(labels), "epoch", "epoch", labels), f"Course of {family} on {data}")
     page.section("Pictures").text("Test images and their reconstructions; draws of the model; latents of test images.")
-    for one in found:
+    for one in shown:
         for name in ("reconstructions", "samples", "latents"):
             file = one.path / "images" / f"{name}.png"
             if file.exists():
                 with Image.open(file) as picture:
-                    page.image(np.asarray(picture.convert("RGB")), f"{name}, {one.point.title}", one.point.title)
+                    title = f"{name}, {one.point.title}"
+                    page.image(np.asarray(picture.convert("RGB")), title, title)
     page.section("Settings").code(config.to_yaml(settings))
     if command:
         page.section("Command").code(command)
-    return [*table.write(folder, "table").values(), page.write(folder / "index.html")]
+    written = [*table.write(folder, "table").values(), page.write(folder / "index.html")]
+    return written if differences is None else [*written, *differences.write(folder, "differences").values()]
 
 
-__all__ = ["Measured", "read_results", "run_sweep", "sweep_table", "write_report"]
+def _by_seed(settings: ImageSweepConfig, points: Sequence[Point]) -> list[str]:
+    """Points in words, a phrase a seed."""
+    found = []
+    for seed in dict.fromkeys(point.seed for point in points):
+        own = [point for point in points if point.seed == seed]
+        n_all = sum(point.seed == seed for point in settings.points)
+        names = ", ".join(f"{point.dataset} {point.model} {point.prior}" for point in own)
+        found.append(f"seed {seed}: " + ("all" if len(own) == n_all else names))
+    return found
+
+
+def _without_data(table: report.Table) -> report.Table:
+    """The same without the column of data sets, where there is one set."""
+    sets = {str(row[0]) for row in table.rows}
+    if len(sets) > 1:
+        return table
+    rows = [row[1:] for row in table.rows]
+    return replace(table, columns=table.columns[1:], rows=rows, caption=f"{sets.pop()}. {table.caption}")
+
+
+__all__ = ["Measured", "differences_table", "read_results", "run_sweep", "sweep_table", "write_report"]

@@ -165,6 +165,23 @@ def test_several_seeds_are_one_line() -> None:
     assert (alone[10].value, alone[10].spread) == pytest.approx((50.0, 10 / 1.96), rel=1e-3) and alone[11] is None
 
 
+def test_differences_from_the_vae_are_paired_by_seed() -> None:
+    def one(model: str, seed: int, nats: float, nmi: float | None = None) -> sweep.Measured:
+        results = {"likelihood": {"mean": {"value": nats}}, "information": {"lower": {"value": 1.0}}}
+        return sweep.Measured(
+            Point("data", model, "standard", seed), Path(), results | ({"nmi": {"value": nmi}} if nmi else {})
+        )
+
+    seeds = range(14, 17)
+    found = [one("vae", seed, -100.0 * seed, 0.5) for seed in seeds]
+    found += [one("vae-smim", seed, -100.0 * seed - (seed - 14), 0.51) for seed in seeds] + [one("vae-amim", 14, 0.0)]
+    [line] = sweep.differences_table(found).rows
+    assert line[:3] == ["data", "vae-smim", "standard"] and line[-1] == 3
+    assert line[3] == pytest.approx(-1.0) and line[4] == "-3.5 to +1.5"  # t of 2 degrees of freedom, 4.303 / sqrt(3)
+    assert line[7:9] == [None, None] and line[9] == pytest.approx(1.0)
+    assert sweep.differences_table(found[:1] + found[3:4]) is None
+
+
 def test_the_script(tmp_path: Path, capsys, monkeypatch) -> None:
     spec = importlib.util.spec_from_file_location("script_sweep_mim_image", ROOT / "scripts" / "sweep_mim_image.py")
     script = importlib.util.module_from_spec(spec)
