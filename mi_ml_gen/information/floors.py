@@ -29,6 +29,8 @@ INDEPENDENT = 4.0
 """Standard deviations up to which coordinates count as independent."""
 FEWEST_PAIRS = 100
 """For single coordinates, half of which are for choosing them."""
+MOST_COORDINATES, MOST_ADDED = 500, 100
+"""Of a side, for single coordinates to be looked at, and of pairs of them to be measured: work that is bounded."""
 
 
 def gaussian_floor(pairs: Canonical, part: GaussianPart) -> dict[str, MonteCarloMean]:
@@ -62,8 +64,11 @@ def coordinate_floor(x: Tensor, y: Tensor) -> MonteCarloMean | None:
     """sum_i I(x_i; y_p(i)) over coordinates of x (n, d_x) and y (n, d_y) that visibly depend on each other.
 
     Every other pair of (x, y) chooses p, and the others give the estimates, so that the choice does not flatter them.
-    None where neither the coordinates of x nor those of y are independent of one another, or where none depends.
+    None where neither the coordinates of x nor those of y are independent of one another, where none depends, or where
+    there are more than MOST_COORDINATES.
     """
+    if max(x.shape[1], y.shape[1]) > MOST_COORDINATES:
+        return None
     features = [_features(side) for side in (x, y)]
     if all(_dependence(of_side) > INDEPENDENT for of_side in features):
         return None
@@ -72,8 +77,8 @@ def coordinate_floor(x: Tensor, y: Tensor) -> MonteCarloMean | None:
     found = (features[0][half].T @ features[1][half] / n).abs().view(2, d_x, 2, d_y).amax((0, 2))
     # The largest of all 4 d_x d_y correlations by chance, and two more in the squared deviations.
     least = math.sqrt((2 * math.log(4 * d_x * d_y) + 4) / n)
-    estimates = []
-    while found.max() > least:
+    estimates: list[MonteCarloMean] = []
+    while found.max() > least and len(estimates) < MOST_ADDED:
         i, j = divmod(int(found.argmax()), d_y)
         estimates.append(_ksg(x[rest, i], y[rest, j]))
         found[i], found[:, j] = 0.0, 0.0

@@ -21,6 +21,7 @@ correlations between x and z.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -135,16 +136,16 @@ def dependence_left(pairs: Canonical) -> float:
 
 
 def with_lengths(x: Tensor, z: Tensor) -> tuple[float, float]:
-    """As `_Sums.cross`, by the polynomials |u|^2 and u_k |u|^2 of one side with those and u_k of the other.
+    """As `_Sums.cross` of degrees 3 and 4 together, by the polynomials u_k, |u|^2 and u_k |u|^2 alone.
 
     Turns of all coordinates leave these among themselves. They are so few that all points can be used, and that they
     show a dependence on lengths in many dimensions, where the sum over all polynomials drowns in their number.
     """
     n = len(x)
-    sides = [(side - side.mean(0), _length_polynomials(side)) for side in (x, z)]
+    sides = [_length_polynomials(side) for side in (x, z)]
     parts = []
-    for i, j in ((0, 1), (1, 0), (1, 1)):  # not (0, 0): x and z are uncorrelated by construction
-        one, other = sides[0][i], sides[1][j]
+    for a, b in itertools.chain(*_CROSS.values()):
+        one, other = sides[0][a], sides[1][b]
         value = (one.T @ other).square().sum().item() / n**2
         parts.append((value, *_permutation_moments(_traces(one), _traces(other), n)))
     return _beyond_chance(parts)
@@ -158,13 +159,17 @@ def _traces(features: Tensor) -> _Traces:
     )
 
 
-def _length_polynomials(points: Tensor) -> Tensor:
-    """|u|^2 and u_k |u|^2 of points (n, d): (n, d + 1) of mean 0, and of variance 1 where the points are standard
-    normal."""
+def _length_polynomials(points: Tensor) -> dict[int, Tensor]:
+    """u_k, |u|^2 and u_k |u|^2 of points (n, d) by their degree: (n, d), (n, 1) and (n, d), of mean 0, and of
+    variance 1 where the points are standard normal."""
     d = points.shape[1]
     squared = points.square().sum(1, keepdim=True)
-    made = torch.cat([(squared - d) / math.sqrt(2 * d), points * (squared - d - 2) / math.sqrt(2 * (d + 2))], 1)
-    return made - made.mean(0)
+    made = {
+        1: points,
+        2: (squared - d) / math.sqrt(2 * d),
+        3: points * (squared - d - 2) / math.sqrt(2 * (d + 2)),
+    }
+    return {degree: values - values.mean(0) for degree, values in made.items()}
 
 
 # --- sums over all polynomials of a degree --------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_lengths_tell_of_a_common_scale():
     task = student()
     floor = every_floor(task, 3000)["the lengths of x and of y alone"]
     assert floor.nats == pytest.approx(task.nats, abs=2.6 * floor.standard_error_nats)
-    estimate = estimate_information(*task.sample(3000, rng()), "ksg")
+    estimate = estimate_information(*task.sample(1500, rng()), "ksg")
     assert estimate.nats < 0.3 and "the lengths of x and of y alone give" in estimate.reason
 
 
