@@ -20,15 +20,14 @@ from mi_ml_gen.walkers.spec import load_walker, walker_from
 from tests.pretended_mps import pretended_mps
 from tests.scripts.test_scripts import call
 
+TINY = ("--generator", "tiny-bigbigan")
+MAP = ("--ranges", "single", "--n_train", 64, "--n_eval", 64, "--n_labels", 2, "--n_images", 2)
 COMMANDS = {
-    "map": (
-        "map_generator", "--ranges", "single", "--n_train", 64, "--n_eval", 64, "--n_labels", 2, "--n_images", 2,
-        "--out", "{out}",
-    ),
-    "data set": ("generate_dataset", "--Tz", "1_2={walker}", "--n_images", 8, "--save_folder", "{out}"),
-    "view generation": ("view_generation", "--Tz", "1_2={walker}", "--save_folder", "{out}"),
-    "pictures": ("visualize_generator", "--out", "{out}"),
-}  # fmt: skip
+    "map": ("map_generator", "--generator", "linear-gaussian", *MAP, "--out", "{out}"),
+    "data set": ("generate_dataset", *TINY, "--Tz", "1_2={walker}", "--n_images", 8, "--save_folder", "{out}"),
+    "view generation": ("view_generation", *TINY, "--Tz", "1_2={walker}", "--save_folder", "{out}"),
+    "pictures": ("visualize_generator", *TINY, "--out", "{out}"),
+}
 
 
 @pytest.fixture
@@ -54,9 +53,7 @@ def walker(tmp_path_factory):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_works_on_another_device(name, device, walker, monkeypatch, capsys, tmp_path):
     script, *arguments = (str(one).format(out=tmp_path / "out", walker=walker) for one in COMMANDS[name])
-    code, _, err = call(
-        monkeypatch, capsys, script, "--generator", "tiny-bigbigan", *arguments, "--device", "mps", "--debug"
-    )
+    code, _, err = call(monkeypatch, capsys, script, *arguments, "--device", "mps", "--debug")
     assert code == 0, err[-3000:]
 
 
