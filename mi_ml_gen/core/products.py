@@ -78,7 +78,7 @@ class Form(Protocol):
 class Tiles(Form):
     """A convolution with stride 1 and a border of zeros of width 1; height and width are even."""
 
-    least_channels = 192
+    least_channels = 384
     n_maps = 4
     pixels = 2
     taps = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -119,7 +119,7 @@ class Tiles(Form):
 class Doublings(Form):
     """The same of an image that is first doubled by nearest neighbour."""
 
-    least_channels = 192
+    least_channels = 384
     n_maps = 3
     pixels = 1
     taps = ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
