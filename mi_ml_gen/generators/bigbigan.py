@@ -152,6 +152,8 @@ class UpsampledConv(fixed.Conv2d):
     def _by_taps(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if weight is self.weight:
             weight = self._folded() if self.folded is None else self.folded
+            if self.matrices is not None and not torch.compiler.is_compiling():  # where they do not fit
+                self.folded = weight
         return fixed.convolve(x, weight, bias, stride=2, padding=1, transposed=True)
 
 
