@@ -28,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.core import runtime
     from mi_ml_gen.mim.images.training import train_mim_image
 
-    runtime.setup_distributed(runtime.resolve_device("cpu" if settings.no_cuda else settings.device))
     try:
         record = train_mim_image(settings)
         if runtime.is_main():

@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.core import runtime
     from mi_ml_gen.generators.nvae.training import stored_images, train_nvae
 
-    runtime.setup_distributed(runtime.resolve_device(settings.device))
     try:
         path = train_nvae(settings, stored_images(settings.data, settings.architecture()))
+        if runtime.is_main():
+            print(f"generator, metrics and grids: {path}")
     finally:
         runtime.teardown()
-    print(f"generator, metrics and grids: {path}")
 
 
 if __name__ == "__main__":
