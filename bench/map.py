@@ -19,8 +19,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from mi_ml_gen.latents import Chunks, TruncatedNormal
 
 N_EVAL = 1024
 BATCH = 128
+CRITICS: tuple[Literal["canonical", "network"], ...] = ("canonical", "network")
 QUESTIONS = ("0_1:shared", "1_2:shared", "1_2:carried", "0_2:shared")
 
 
@@ -76,22 +78,16 @@ def from_scratch(generator: MultiLatentGenerator, question: str, n_steps: int, s
 
 
 def mapped(
-    generator: MultiLatentGenerator, name: str, critic: str, seed: int, questions: Sequence[str]
+    generator: MultiLatentGenerator, name: str, critic: Literal["canonical", "network"], seed: int
 ) -> dict[str, Any]:
-    """The estimates of a map, by question; and how many questions it answered."""
+    """The estimates of a map, by question, and how many questions it answered."""
     with tempfile.TemporaryDirectory() as folder:
         settings = MapConfig(
             generator=name, save_folder=Path(folder), device="cpu", n_eval=N_EVAL, seed=seed, critic=critic
         )
         content = map_generator(settings, generator, progress=False).content
     cells = {f"{cell['chunks']}:{what}": cell[what] for cell in content["ranges"] for what in ("shared", "carried")}
-    found = {question: cells[question] for question in questions}
-    return {
-        "estimates": found,
-        "n_questions": sum(cell is not None for cell in cells.values()),
-        "critic_steps": content["critic"]["n_steps"],
-        "all": cells,
-    }
+    return {"cells": cells, "n_questions": sum(cell is not None for cell in cells.values())}
 
 
 def timed(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -128,25 +124,25 @@ def compare(generator: MultiLatentGenerator, options: argparse.Namespace, folder
     """Measure in every way, print, and write the results."""
     seconds: dict[str, float] = {}
     numbers: dict[str, dict[str, list[dict[str, Any]]]] = {question: {} for question in options.questions}
-    for critic in ("canonical", "network"):
+    for critic in CRITICS:
         maps = [
             timed(
                 folder / f"{options.generator}_{critic}_{seed}.json",
-                lambda critic=critic, seed=seed: mapped(generator, options.generator, critic, seed, options.questions),
+                partial(mapped, generator, options.generator, critic, seed),
             )
             for seed in options.seeds
         ]
         way = f"a map, {critic}"
         seconds[f"{way}, per question"] = statistics.fmean(one["seconds"] / one["n_questions"] for one in maps)
         for question in options.questions:
-            numbers[question][way] = [one["all"][question] for one in maps]
+            numbers[question][way] = [one["cells"][question] for one in maps]
     for n_steps in options.steps:
         way, costs = f"a critic of {n_steps} steps for each", []
         for question in options.questions:
             found = [
                 timed(
                     folder / f"{options.generator}_{question.replace(':', '_')}_{n_steps}_{seed}.json",
-                    lambda question=question, seed=seed, n=n_steps: from_scratch(generator, question, n, seed),
+                    partial(from_scratch, generator, question, n_steps, seed),
                 )
                 for seed in options.seeds
             ]

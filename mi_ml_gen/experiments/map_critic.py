@@ -1,14 +1,13 @@
 """Trains the network that answers all questions of a map (`information/shared_critic.py`), in a run folder of its own.
 
 Images are decoded block by block, and each is trained on a few times before it makes room: decoding costs about as much
-as a step. Training ends after `critic_steps`, or sooner where no question's bound on the validation groups rises any
-more. The run folder `critic/` in that of the map holds states and metrics, so an interrupted training goes on.
+as a step. The bounds on validation groups show whether they still rose when the training ended. The run folder
+`critic/` in that of the map holds states and metrics, so an interrupted training goes on.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mi_ml_gen.core import config, loop, optimizers, runtime
+from mi_ml_gen.core.schedules import LearningRate
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.information.canonical import Whitening
 from mi_ml_gen.information.image_critic import follow
@@ -27,10 +27,10 @@ Block = Callable[[int], Tensor]
 """The uint8 images (n_groups, n_places, 3, side, side) of block 0, 1, ...; always the same of one number."""
 
 LR = 2e-3
-SETTLE = 100
-"""Steps after which the learning rate falls with the root of their number."""
+"""The highest learning rate of Adam. It rises in the first steps, then falls as a cosine, for noise of the weights
+costs most where little information is left."""
 RISE = 20
-"""Steps in which it rises at the beginning."""
+"""Steps of its rise, at most."""
 GROUPS = 128
 """Groups of a step, and so candidates."""
 IMAGES = 4096
@@ -42,9 +42,6 @@ KEPT_VALUES = 2**26
 """Values of the images at hand, at most, a byte each."""
 LOOKS = 16
 """How often the validation groups are looked at, at equal distances."""
-FEWEST_LOOKS = 8
-CONVERGED_NATS, CONVERGED_SHARE = 0.01, 0.01
-"""Training ends where in its last quarter no bound rose by more than this, or by this share of it."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +80,19 @@ def train_map_critic(
     critic = critic.to(device).train()
     average = copy.deepcopy(critic).eval().requires_grad_(False)
     optimizer = optimizers.Adam(critic.parameters(), lr=LR, betas=(0.9, 0.99))
-    course = loop.Course(finished=None)
+    rate = LearningRate(LR, settings.critic_steps, min(RISE, settings.critic_steps // 10))
     n_steps = settings.critic_steps
     look_every = max(1, round(n_steps / LOOKS))
     window: _Window | None = None
     with loop.Session.open(path, described, **config.resuming(MapConfig)) as session:
-        session.resume(course, critic=critic, average=average, optimizer=optimizer)
+        session.resume(critic=critic, average=average, optimizer=optimizer)
         steps = session.steps(n_steps, unit="step", title="critic of the map", progress=progress)
-        for step in steps if course.finished is None else ():
+        for step in steps:
             if window is None:
                 window = _Window(block, device, lambda: session.stop_if_asked("what was trained is saved"))
             images = window.batch(step, settings.seed)
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (step + 1) / RISE, math.sqrt(SETTLE / (step + 1)))
+                group["lr"] = rate.at(step)
             losses = critic.losses(critic(images))
             optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()
@@ -106,25 +103,12 @@ def train_map_critic(
                 bounds = average.bounds(average.see(validation))
                 session.log(nats=bounds, steps_per_s=round(session.per_s, 3))
                 session.show(nats=f"{sum(bounds) / len(bounds):.3f}")
-                if has_converged([row["nats"] for row in session.rows]):
-                    course.finished = session.done
-                    session.end()
-                if session.is_last:
-                    average.settle(average.see(validation))
+            if session.is_last:
+                average.settle(average.see(validation))
             session.end_of_step(save=True)
         rows = session.rows
     looks = tuple(tuple(row["nats"]) for row in rows)
     return Trained(average, looks, rows[-1]["step"], n_blocks(rows[-1]["step"]))
-
-
-def has_converged(looks: Sequence[Sequence[float]]) -> bool:
-    """Whether no question's bound rose in the last quarter of the looks, against the quarter before."""
-    n = len(looks)
-    if n < FEWEST_LOOKS:
-        return False
-    values = torch.tensor(looks, dtype=torch.float64)
-    last, before = values[-(n // 4) :].mean(0), values[-2 * (n // 4) : -(n // 4)].mean(0)
-    return bool((last - before <= (CONVERGED_SHARE * last.abs()).clamp(min=CONVERGED_NATS)).all())
 
 
 class _Window:

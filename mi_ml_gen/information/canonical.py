@@ -159,8 +159,14 @@ class CanonicalCritic:
 
     def to(self, device: torch.device) -> CanonicalCritic:
         """The same critic on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **moved)
+        return CanonicalCritic(
+            self.mean_x.to(device),
+            self.mean_y.to(device),
+            self.axes_x.to(device),
+            self.axes_y.to(device),
+            self.correlations.to(device),
+            self.factor,
+        )
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
         """Scores (n, m) of all pairs of inputs x (n, n_inputs) and y (m, n_inputs)."""
@@ -253,6 +259,7 @@ def matching_bound(scores: Tensor) -> MatchingBound:
 def matching_estimate(
     bound: MatchingBound,
     with_half_the_pairs: MatchingBound | None = None,
+    *,
     estimator: str = "canonical critic",
     curve_nats: Sequence[float] = (),
     floors: Mapping[str, MonteCarloMean] | None = None,

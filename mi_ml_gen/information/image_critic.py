@@ -127,13 +127,18 @@ class MeasuredTogether(Generic[K]):
     critic: PairCritic
 
 
-class ImageTrunk(nn.Module):
-    """Images (n, 3, H, W) in [0, 1] to numbers (n, n_features): the image halved until 4 px are left, by convolutions,
-    and beside that the image at 8 px itself. n_sources: those with statistics of the norms of their own."""
+class PairCritic(nn.Module):
+    """Scores of pairs of images: f(a, b) = p(a) q(b) + u(a) + v(b), all four of one network with two heads.
 
-    def __init__(self, resolution: int, width: int, n_sources: int = 1) -> None:
+    A product of vectors and a term for each side can take the form of the log density ratio of any jointly normal
+    pair, which the cosine of the published critic cannot. The trunk halves the image until 4 px are left; beside it,
+    the image at 8 px reaches the heads directly. n_sources: a critic of several sources of pairs shares all but the
+    gains and offsets of the heads and the statistics of the norms, which each source has of its own.
+    """
+
+    def __init__(self, resolution: int, width: int = 32, points: int = 64, n_sources: int = 1) -> None:
         super().__init__()
-        self.resolution, self.width, self.n_sources = resolution, width, n_sources
+        self.resolution, self.width, self.points, self.n_sources = resolution, width, points, n_sources
         self.enter = _Norm(3, n_sources, is_affine=False)
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         channels, side = 3, resolution
@@ -143,34 +148,14 @@ class ImageTrunk(nn.Module):
             self.norms.append(_Norm(wider, n_sources))
             channels, side = wider, (side + 1) // 2
         self.pixels = _Norm(3 * PIXELS**2, n_sources, is_affine=False)
-        self.n_features = channels * side**2 + 3 * PIXELS**2
-
-    def features(self, images: Tensor, source: int = 0) -> Tensor:
-        small = functional.interpolate(images, size=(PIXELS, PIXELS), mode="area")
-        x = self.enter(images, source)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = functional.relu(norm(convolution(x), source))
-        return torch.cat([x.flatten(1), self.pixels(small.flatten(1), source)], 1)
-
-
-class PairCritic(ImageTrunk):
-    """Scores of pairs of images: f(a, b) = p(a) q(b) + u(a) + v(b), all four of one network with two heads.
-
-    A product of vectors and a term for each side can take the form of the log density ratio of any jointly normal
-    pair, which the cosine of the published critic cannot. n_sources: a critic of several sources of pairs shares all
-    but the gains and offsets of the heads and the statistics of the norms, which each source has of its own.
-    """
-
-    def __init__(self, resolution: int, width: int = 32, points: int = 64, n_sources: int = 1) -> None:
-        super().__init__(resolution, width, n_sources)
-        self.points = points
+        n_features = channels * side**2 + 3 * PIXELS**2
         hidden = 4 * points
-        self.heads = nn.ModuleList(_Head(self.n_features, hidden, points, n_sources) for _ in range(2))
+        self.heads = nn.ModuleList(_Head(n_features, hidden, points, n_sources) for _ in range(2))
 
     def forward(self, a: Tensor, b: Tensor, source: int = 0) -> tuple[Tensor, Tensor]:
         """Images (n, 3, H, W) and (m, 3, H, W) in [0, 1] -> (n, points + 2) and (m, points + 2), whose products are
         the scores (n, m) of all combinations."""
-        features = self.features(torch.cat([a, b]), source)
+        features = self._features(torch.cat([a, b]), source)
         left, right = (
             head(part, source) for head, part in zip(self.heads, features.split([len(a), len(b)]), strict=True)
         )
@@ -179,6 +164,13 @@ class PairCritic(ImageTrunk):
         p, u = left[:, :-1] * scale, left[:, -1:]
         q, v = right[:, :-1], right[:, -1:]
         return torch.cat([p, u, ones_a], 1), torch.cat([q, ones_b, v], 1)
+
+    def _features(self, images: Tensor, source: int) -> Tensor:
+        small = functional.interpolate(images, size=(PIXELS, PIXELS), mode="area")
+        x = self.enter(images, source)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = functional.relu(norm(convolution(x), source))
+        return torch.cat([x.flatten(1), self.pixels(small.flatten(1), source)], 1)
 
 
 class _Norm(nn.Module):
@@ -602,5 +594,5 @@ def _halves_differ(halves: Sequence[CrossSideBound]) -> verdicts.Finding | None:
     return verdicts.Finding(Verdict.NOT_TRUSTED, f"the two halves of the pairs differ by {apart:.2f} nats")
 
 
-__all__ = ["CriticSettings", "CrossSideBound", "Draw", "ImageTrunk", "Measured", "MeasuredTogether", "PairCritic",
-           "Uses", "cross_side_bound", "follow", "measure_pairs", "measure_together"]  # fmt: skip
+__all__ = ["CriticSettings", "CrossSideBound", "Draw", "Measured", "MeasuredTogether", "PairCritic", "Uses",
+           "cross_side_bound", "follow", "measure_pairs", "measure_together"]  # fmt: skip

@@ -3,15 +3,16 @@
 A question names places in a group of images: how much do the images at places i and j tell of each other? The map of a
 generator asks dozens of questions of one group (experiments/generator_map.py).
 
-The network sees each image once, and answers all questions from what it saw. For question q, with h what the network
-makes of an image,
+The network sees each image once, and answers all questions from what it saw. For question q, with c the principal
+components of an image and h what the network makes of it,
 
-    s_q(x, y) = a_q canonical_q(x, y) + p_q(h(x)) . r_q(h(y)) + b_q(h(x)) + c_q(h(y))
+    s_q(x, y) = sum_k w_qk u_qk(x) v_qk(y) - b_qk u_qk(x)^2 - d_qk v_qk(y)^2  +  p_q(x) . r_q(y) + e_q(x) + f_q(y)
 
-where canonical_q is the critic of `canonical.py`, p_q, r_q, b_q and c_q are linear, and a_q is a number. At first a_q
-is 1 and the rest near 0, so training begins at the bound of the canonical critic. Training minimises the matching loss,
-summed over the questions, on pairs that no canonical critic was made from. What is used is an average of the weights
-over about the last tenth of the steps.
+where u_q and v_q are linear in c, and p_q, r_q, e_q and f_q are linear in c and h. The first sum has the form of the
+critic of `canonical.py` and begins as that critic, with its strongest axes; the rest begins near 0. So training begins
+near the canonical bound. It improves the axes, of which the canonical critic has only an estimate, and adds what is not
+linear. It minimises the matching loss, summed over the questions, on pairs that no canonical critic was made from. What
+is used is an average of the weights over about the last tenth of the steps.
 
 At the end `settle` chooses for each question, on pairs kept for that, the network with a factor, or the canonical
 critic alone. Whatever it chooses, the bound on further pairs holds, as it does for any critic.
@@ -28,13 +29,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
+from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.information.canonical import CanonicalCritic, Whitening, best_factor, matching_loss
-from mi_ml_gen.information.image_critic import ImageTrunk
 
 HIDDEN = 256
 """Numbers of an image from which every question takes its vectors."""
-POINTS = 64
-"""Length of these vectors."""
+TRAITS = 128
+"""Numbers of an image that the network adds to its canonical coordinates."""
+AXES = 64
+"""The most canonical axes that a question begins with."""
+SMALL = 0.15
+"""Size of the network's vectors at the beginning: their products are near 0, but at 0 nothing would be learned."""
 AT_ONCE = 1024
 """Images that are seen at once where nothing is learned."""
 
@@ -50,8 +55,8 @@ class Question(NamedTuple):
 class Seen(NamedTuple):
     """What the critic has of groups of images, from which it answers every question."""
 
-    hidden: Tensor
-    """(n_groups, n_places, HIDDEN)"""
+    traits: Tensor
+    """(n_groups, n_places, n_sides, TRAITS)"""
     components: Tensor
     """Principal components of the images, (n_groups, n_places, n_components)."""
 
@@ -61,9 +66,10 @@ class SharedCritic(nn.Module):
 
     whitening: gives the components of which the canonical critics were made. side: of the images, in px. width:
     channels of the network's first stage. exchangeable: whether (y, x) is distributed as (x, y) is; then both sides
-    share p and r, and b and c. Raises UsageError where there is no question.
+    share their weights. Raises UsageError where there is no question.
     """
 
+    centres: Tensor
     factors: Tensor
     uses_network: Tensor
 
@@ -75,15 +81,39 @@ class SharedCritic(nn.Module):
             raise UsageError("no question for a critic to answer")
         self.questions = tuple(questions)
         self.whitening = whitening
-        n, n_sides = len(questions), 1 if exchangeable else 2
-        self.trunk = ImageTrunk(side, width)
-        self.enter = nn.Linear(self.trunk.n_features + whitening.projection.shape[1], HIDDEN)
+        n, n_sides, n_components = len(questions), 1 if exchangeable else 2, whitening.projection.shape[1]
+        self.trunk = resnet(10, side, width, zero_init_residual=True, halves=True)
+        self.enter = nn.Linear(self.trunk.feature_dim + n_components, HIDDEN)
         self.norm = nn.BatchNorm1d(HIDDEN)
         self.deeper = nn.Linear(HIDDEN, HIDDEN)
-        # So short that their products begin near 0; at 0 nothing would be learned.
-        self.vectors = nn.Parameter(torch.randn(n, n_sides, HIDDEN, POINTS) * (0.15 / math.sqrt(HIDDEN)))
-        self.terms = nn.Parameter(torch.zeros(n, n_sides, HIDDEN))
-        self.gains = nn.Parameter(torch.ones(n))
+
+        # --- The canonical part
+        centres, axes = torch.zeros(n, n_sides, n_components), torch.zeros(n, n_sides, n_components, AXES)
+        weights, squares = torch.zeros(n, AXES), torch.zeros(n, n_sides, AXES)
+        for index, question in enumerate(questions):
+            one = question.canonical
+            top = one.correlations.argsort(descending=True)[:AXES]
+            k, correlation = len(top), one.correlations[top]
+            both = ((one.mean_x, one.axes_x), (one.mean_y, one.axes_y))
+            for side_index in range(n_sides):
+                mean, side_axes = both[side_index]
+                centres[index, side_index] = mean
+                axes[index, side_index, :, :k] = side_axes[:, top]
+            strength = one.factor * correlation / (1 - correlation.square())
+            squares[index, :, :k] = 0.5 * correlation * strength
+            if exchangeable:  # axes of the two sides are the same, or opposite
+                strength = strength * (one.axes_x[:, top] * one.axes_y[:, top]).sum(0).sign()
+            weights[index, :k] = strength
+        self.register_buffer("centres", centres)
+        self.axes, self.weights, self.squares = (nn.Parameter(value) for value in (axes, weights, squares))
+
+        # --- What the network adds
+        self.traits = nn.Linear(HIDDEN + n_components, n_sides * TRAITS)
+        nn.init.normal_(self.traits.weight, std=SMALL / math.sqrt(HIDDEN + n_components))
+        nn.init.zeros_(self.traits.bias)
+        self.trait_weights = nn.Parameter(torch.ones(n, TRAITS))
+        self.trait_squares = nn.Parameter(torch.zeros(n, n_sides, TRAITS))
+        self.trait_terms = nn.Parameter(torch.zeros(n, n_sides, TRAITS))
         self.register_buffer("factors", torch.ones(n))
         self.register_buffer("uses_network", torch.ones(n, dtype=torch.bool))
 
@@ -91,26 +121,32 @@ class SharedCritic(nn.Module):
         """uint8 images (n_groups, n_places, 3, side, side) -> what all questions need of them."""
         flat = images.flatten(0, 1).float() / 255
         components = self.whitening(flat)
-        hidden = functional.relu(self.norm(self.enter(torch.cat([self.trunk.features(flat), components], 1))))
+        hidden = functional.relu(self.norm(self.enter(torch.cat([self.trunk(2 * flat - 1), components], 1))))
         hidden = hidden + functional.relu(self.deeper(hidden))
-        return Seen(*(values.view(*images.shape[:2], -1) for values in (hidden, components)))
+        traits = self.traits(torch.cat([hidden, components], 1))
+        return Seen(traits.view(*images.shape[:2], -1, TRAITS), components.view(*images.shape[:2], -1))
 
     @torch.no_grad()
     def see(self, images: Tensor) -> Seen:
         """The same in parts, without gradients; on the device of the critic, wherever the images are."""
         n = max(1, AT_ONCE // images.shape[1])
-        parts = [self(part.to(self.gains.device)) for part in images.split(n)]
+        parts = [self(part.to(self.weights.device)) for part in images.split(n)]
         return Seen(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def scores(self, seen: Seen, index: int, pair: tuple[int, int]) -> Tensor:
         """Scores (n_groups, n_groups) of question `index`, before its factor: images at place i of all groups, as rows,
         against those at place j."""
-        i, j = pair
-        canonical = self.questions[index].canonical.scores(seen.components[:, i], seen.components[:, j])
-        vectors, terms = self.vectors[index], self.terms[index]
-        x, y = seen.hidden[:, i], seen.hidden[:, j]
-        product = (x @ vectors[0]) @ (y @ vectors[-1]).T
-        return self.gains[index] * canonical + product + (x @ terms[0])[:, None] + y @ terms[-1]
+        points, sums = zip(*(self._points(seen, index, place, side) for place, side in zip(pair, (0, -1), strict=True)),
+                           strict=True)  # fmt: skip
+        weights = torch.cat([self.weights[index], self.trait_weights[index]])
+        return (points[0] * weights) @ points[1].T + sums[0][:, None] + sums[1]
+
+    def _points(self, seen: Seen, index: int, place: int, side: int) -> tuple[Tensor, Tensor]:
+        """Vectors (n_groups, AXES + TRAITS) of the images at a place, and a term of each image (n_groups,)."""
+        traits = seen.traits[:, place, side]
+        coordinates = (seen.components[:, place] - self.centres[index, side]) @ self.axes[index, side]
+        term = traits @ self.trait_terms[index, side] - traits.square() @ self.trait_squares[index, side]
+        return torch.cat([coordinates, traits], 1), term - coordinates.square() @ self.squares[index, side]
 
     def losses(self, seen: Seen) -> Tensor:
         """The matching loss of each question in nats, (n_questions,): the mean over its pairs."""
@@ -132,7 +168,7 @@ class SharedCritic(nn.Module):
     @torch.no_grad()
     def bounds(self, seen: Seen) -> list[float]:
         """The network's bound in nats on these groups, for each question."""
-        n = len(seen.hidden)
+        n = len(seen.components)
         return [math.log(n) - matching_loss(self._chosen(seen, index, True)).item()
                 for index in range(len(self.questions))]  # fmt: skip
 

@@ -204,7 +204,7 @@ def test_a_network_for_chunks_that_depend_on_one_another(tmp_path):
 
 def test_a_network_that_is_no_number_is_refused(tmp_path, monkeypatch):
     few = dict(n_train=64, n_eval=64, critic="network", critic_steps=9, critic_width=4)
-    monkeypatch.setattr(SharedCritic, "losses", lambda critic, seen: critic.gains * math.nan)
+    monkeypatch.setattr(SharedCritic, "losses", lambda critic, seen: critic.weights.sum() * torch.full((6,), math.nan))
     with pytest.raises(NonFiniteError, match="matching loss"):
         map_generator(settings(tmp_path, **few), benchmark_generator(), progress=False)
     assert not (tmp_path / "map.json").exists()

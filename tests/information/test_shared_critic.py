@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.experiments.map_critic import has_converged
 from mi_ml_gen.information.canonical import CanonicalCritic, Whitening, matching_bound
 from mi_ml_gen.information.shared_critic import Question, SharedCritic
 
@@ -82,7 +81,7 @@ def test_it_finds_what_is_not_linear_and_is_a_bound(exchangeable):
 def test_a_network_that_is_worse_is_not_used():
     critic, held = made().eval(), groups(512, 1)
     with torch.no_grad():
-        critic.vectors.copy_(torch.randn(critic.vectors.shape, generator=torch.Generator().manual_seed(1)))
+        critic.traits.weight.copy_(torch.randn(critic.traits.weight.shape, generator=torch.Generator().manual_seed(1)))
     critic.settle(critic.see(groups(512, 2)))
     found = matching_bound(critic.final_scores(critic.see(held), 1)).nats
     assert not critic.uses_network[1] and found == pytest.approx(canonical_bounds(critic, held)[1], abs=1e-6)
@@ -92,10 +91,3 @@ def test_no_question_is_refused():
     critic = made()
     with pytest.raises(UsageError, match="no question"):
         SharedCritic(critic.whitening, [], SIDE, 4, True)
-
-
-def test_convergence_is_that_no_bound_rises():
-    flat = [[1.0, 2.0]] * 8
-    assert has_converged(flat) and not has_converged(flat[:7])
-    assert not has_converged([*flat[:6], [1.0, 2.05], [1.0, 2.05]])
-    assert has_converged([*flat[:6], [1.0, 2.015], [0.9, 2.015]])
