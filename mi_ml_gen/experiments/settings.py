@@ -411,7 +411,7 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
         help="what finds the information: critics in closed form, or one network for all ranges, which starts from "
         "these and finds more where the images are not jointly normal, at several times the cost",
     )  # fmt: skip
-    critic_steps: int = option(200, at_least=1, later=True, help="training steps of the network")
+    critic_steps: int = option(144, at_least=1, later=True, help="training steps of the network")
     critic_width: int = option(16, at_least=1, later=True, help="channels of the network's first stage")
     n_train: int = option(2048, at_least=64, help="number of image groups that the canonical critics are made from")
     n_eval: int = option(1024, at_least=64, help="number of image pairs that each number is measured on")

@@ -8,10 +8,11 @@ components of an image and h what the network makes of it,
 
     s_q(x, y) = sum_k w_qk u_qk(x) v_qk(y) - b_qk u_qk(x)^2 - d_qk v_qk(y)^2  +  p_q(x) . r_q(y) + e_q(x) + f_q(y)
 
-where u_q and v_q are linear in c, and p_q, r_q, e_q and f_q are linear in c and h. The first sum has the form of the
-critic of `canonical.py` and begins as that critic, with its strongest axes; the rest begins near 0. So training begins
-near the canonical bound. It improves the axes, of which the canonical critic has only an estimate, and adds what is not
-linear. It minimises the matching loss, summed over the questions, on pairs that no canonical critic was made from. What
+where u_q and v_q are linear in c, and p_q, r_q, e_q and f_q are linear in c and h. The first part is the critic of
+`canonical.py` in the beginning, with its strongest axes; the rest begins near 0. So training begins near the canonical
+bound. It improves the axes, of which the canonical critic has only an estimate, and adds what is not linear.
+
+Training minimises the matching loss, summed over the questions, on pairs that no canonical critic was made from. What
 is used is an average of the weights over about the last tenth of the steps.
 
 At the end `settle` chooses for each question, on pairs kept for that, the network with a factor, or the canonical
@@ -33,13 +34,13 @@ from mi_ml_gen.core.resnet import resnet
 from mi_ml_gen.information.canonical import CanonicalCritic, Whitening, best_factor, matching_loss
 
 HIDDEN = 256
-"""Numbers of an image from which every question takes its vectors."""
-TRAITS = 128
-"""Numbers of an image that the network adds to its canonical coordinates."""
+"""Numbers that the network makes of an image, from which all questions take their vectors."""
+POINTS = 64
+"""Length of these vectors."""
 AXES = 64
 """The most canonical axes that a question begins with."""
 SMALL = 0.15
-"""Size of the network's vectors at the beginning: their products are near 0, but at 0 nothing would be learned."""
+"""Size of the vectors at the beginning: their products are near 0, but at 0 nothing would be learned."""
 AT_ONCE = 1024
 """Images that are seen at once where nothing is learned."""
 
@@ -55,8 +56,8 @@ class Question(NamedTuple):
 class Seen(NamedTuple):
     """What the critic has of groups of images, from which it answers every question."""
 
-    traits: Tensor
-    """(n_groups, n_places, n_sides, TRAITS)"""
+    values: Tensor
+    """What the network makes of the images, and their components, (n_groups, n_places, HIDDEN + n_components)."""
     components: Tensor
     """Principal components of the images, (n_groups, n_places, n_components)."""
 
@@ -108,12 +109,9 @@ class SharedCritic(nn.Module):
         self.axes, self.weights, self.squares = (nn.Parameter(value) for value in (axes, weights, squares))
 
         # --- What the network adds
-        self.traits = nn.Linear(HIDDEN + n_components, n_sides * TRAITS)
-        nn.init.normal_(self.traits.weight, std=SMALL / math.sqrt(HIDDEN + n_components))
-        nn.init.zeros_(self.traits.bias)
-        self.trait_weights = nn.Parameter(torch.ones(n, TRAITS))
-        self.trait_squares = nn.Parameter(torch.zeros(n, n_sides, TRAITS))
-        self.trait_terms = nn.Parameter(torch.zeros(n, n_sides, TRAITS))
+        n_values = HIDDEN + n_components
+        self.vectors = nn.Parameter(torch.randn(n, n_sides, n_values, POINTS) * (SMALL / math.sqrt(n_values)))
+        self.terms = nn.Parameter(torch.zeros(n, n_sides, n_values))
         self.register_buffer("factors", torch.ones(n))
         self.register_buffer("uses_network", torch.ones(n, dtype=torch.bool))
 
@@ -123,8 +121,8 @@ class SharedCritic(nn.Module):
         components = self.whitening(flat)
         hidden = functional.relu(self.norm(self.enter(torch.cat([self.trunk(2 * flat - 1), components], 1))))
         hidden = hidden + functional.relu(self.deeper(hidden))
-        traits = self.traits(torch.cat([hidden, components], 1))
-        return Seen(traits.view(*images.shape[:2], -1, TRAITS), components.view(*images.shape[:2], -1))
+        values = torch.cat([hidden, components], 1)
+        return Seen(values.view(*images.shape[:2], -1), components.view(*images.shape[:2], -1))
 
     @torch.no_grad()
     def see(self, images: Tensor) -> Seen:
@@ -138,15 +136,15 @@ class SharedCritic(nn.Module):
         against those at place j."""
         points, sums = zip(*(self._points(seen, index, place, side) for place, side in zip(pair, (0, -1), strict=True)),
                            strict=True)  # fmt: skip
-        weights = torch.cat([self.weights[index], self.trait_weights[index]])
+        weights = torch.cat([self.weights[index], self.weights.new_ones(POINTS)])
         return (points[0] * weights) @ points[1].T + sums[0][:, None] + sums[1]
 
     def _points(self, seen: Seen, index: int, place: int, side: int) -> tuple[Tensor, Tensor]:
-        """Vectors (n_groups, AXES + TRAITS) of the images at a place, and a term of each image (n_groups,)."""
-        traits = seen.traits[:, place, side]
+        """Vectors (n_groups, AXES + POINTS) of the images at a place, and a term of each image (n_groups,)."""
+        values = seen.values[:, place]
         coordinates = (seen.components[:, place] - self.centres[index, side]) @ self.axes[index, side]
-        term = traits @ self.trait_terms[index, side] - traits.square() @ self.trait_squares[index, side]
-        return torch.cat([coordinates, traits], 1), term - coordinates.square() @ self.squares[index, side]
+        term = values @ self.terms[index, side] - coordinates.square() @ self.squares[index, side]
+        return torch.cat([coordinates, values @ self.vectors[index, side]], 1), term
 
     def losses(self, seen: Seen) -> Tensor:
         """The matching loss of each question in nats, (n_questions,): the mean over its pairs."""

@@ -81,7 +81,7 @@ def test_it_finds_what_is_not_linear_and_is_a_bound(exchangeable):
 def test_a_network_that_is_worse_is_not_used():
     critic, held = made().eval(), groups(512, 1)
     with torch.no_grad():
-        critic.traits.weight.copy_(torch.randn(critic.traits.weight.shape, generator=torch.Generator().manual_seed(1)))
+        critic.vectors.copy_(torch.randn(critic.vectors.shape, generator=torch.Generator().manual_seed(1)))
     critic.settle(critic.see(groups(512, 2)))
     found = matching_bound(critic.final_scores(critic.see(held), 1)).nats
     assert not critic.uses_network[1] and found == pytest.approx(canonical_bounds(critic, held)[1], abs=1e-6)
