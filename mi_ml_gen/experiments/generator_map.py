@@ -453,7 +453,7 @@ def to_table(content: Mapping[str, Any]) -> report.Table:
     columns += ["carried", "its interval", "its verdict", "class lost", "interval of it"]
     has_network = _has_network(content)
     if has_network:
-        columns += ["critic of shared", "critic of carried"]
+        columns.append("critics")
     rows: list[list[report.Cell]] = []
     for cell in content["ranges"]:
         row: list[report.Cell] = [cell["chunks"], cell["delta"]["mean"]]
@@ -462,15 +462,14 @@ def to_table(content: Mapping[str, Any]) -> report.Table:
             row += [None, None, None] if found is None else [found["nats"], _interval(found), found["verdict"]]
         row += [cell["class_lost"]["nats"], _interval(cell["class_lost"])]
         if has_network:
-            row += [None if cell[name] is None else _critic_of(cell[name]) for name in ("shared", "carried")]
+            row.append(", ".join(_critic_of(cell[name]) for name in ("shared", "carried") if cell[name] is not None))
         rows.append(row)
     entropy = content["label"]["entropy_nats"]
     caption = (
         "In nats, with 95% intervals. shared: what image and image have in common when the range is redrawn; carried: "
         f"when all else is. class lost: of the {entropy:.2f} nats of the label ({content['label']['kind']})."
     )
-    if not has_network:
-        caption += " Both by canonical critics."
+    caption += " critics: of shared, and of carried." if has_network else " Both by canonical critics."
     formats = {"delta": ".2f", "shared": ".2f", "carried": ".2f", "class lost": ".2f"}
     return report.Table(columns, rows, caption, formats)
 
