@@ -162,9 +162,8 @@ def test_a_network_finds_no_less_and_stays_below_the_truth(tmp_path):
     assert n == 11 and inside >= 0.93 * n and by_network >= 4
     assert found["n_decoded_images"] > plain["n_decoded_images"]
     table = to_table(found).to_markdown()
-    assert (
-        "critic of shared" in table and "network" in table and "critic of shared" not in to_table(plain).to_markdown()
-    )
+    assert "critics: of shared, and of carried" in table and "network, network" in table
+    assert "Both by canonical critics" in to_table(plain).to_markdown()
     page = (tmp_path / "network" / "map.html").read_text()
     assert f"It gave {by_network} of the 11 numbers" in page
 
