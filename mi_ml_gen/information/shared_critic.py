@@ -21,6 +21,7 @@ critic alone. Whatever it chooses, the bound on further pairs holds, as it does 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -81,7 +82,7 @@ class SharedCritic(nn.Module):
         if not questions:
             raise UsageError("no question for a critic to answer")
         self.questions = tuple(questions)
-        self.whitening = whitening
+        self.whitening = copy.deepcopy(whitening)  # which may stay on another device
         n, n_sides, n_components = len(questions), 1 if exchangeable else 2, whitening.projection.shape[1]
         self.trunk = resnet(10, side, width, zero_init_residual=True, halves=True)
         self.enter = nn.Linear(self.trunk.feature_dim + n_components, HIDDEN)
@@ -154,8 +155,9 @@ class SharedCritic(nn.Module):
         return torch.stack(found)
 
     def final_scores(self, seen: Seen, index: int) -> Tensor:
-        """Scores (n_groups, n_groups) of the pair that is measured, as `settle` left them."""
-        return self.factors[index] * self._chosen(seen, index, bool(self.uses_network[index]))
+        """Scores (n_groups, n_groups) of the pair that is measured, as `settle` left them; on the CPU, where bounds are
+        computed in float64."""
+        return self.factors[index].cpu() * self._chosen(seen, index, bool(self.uses_network[index])).cpu()
 
     def _chosen(self, seen: Seen, index: int, network: bool) -> Tensor:
         i, j = pair = self.questions[index].pairs[0]
@@ -174,9 +176,9 @@ class SharedCritic(nn.Module):
     def settle(self, seen: Seen) -> None:
         """Choose network or canonical critic for each question, and a factor, on groups that nothing was trained on."""
         for index in range(len(self.questions)):
-            scores = self._chosen(seen, index, True)
+            scores = self._chosen(seen, index, True).cpu()
             factor = best_factor(scores)
-            canonical = matching_loss(self._chosen(seen, index, False))
+            canonical = matching_loss(self._chosen(seen, index, False).cpu())
             network = bool(matching_loss(factor * scores) < canonical)
             self.uses_network[index] = network
             self.factors[index] = factor if network else 1.0
