@@ -52,7 +52,7 @@ MOST_POINTS = 4000
 """Points of the sums over pairs of points: their square is the work."""
 MOST_NATS = 1.0
 """Beyond it the leading order says no more than that there is much."""
-_NEIGHBOURS, _HALVINGS = 5, 4
+_NEIGHBOURS, _HALVINGS = 10, 4
 _ROWS_AT_ONCE = 128
 _CROSS = {3: ((1, 2), (2, 1)), 4: ((1, 3), (2, 2), (3, 1))}
 """Degrees in x and in z of the polynomials of each degree that have factors of both."""
@@ -104,15 +104,18 @@ def departures(pairs: Canonical) -> list[Departure]:
     return found
 
 
-def not_normal(pairs: Canonical, nats: float, share: float = 0.5) -> list[Finding]:
+def not_normal(pairs: Canonical, nats: float) -> list[Finding]:
     """What speaks against an estimate that takes the pairs as jointly normal: the least likely of the departures
-    that chance does not explain and that stand for more than this share of a tolerance. None where `missing` says, with
-    its standard error, that they change the information by less than a tolerance."""
+    that chance does not explain and that stand for more than half of a tolerance. None where `missing` says that they
+    change the information by less than a tolerance, with half a standard error. Where it says nothing, a departure must
+    stand for a whole tolerance."""
+    can_measure = pairs.x.shape[1] + pairs.y.shape[1] <= MOST_DIMS
+    share = 0.5 if can_measure else 1.0
     seen = [one for one in departures(pairs) if one.deviations > REJECTED and one.nats > share * tolerance(nats)]
     if not seen:
         return []
-    lacks = missing(pairs)
-    if lacks is not None and abs(lacks.nats) + lacks.standard_error_nats <= tolerance(nats):
+    lacks = missing(pairs) if can_measure else None
+    if lacks is not None and abs(lacks.nats) + lacks.standard_error_nats / 2 <= tolerance(nats):
         return []
     most = max(seen, key=lambda one: one.deviations)
     about = f"about {most.nats:.2f} nats" if most.nats < MOST_NATS else f"more than {MOST_NATS:g} nat"
@@ -127,9 +130,9 @@ def not_normal(pairs: Canonical, nats: float, share: float = 0.5) -> list[Findin
 
 def missing(pairs: Canonical) -> MonteCarloMean | None:
     """What the closed form lacks, I(x; z) + J(z) - J(y), in nats and with its standard error, from `MOST_POINTS` pairs.
-    Bias draws it to 0. None where neighbours are too far apart to tell: beyond `MOST_DIMS` dimensions in all."""
+    Bias draws it to 0, and beyond `MOST_DIMS` dimensions in all it says nothing. None for too few pairs."""
     x, z, y = (points[:MOST_POINTS] for points in (pairs.x, pairs.residual, pairs.y))
-    if x.shape[1] + y.shape[1] > MOST_DIMS or len(x) < 8 * _NEIGHBOURS:
+    if len(x) < 8 * _NEIGHBOURS:
         return None
 
     def of(rows: Tensor) -> float:
