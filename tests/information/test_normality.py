@@ -168,7 +168,7 @@ def test_a_departure_that_changes_the_information_little_is_no_finding():
 
 
 def test_neighbours_are_not_asked_in_many_dimensions(monkeypatch):
-    pairs = copula.canonical(*make_task("student", 4.0, 6).sample(1000, rng()))
+    pairs = copula.canonical(*make_task("student", 4.0, 5).sample(1000, rng()))
     monkeypatch.setattr(normality, "missing", lambda pairs: MonteCarloMean(0.0, 0.0))  # must not be asked
     assert normality.not_normal(pairs, copula.gaussian_part(pairs).nats)
 
