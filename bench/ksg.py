@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -58,12 +59,12 @@ def against_a_call_per_point(n: int, repeats: int, device: str) -> None:
             "ksg_mutual_information": lambda tensors=tensors: ksg_mutual_information(*tensors, scale="none"),  # type: ignore[misc]
             "the same, of ranks": lambda tensors=tensors: ksg_mutual_information(*tensors),  # type: ignore[misc]
         }
-        seconds = timing.compare(work, repeats)
-        seconds["a call per point"] *= share
+        seconds = timing.compare(work, repeats, clock=time.process_time)
+        seconds["a call per point"] = [one * share for one in seconds["a call per point"]]
         what = f"KSG-1, n = {n:,}, {dim} + {dim} dimensions ({estimate:.4f} nats{apart})"
         timing.write(
             f"ksg_{dim}_{device}", what, seconds, "a call per point", device, n=n, unit="points",
-            here="ksg_mutual_information",
+            here="ksg_mutual_information", clock=time.process_time,
         )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def between_methods(n: int, dims: list[int], repeats: int) -> None:
                 for method in ("trees", "brute")
             }
             seconds = timing.compare(work, repeats, warm_up=0, clock=time.process_time)
-            cells += [f"{seconds[method]:.2f}" for method in work]
+            cells += [f"{statistics.median(seconds[method]):.2f}" for method in work]
         print(f"| {dim} + {dim} | {' | '.join(cells)} | {faster_method(n, dim, dim)} |", flush=True)
 
 

@@ -10,6 +10,7 @@ nearest upsampling before each convolution, the critic run twice with all gradie
 from __future__ import annotations
 
 import argparse
+import time
 
 import torch
 from torch import nn
@@ -116,12 +117,13 @@ def main() -> None:
     if device.type == "cuda":
         ways["lean, bf16"] = step(plain=False, precision="bf16")
         ways["lean, bf16, compiled"] = step(plain=False, precision="bf16", compiled=True)
-    seconds = timing.compare(ways, options.repeats, options.warm_up)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds = timing.compare(ways, options.repeats, options.warm_up, clock)
     what = f"navigator step, BigBiGAN 128, batch {options.batch}, chunks {options.chunks}"
     gflop = timing.gflop_of(ways["lean"]) if device.type == "cpu" else None
     timing.write(
         f"navigator_{device.type}_{options.chunks}", what, seconds, "plain", device, n=options.batch, unit="pairs",
-        gflop=gflop,
+        gflop=gflop, clock=clock,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.stylegan2 --batch 8 --threads 2
 
-Both ways compute the same images from the same weights, in a process of their own each. Prints for each the
-median time of a forward pass (on the wall, and of the processors, all threads together, which bears a busy
+Both ways compute the same images from the same weights, in processes of their own, which take turns. Prints for each
+the median time of a forward pass (on the wall, and of the processors, all threads together, which bears a busy
 machine better), the peak of resident memory, and how far the images are apart. `decode` is timed too: it
 computes only what reaches the centre crop.
 """
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +90,8 @@ def decode_whole(generator: StyleGAN2, latents: torch.Tensor, rng: torch.Generat
 
 
 @torch.no_grad()
-def measure(way: str, batch: int, resolution: int, threads: int, repeats: int) -> dict[str, float | list[float]]:
-    """Time and peak memory of one way, in this process."""
+def measure(way: str, batch: int, resolution: int, threads: int) -> dict[str, Any]:
+    """Time of one pass, after one of a single image, and peak memory of one way, in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     generator = StyleGAN2(StyleGAN2Config(img_resolution=resolution)).freeze()
@@ -103,16 +104,13 @@ def measure(way: str, batch: int, resolution: int, threads: int, repeats: int) -
     latents = generator.latents(torch.randn(batch, generator.noise_dim))
     gflop = timing.gflop_of(lambda: run(latents[:1])) * batch
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds, cpu_seconds = [], []
-    for _ in range(repeats + 1):  # the first pass warms up
-        start, cpu_start = time.perf_counter(), time.process_time()
-        images = run(latents)
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    images = run(latents)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
-        "seconds": statistics.median(seconds[1:]),
-        "cpu_seconds": statistics.median(cpu_seconds[1:]),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "peak_mib": peak_mib,
         "before_mib": before_mib,
         "gflop": gflop,
@@ -129,19 +127,25 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, help="measure this one here and print JSON")
     args = parser.parse_args()
     if args.way:
-        print(json.dumps(measure(args.way, args.batch, args.resolution, args.threads, args.repeats)))
+        print(json.dumps(measure(args.way, args.batch, args.resolution, args.threads)))
         return
     machine = platform.processor() or platform.machine()
     print(f"torch {torch.__version__}, {machine}, {args.threads} threads, float32")
-    print(f"{args.resolution} px, batch {args.batch}, median of {args.repeats} after one warm-up")
+    print(f"{args.resolution} px, batch {args.batch}, medians of {args.repeats} turns")
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(args.repeats):
+        for way in WAYS:
+            command = [sys.executable, "-m", "bench.stylegan2", "--way", way]
+            for flag in ("batch", "resolution", "threads"):
+                command += [f"--{flag}", str(getattr(args, flag))]
+            output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+            turns[way].append(json.loads(output))
     results = {}
     for way in WAYS:
-        command = [sys.executable, "-m", "bench.stylegan2", "--way", way]
-        for flag in ("batch", "resolution", "threads", "repeats"):
-            command += [f"--{flag}", str(getattr(args, flag))]
-        output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results[way] = json.loads(output)
-        row = results[way]
+        row = results[way] = dict(turns[way][0])
+        row |= {
+            key: statistics.median(turn[key] for turn in turns[way]) for key in ("seconds", "cpu_seconds", "peak_mib")
+        }
         above = row["peak_mib"] - row["before_mib"]
         times = f"{row['seconds']:7.2f} s, processors {row['cpu_seconds']:7.2f} s"
         print(f"{way:>8}: {times}, peak {row['peak_mib']:6.0f} MiB ({above:.0f} above the network at rest)")
@@ -155,8 +159,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     timing.write(
         "stylegan2_cpu", f"StyleGAN2 at {args.resolution} px, images without gradients, batch {args.batch}",
-        {name: results[way]["cpu_seconds"] for way, name in names.items()}, "plain", n=args.batch, unit="images",
-        gflop=results["decode"]["gflop"], clock=time.process_time,
+        {name: [turn["cpu_seconds"] for turn in turns[way]] for way, name in names.items()}, "plain",
+        n=args.batch, unit="images", gflop=results["decode"]["gflop"], clock=time.process_time,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def compare(
     repeats: int,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds of each way; they take turns, so that a busy moment of the machine falls on all of them.
+) -> dict[str, list[float]]:
+    """Seconds of each repeat of each way; they take turns, so that a busy moment of the machine falls on all of them.
 
     clock: time.process_time counts the processors' seconds, all threads together, which bears a busy machine better.
     """
@@ -46,7 +46,13 @@ def compare(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[name].append(clock() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return seconds
+
+
+def times_faster(plain: Sequence[float], here: Sequence[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest of the ratios of what was measured in the same turn."""
+    ratios = sorted(one / other for one, other in zip(plain, here, strict=True))
+    return statistics.median(ratios), ratios[0], ratios[-1]
 
 
 def machine(device: torch.device | str = "cpu") -> str:
@@ -72,24 +78,27 @@ def gflop_of(work: Callable[[], Any]) -> float:
 def gflop_per_s(clock: Callable[[], float] = time.perf_counter, repeats: int = 5) -> float:
     """What this machine reaches in products of large float32 matrices, per second of the clock: the median."""
     a, b = torch.rand(2, MATRIX, MATRIX)
-    seconds = compare({"product": lambda: a @ b}, repeats, warm_up=2, clock=clock)["product"]
+    seconds = statistics.median(compare({"product": lambda: a @ b}, repeats, warm_up=2, clock=clock)["product"])
     return 2 * MATRIX**3 / 1e9 / seconds
 
 
 def write(
-    name: str, what: str, seconds: dict[str, float], plain: str, device: torch.device | str = "cpu", *,
+    name: str, what: str, seconds: Mapping[str, float | list[float]], plain: str, device: torch.device | str = "cpu", *,
     n: int = 1, unit: str = "calls", here: str | None = None, gflop: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:  # fmt: skip
     """Print the result and keep it in RESULTS/NAME.json.
 
+    seconds: of each way, those of each repeat, in the same order, or of one measurement alone.
     n, unit: what is done in so many seconds, 64 "images" for example. here: the package's way, by default the last one.
     gflop: of the package's way, for the floor; None or 0 where it has none. clock: that of the seconds.
     """
-    ratios = {way: seconds[plain] / value for way, value in seconds.items()}
-    print(f"\n{what}\n  on {machine(device)}")
-    for way, value in seconds.items():
-        print(f"  {way:44s} {value:9.3f} s   {ratios[way]:6.2f} x")
+    turns = {way: found if isinstance(found, list) else [found] for way, found in seconds.items()}
+    ratios = {way: times_faster(turns[plain], found) for way, found in turns.items()}
+    print(f"\n{what}\n  on {machine(device)}, the medians of {len(turns[plain])}")
+    for way, found in turns.items():
+        median, low, high = ratios[way]
+        print(f"  {way:44s} {statistics.median(found):9.3f} s   {median:6.2f} x ({low:.2f} to {high:.2f})")
     RESULTS.mkdir(exist_ok=True)
     has_floor = bool(gflop) and torch.device(device).type == "cpu"
     result = {
@@ -98,7 +107,8 @@ def write(
         "clock": "processor" if clock is time.process_time else "wall",
         "n": n,
         "unit": unit,
-        "seconds": seconds,
+        "seconds": {way: statistics.median(found) for way, found in turns.items()},
+        "turns": turns,
         "times_faster_than_plain": ratios,
         "plain": plain,
         "here": here or list(seconds)[-1],

@@ -13,20 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.experiments.settings import BenchmarkConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, BenchmarkConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(BenchmarkConfig, arguments)
-    settings.check()
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, BenchmarkConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.experiments.sampling_benchmark import benchmark, sampling_table
 
     measurements = benchmark(settings)

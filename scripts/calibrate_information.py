@@ -12,19 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.experiments.settings import InformationConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, InformationConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(InformationConfig, arguments)
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, InformationConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.experiments import information_calibration
 
     results = information_calibration.calibrate(settings)

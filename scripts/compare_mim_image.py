@@ -16,29 +16,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cells, cli
 from mi_ml_gen.experiments.mim_image_settings import MimComparisonConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, MimComparisonConfig)
-    about = "train nothing; write table and page of what is there"
-    parser.add_argument("--report-only", action="store_true", help=about)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(MimComparisonConfig, arguments)
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, MimComparisonConfig, cli.add_report_only)
+    if begun is None:
         return 0
-    cli.loading()
+    settings, arguments = begun
     from mi_ml_gen.experiments import mim_image_report as report
     from mi_ml_gen.experiments.mim_image_comparison import run_comparison
 
-    failed = 0
-    if not arguments.report_only:
-        for done in run_comparison(settings):
-            print(done.line, flush=True)
-            failed += done.failure is not None
+    failed = 0 if arguments.report_only else cells.print_lines(run_comparison(settings))
     command = shlex.join(["python", "scripts/compare_mim_image.py", *(sys.argv[1:] if argv is None else argv)])
     written = report.write_report(settings, command)
     print(report.main_table(report.read_cells(settings), settings).to_terminal())

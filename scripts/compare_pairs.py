@@ -12,20 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.experiments.settings import HumanPairsConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, HumanPairsConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(HumanPairsConfig, arguments)
-    settings.check()
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, HumanPairsConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.experiments.human_pairs import compare_pairs
 
     for row in compare_pairs(settings):

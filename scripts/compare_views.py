@@ -16,20 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.experiments.comparison_settings import ComparisonConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, ComparisonConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(ComparisonConfig, arguments)
-    settings.check()
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, ComparisonConfig)
+    if begun is None:
         return 0
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.experiments.comparison_report import comparison_table
     from mi_ml_gen.experiments.view_comparison import compare
 

@@ -14,20 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.experiments.quality_settings import QualityConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, QualityConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(QualityConfig, arguments)
-    settings.check()
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, QualityConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.experiments.generator_quality import measure_generator
 
     print(measure_generator(settings).to_table().to_terminal())

@@ -14,20 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.experiments.search_settings import SearchConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, SearchConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(SearchConfig, arguments)
-    settings.check()
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, SearchConfig)
+    if begun is None:
         return 0
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.experiments.encoder_search import search, search_table
 
     found = search(settings)

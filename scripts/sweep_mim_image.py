@@ -15,28 +15,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cells, cli
 from mi_ml_gen.mim.images.sweep_settings import ImageSweepConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, ImageSweepConfig)
-    about = "train nothing; write table and page of what is there"
-    parser.add_argument("--report-only", action="store_true", help=about)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(ImageSweepConfig, arguments)
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, ImageSweepConfig, cli.add_report_only)
+    if begun is None:
         return 0
-    cli.loading()
+    settings, arguments = begun
     from mi_ml_gen.mim.images import sweep
 
-    failed = 0
-    if not arguments.report_only:
-        for done in sweep.run_sweep(settings):
-            print(done.line, flush=True)
-            failed += done.failure is not None
+    failed = 0 if arguments.report_only else cells.print_lines(sweep.run_sweep(settings))
     if failed and not sweep.read_results(settings):
         return 1  # the lines above say why, and there is nothing to write
     print(sweep.sweep_table(sweep.read_results(settings)).to_terminal())

@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    runtime.setup_distributed(runtime.resolve_device(settings.device))
     try:
         card, path = trainer.run(settings)
     finally:

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.mim.settings import MimConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, MimConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(MimConfig, arguments)
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, MimConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.mim.evaluate import MEANINGS
     from mi_ml_gen.mim.training import train_seeds
 

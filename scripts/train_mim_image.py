@@ -16,23 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.mim.images.settings import MimImageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, MimImageConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(MimImageConfig, arguments)
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, MimImageConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.core import runtime
     from mi_ml_gen.mim.images.training import train_mim_image
 
-    runtime.setup_distributed(runtime.resolve_device("cpu" if settings.no_cuda else settings.device))
     try:
         record = train_mim_image(settings)
         if runtime.is_main():

@@ -13,29 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli, config
+from mi_ml_gen.core import cli
 from mi_ml_gen.generators.nvae.train_settings import NVAETrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__)
-    config.add_arguments(parser, NVAETrainConfig)
-    cli.add_dry_run(parser)
-    arguments = parser.parse_args(argv)
-    settings = config.from_arguments(NVAETrainConfig, arguments)
-    settings.check()
-    if cli.is_dry_run(arguments, settings):
+    begun = cli.begin(argv, __doc__, NVAETrainConfig)
+    if begun is None:
         return
-    cli.loading()
+    settings, _ = begun
     from mi_ml_gen.core import runtime
     from mi_ml_gen.generators.nvae.training import stored_images, train_nvae
 
-    runtime.setup_distributed(runtime.resolve_device(settings.device))
     try:
         path = train_nvae(settings, stored_images(settings.data, settings.architecture()))
+        if runtime.is_main():
+            print(f"generator, metrics and grids: {path}")
     finally:
         runtime.teardown()
-    print(f"generator, metrics and grids: {path}")
 
 
 if __name__ == "__main__":

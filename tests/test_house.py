@@ -29,6 +29,56 @@ def test_files_import_from_below(name):
     assert house.upward(name, FILES[name], FILES) == []
 
 
+FAMILIES = ("bigbigan", "linear_gaussian", "stylegan2", "nvae", "diffusion", "gan")
+OF_ONE_FAMILY = {
+    "experiments.critic_calibration": {"linear_gaussian"},  # whose information is known
+    "experiments.information_calibration": {"linear_gaussian"},
+    "experiments.nvae_ablation": {"nvae"},
+    "experiments.nvae_report": {"nvae"},
+}
+"""Experiments about one family."""
+OF_ALL = {"generators.gan.quality"}
+"""A classifier of small images, which measures any generator."""
+
+
+def test_nothing_above_the_generators_asks_for_a_family():
+    rooms = house.ROOMS[house.ROOMS.index("generators") + 1 :]
+    asking: dict[str, set[str]] = {}
+    for name, others in house.graph(PACKAGE).items():
+        parts = [other.split(".") for other in others - OF_ALL if other.startswith("generators.")]
+        found = {part[1] for part in parts if part[1] in FAMILIES}
+        if found and name.partition(".")[0] in rooms:
+            asking[name] = found
+    assert asking == OF_ONE_FAMILY
+
+
+PARTS = {
+    "generator_map": {"map_labels"},
+    "mim_image_comparison": {"mim_image_learners"},
+    "view_comparison": {"comparison_report"},
+}
+"""Experiments in several files, besides their settings."""
+BUILT_ON = {
+    "encoder_search": {"view_comparison"},  # the images that its probes see
+    "nvae_ablation": {"table1"},  # a row of the table for each network
+    "view_comparison": {"table1"},  # which trains the walkers
+    "view_grids": {"generated_dataset"},  # how images become files
+}
+"""Experiments that use another one's work."""
+
+
+def test_experiments_know_one_another_only_where_it_is_said():
+    used: dict[str, set[str]] = {}
+    for name, others in house.graph(PACKAGE).items():
+        room, _, own = name.partition(".")
+        named = {other.partition(".")[2] for other in others if other.startswith("experiments.")}
+        found = {other for other in named if not other.endswith("settings")}
+        if room == "experiments" and found:
+            used[own] = found
+    expected = {name: PARTS.get(name, set()) | BUILT_ON.get(name, set()) for name in (*PARTS, *BUILT_ON)}
+    assert used == expected
+
+
 def test_no_class_is_named_in_a_string():
     assert [fault for path in FILES.values() for fault in house.classes_in_strings(path)] == []
 

@@ -19,7 +19,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,6 +199,15 @@ class Cells:
         for path in (failed, hash_file(failed)):
             path.unlink(missing_ok=True)
         return Done(name, None, time.monotonic() - began_s)
+
+
+def print_lines(work: Iterable[Done]) -> int:
+    """Print a line for each cell as it ends, for a script; gives the number of those that failed."""
+    n_failed = 0
+    for done in work:
+        print(done.line, flush=True)
+        n_failed += done.failure is not None
+    return n_failed
 
 
 def _holder() -> str:

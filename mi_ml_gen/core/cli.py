@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from mi_ml_gen.core import config, locks, threads
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, MiMlGenError, Preempted, UsageError, nearest
@@ -24,6 +24,7 @@ from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, MiMl
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
 Main = Callable[[Sequence[str] | None], int | None]
+C = TypeVar("C")
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,6 +97,40 @@ def run(main: Main) -> NoReturn:
             traceback.print_exc()
         code = _report(error)
     sys.exit(code)
+
+
+def begin(
+    argv: Sequence[str] | None,
+    about: str | None,
+    settings: type[C],
+    more: Callable[[Parser], object] | None = None,
+) -> tuple[C, argparse.Namespace] | None:
+    """The settings that a command line says, and all that was read of it, for a script whose flags are the fields of
+    `settings`, what `more` declares, and --dry-run. None for a dry run, which has then been answered.
+
+    about: the text of --help. The settings' own `check`, where they have one, sees them first. A script whose settings
+    depend on other flags puts the same parts together itself.
+    """
+    parser = Parser(description=about)
+    config.add_arguments(parser, settings)
+    if more is not None:
+        more(parser)
+    add_dry_run(parser)
+    arguments = parser.parse_args(argv)
+    found = config.from_arguments(settings, arguments)
+    check = getattr(found, "check", None)
+    if check is not None:
+        check()
+    if is_dry_run(arguments, found):
+        return None
+    loading()
+    return found, arguments
+
+
+def add_report_only(parser: Parser) -> None:
+    """Declare --report-only, for a queue of trainings."""
+    about = "train nothing; write table and page of what is there"
+    parser.add_argument("--report-only", action="store_true", help=about)
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from mi_ml_gen.core import kernels
+from mi_ml_gen.core import kernels, products
 
 _aten = torch.ops.aten
 
@@ -149,12 +149,21 @@ def working_dtype(x: Tensor) -> torch.dtype:
 class Conv2d(FixedWeights, nn.Conv2d):
     """`torch.nn.Conv2d`, of one dilation, with zeros around the image, whose weights may be fixed."""
 
-    follows: ClassVar[tuple[str, ...]] = ("half_weight", "half_bias")
+    follows: ClassVar[tuple[str, ...]] = ("half_weight", "half_bias", "matrices")
     half_weight: Tensor | None
     half_bias: Tensor | None
+    matrices: Tensor | None
+    """On a CPU, where fewer products than taps are worth it: the kernels of `form`."""
+    form: ClassVar[products.Form] = products.TILES
 
     def derive(self) -> Mapping[str, Tensor]:
-        return self._halved(self.weight)
+        return self._halved(self.weight) | self._matrices()
+
+    def _matrices(self) -> dict[str, Tensor]:
+        is_plain = self.stride == (1, 1) and self.padding == (1, 1) and self.groups == 1
+        if self.in_bf16 or not is_plain or not is_channels_last(self.weight):
+            return {}
+        return {"matrices": products.kernels_of(self.weight, self.form)} if self.form.suits(self.weight) else {}
 
     def _halved(self, weight: Tensor) -> dict[str, Tensor]:
         if not self.in_bf16:
@@ -167,7 +176,13 @@ class Conv2d(FixedWeights, nn.Conv2d):
             return self._conv_forward(x, self.weight, self.bias if with_bias else None)
         weight, bias = self.operands(x, self.weight)
         bias = bias if with_bias else None
+        if self._by_matrices(x):
+            assert self.matrices is not None
+            return products.convolve(x, self.matrices, bias, self.form)
         return convolve(x, weight, bias, self.stride[0], int(self.padding[0]), groups=self.groups)
+
+    def _by_matrices(self, x: Tensor) -> bool:
+        return self.matrices is not None and working_dtype(x) == torch.float32 and self.form.takes(x)
 
     def operands(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """`weight` and bias, or the copies that are held of them where x will be bfloat16."""

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mi_ml_gen.core import meeting
 from mi_ml_gen.core.errors import EnvironmentFault, MiMlGenError, NonFiniteError, UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -240,8 +241,14 @@ def setup_distributed(device: torch.device, timeout_s: float = 1800.0) -> None:
         return
     # gloo stays beside nccl so that flags and Python objects travel without a device sync.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    limit = datetime.timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+        if meeting.is_shared():
+            rank, n_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = meeting.store_of_attempt(timeout_s)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=limit)
+        else:
+            dist.init_process_group(backend, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise EnvironmentFault(f"cannot join the other processes: {error}") from error
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mi_ml_gen.checkpoints import reading as checkpoints
-from mi_ml_gen.core import fixed
+from mi_ml_gen.core import fixed, products
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.base import ImagePair, ImageVariants, MultiLatentGenerator, check_state
 from mi_ml_gen.latents import Chunks, LatentLayout
@@ -118,17 +118,22 @@ class UpsampledConv(fixed.Conv2d):
     """A 3x3 convolution of the input doubled by nearest neighbour.
 
     Frozen, the doubling is folded into the kernel: each output parity sees only 2x2 distinct inputs, so a 4x4
-    transposed convolution of stride 2 with summed taps gives the same result with 16 / 36 of the products.
+    transposed convolution of stride 2 with summed taps gives the same result with 16 / 36 of the products. On a CPU
+    wide layers need 9 / 36 (`core.products`).
     """
 
     follows = ("folded", *fixed.Conv2d.follows)
+    form = products.DOUBLINGS
     folded: torch.Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def derive(self) -> dict[str, torch.Tensor]:
-        """The folded kernel, in bf16 its copy alone: both would take half as much memory again as all weights."""
+        """The folded kernel, in bf16 its copy alone: both would take half as much memory again as all weights. Where
+        there are matrices they stand for it."""
+        if matrices := self._matrices():
+            return matrices
         folded = self._folded()
         return self._halved(folded) if self.in_bf16 else {"folded": folded}
 
@@ -145,9 +150,13 @@ class UpsampledConv(fixed.Conv2d):
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             return self._conv_forward(x, self.weight, self.bias if with_bias else None)
         weight, bias = self.operands(x, self.weight)
+        bias = bias if with_bias else None
+        if self._by_matrices(x):
+            assert self.matrices is not None
+            return products.convolve(x, self.matrices, bias, self.form)
         if weight is self.weight:
             weight = self._folded() if self.folded is None else self.folded
-        return fixed.convolve(x, weight, bias if with_bias else None, stride=2, padding=1, transposed=True)
+        return fixed.convolve(x, weight, bias, stride=2, padding=1, transposed=True)
 
 
 class Block(fixed.FixedWeights):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mi_ml_gen.core.cells import Cells
+from mi_ml_gen.core.cells import Cells, print_lines
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, NonFiniteError, Preempted, UsageError
 
 NAMES = [f"cell{i}" for i in range(12)]
@@ -131,3 +131,14 @@ def test_results_may_stand_elsewhere_and_be_preliminary(tmp_path):
         [done] = cells().work(["a"], lambda name, n=n: {"n": n})
         assert done.failure is None and json.loads((tmp_path / "a" / "r.json").read_text()) == {"n": n}
     assert cells().waiting(["a"]) == [] and cells().result("a") == {"n": 2}
+
+
+def test_lines_are_printed_and_failures_counted(capsys, tmp_path):
+    def measure(name: str) -> dict:
+        if name == "cell1":
+            raise UsageError("no such thing")
+        return {}
+
+    cells = Cells(tmp_path)
+    assert print_lines(cells.work(["cell0", "cell1"], measure)) == 1
+    assert capsys.readouterr().out == "cell0: finished (0 s)\ncell1: failed: no such thing (0 s)\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import textwrap
 
 import pytest
 
-from mi_ml_gen.core import cli, errors
+from mi_ml_gen.core import cli, config, errors
 from mi_ml_gen.core.errors import nearest
 
 
@@ -196,3 +197,28 @@ def test_advice_of_a_flag_that_the_command_lacks_says_so(monkeypatch, capsys):
     assert said("leave out --report-only") == "error: leave out --report-only"
     for text in ("unknown flag --sed", "run pip install --no-deps x", "see scripts/y.py --all", "a -- b"):
         assert said(text) == f"error: {text}"
+
+
+@dataclasses.dataclass
+class Few:
+    """Settings."""
+
+    n: int = config.option(3, at_least=1, help="a number")
+
+    def check(self) -> None:
+        if self.n == 7:
+            raise errors.UsageError("--n 7: is refused")
+
+
+def test_begin_reads_checks_and_answers_a_dry_run(capsys):
+    begun = cli.begin(["--n", "4", "--report-only"], "About.", Few, cli.add_report_only)
+    assert begun is not None
+    settings, arguments = begun
+    assert settings == Few(n=4) and arguments.report_only
+    assert cli.begin(["--n", "5", "--dry-run"], "About.", Few) is None
+    assert capsys.readouterr().out == "n: 5\n"
+    for argv in (["--n", "7"], ["--n", "7", "--dry-run"]):
+        with pytest.raises(errors.UsageError, match="--n 7"):
+            cli.begin(argv, "About.", Few)
+    with pytest.raises(errors.UsageError, match="unknown flag --report-only"):
+        cli.begin(["--report-only"], "About.", Few)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -19,6 +19,15 @@ from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.training import train_navigator
 from tests.conftest import make_small_generator
 from tests.navigator.test_training import SETTINGS, rows_of
+
+
+@contextmanager
+def as_before(tensors):
+    """What is written into these is unseen by autograd. (Before torch 2.7, its context takes one tensor alone.)"""
+    with ExitStack() as stack:
+        for tensor in tensors:
+            stack.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))
+        yield
 
 
 class Noted(TorchDispatchMode):
@@ -50,7 +59,7 @@ class Noted(TorchDispatchMode):
 
     @torch.no_grad()
     def set_back(self):
-        with torch.autograd._unsafe_preserve_version_counter(tuple(tensor for tensor, _ in self._before.values())):
+        with as_before(tensor for tensor, _ in self._before.values()):
             for tensor, before in self._before.values():
                 tensor.copy_(before)
 
@@ -66,8 +75,7 @@ class Graph:
     def replay(self):
         """On the same memory, and unseen by autograd."""
         every = tree_flatten([operation[1:4] for operation in self.operations])[0]
-        tensors = tuple({id(one): one for one in every if isinstance(one, torch.Tensor)}.values())
-        with torch.autograd._unsafe_preserve_version_counter(tensors):
+        with as_before({id(one): one for one in every if isinstance(one, torch.Tensor)}.values()):
             self._replay()
 
     def _replay(self):

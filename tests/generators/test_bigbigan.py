@@ -100,6 +100,26 @@ def test_the_folded_kernel_is_held_in_one_type_alone():
     assert layer.folded is not None and layer.half_weight is None
 
 
+def test_wide_layers_on_a_cpu_equal_the_plain_network():
+    """Of the published widths but for the last blocks, with the layout that `load_generator` chooses."""
+    torch.manual_seed(0)
+    generator = BigBiGAN(BigBiGANConfig(resolution=32, width=96, multipliers=(4, 2, 1), attention_resolution=16))
+    z = torch.randn(4, generator.noise_dim).requires_grad_()
+    generator.freeze()
+    plain = generator.decode(z)
+    lean = copy.deepcopy(generator).to(memory_format=torch.channels_last)
+    held = [(block.conv1.matrices is not None, block.conv2.matrices is not None) for block in lean.blocks]
+    assert held == [(True, True), (False, False), (False, False)]
+    assert lean.blocks[0].conv1.folded is None
+    found = lean.decode(z)
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
+    direction = torch.randn_like(plain)
+    ours, expected = (torch.autograd.grad(images, z, direction)[0] for images in (found, plain))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    pair = lean.decode_pair(z, z, Chunks(1, 4))
+    assert torch.equal(pair.anchor, found) and torch.equal(pair.positive, found)
+
+
 @pytest.mark.parametrize("chunks", [Chunks(0, 1), Chunks(1, 2), Chunks(2, 4), Chunks(3, 4)], ids=str)
 def test_decode_pair_equals_decoding_both_bit_for_bit(tiny, published_bigbigan, chunks):
     generator = build_tiny(tiny, published_bigbigan, torch.float32)

@@ -40,7 +40,8 @@ class Taken(Exception):
 def take(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a script until its flags and settings have been read. Raises UsageError for those that it does not take."""
     script = importlib.import_module(f"scripts.{name}")
-    uses_settings = "from_arguments" in Path(script.__file__ or "").read_text(encoding="utf-8")
+    text = Path(script.__file__ or "").read_text(encoding="utf-8")
+    uses_settings = "config.from_arguments" in text or "cli.begin" in text
     read, parse = config.from_arguments, cli.Parser.parse_args
 
     def from_arguments(*arguments, **options):

@@ -65,6 +65,8 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
     and UsageError for fewer images than a batch takes, a batch that the processes cannot share, and a folder that
     holds a run of other settings.
     """
+    device = runtime.resolve_device(settings.device)
+    runtime.setup_distributed(device)
     architecture = settings.network()
     if tuple(images.shape[1:]) != architecture.shape:
         raise UsageError(f"images {list(images.shape[1:])}: the network has {list(architecture.shape)}")
@@ -73,7 +75,6 @@ def train_diffusion(settings: DiffusionTrainConfig, images: Tensor, progress: bo
     if settings.batch_size % (n_processes := runtime.world_size()):
         raise UsageError(f"--batch_size {settings.batch_size}: must be a multiple of the {n_processes} processes")
     # --- Network
-    device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     process = PROCESSES[settings.objective]()

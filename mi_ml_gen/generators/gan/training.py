@@ -65,6 +65,8 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     Raises NonFiniteError, Preempted, and UsageError for fewer images than a batch takes, for a folder that holds a
     run of other settings, and under torchrun with several processes.
     """
+    device = runtime.resolve_device(settings.device)
+    runtime.setup_distributed(device)
     if runtime.world_size() > 1:
         raise UsageError(f"--family {settings.family}: trains in one process; start it with python, not with torchrun")
     if len(images) < settings.batch_size:
@@ -73,7 +75,6 @@ def train_generator(settings: GanConfig, images: torch.Tensor, progress: bool = 
     assert settings.width is not None and settings.discriminator_width is not None and settings.run_name is not None
     assert settings.lr is not None and settings.lr_discriminator is not None
     # --- Networks
-    device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     n_channels = with_channels(images).shape[1]

@@ -79,6 +79,8 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
     with the results of an uninterrupted run. Raises UsageError for settings that do not fit together or a folder of
     another run, NonFiniteError, and Preempted.
     """
+    device = runtime.resolve_device(settings.device)
+    runtime.setup_distributed(device)
     architecture = settings.architecture()
     if tuple(images.shape[1:]) != architecture.resolution:
         raise UsageError(f"resolution {list(architecture.resolution)}: the images have {list(images.shape[1:])}")
@@ -88,7 +90,6 @@ def train_nvae(settings: NVAETrainConfig, images: Tensor, progress: bool = True)
             f"and at most the {len(images)} images"
         )
     # --- Network
-    device = runtime.resolve_device(settings.device)
     runtime.set_precision(settings.precision)
     torch.manual_seed(settings.seed)  # initial weights; every later draw names its stream
     generator = NVAE(architecture, settings.name).to(device).to(memory_format=torch.channels_last).train()

@@ -53,6 +53,7 @@ def train_mim_image(
     """
     # --- Data, model and optimiser
     device = runtime.resolve_device("cpu" if settings.no_cuda else settings.device)
+    runtime.setup_distributed(device)
     runtime.set_precision(settings.precision)
     sets = load_sets(settings) if sets is None else sets
     sets = sets.to(device)
