@@ -247,7 +247,7 @@ class _Partial:
         with contextlib.ExitStack() as stack:
             with disk_faults(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                file = open(self.path, "a+b")  # noqa: SIM115: closed by the next line
+                file = open(self.path, "a+b")  # noqa: SIM115
                 stack.callback(self._close, file)
                 file.seek(0)
                 while block := file.read(BLOCK_BYTES):
