@@ -11,12 +11,14 @@ For a range of chunks, with z and z' independent draws of the noise:
 How. Images are decoded once, for all ranges together: each group of images mixes the chunks of two draws a and b in
 every way that is needed, and each pair of images in it whose mixtures differ in a range, and nowhere else, is a pair
 for that range (`Mixtures`). Each kind of pair then gets a critic in closed form (`information/canonical.py`), whose
-bound is taken on groups that it was not made from. bench/map.py compares cost and numbers with those of a network
-that is trained for each range.
+bound is taken on groups that it was not made from. Where the settings ask for it, one network for all kinds of pairs
+starts from these critics and is trained (`map_critic.py`). bench/map.py compares cost and numbers of both with those of
+a network that is trained from scratch for each range.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +33,16 @@ from torch.nn import functional
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.progress import Bar
+from mi_ml_gen.experiments.map_critic import Trained, train_map_critic
 from mi_ml_gen.experiments.map_labels import Labeller, label_kind, labeller
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information import discrete
-from mi_ml_gen.information.canonical import Whitening, measure
-from mi_ml_gen.information.estimate import Estimate
+from mi_ml_gen.information.canonical import CanonicalCritic, Whitening, matching_bound, matching_estimate, measure
+from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
+from mi_ml_gen.information.shared_critic import Question, Seen
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import triangle
@@ -50,6 +54,8 @@ BLOCK = 64
 """Groups that are drawn and decoded together; part of what a seed means."""
 N_WHITENED = 1024
 """Images to which the critic's inputs and the clusters are fitted."""
+N_VALIDATION = 512
+"""Groups on which a network's training is looked at, and its factors are chosen."""
 MOST_ROWS = 12
 """Ranges whose images are shown; beyond that single chunks only."""
 
@@ -138,7 +144,6 @@ class Pool(NamedTuple):
     """int64 (n_groups, n_mixtures); of no columns where no label was asked for."""
 
 
-@torch.no_grad()
 def decode_pool(
     generator: MultiLatentGenerator,
     mixed: Mixtures,
@@ -151,30 +156,51 @@ def decode_pool(
 ) -> Pool:
     """n_groups groups, rounded up to whole blocks. Block i of a name has random streams of its own.
 
-    The images are kept at settings.critic_size px at most: a bound from smaller images is one for the larger ones too.
+    stop: called before each block. The images are kept at settings.critic_size px at most: a bound from smaller images
+    is one for the larger ones too.
     """
-    device = device_of(generator)
-    from_b = _columns(generator, mixed.from_b).to(device)
-    side = min(generator.resolution, settings.critic_size)
     images, labels = [], []
     bar = Bar(total=n_groups, unit="group", desc=f"images to {name}", disable=not progress, leave=False)
     for i in range(-(-n_groups // BLOCK)):
         stop()
-        rng = runtime.stream(settings.seed, f"map: {name}", i, 0, device)
-        a, b = (settings.distribution.sample((BLOCK, generator.noise_dim), rng) for _ in range(2))
-        latents_a, latents_b = generator.latents(a), generator.moved_latents(a, b)
-        latents = torch.where(from_b[:, None], latents_b, latents_a)  # (n_mixtures, BLOCK, dim)
-        decoded = torch.cat([generator.decode(part, rng) for part in latents])
-        if label is not None:
-            labels.append(label(decoded).view(len(latents), BLOCK).T)
-        if side < generator.resolution:
-            decoded = functional.interpolate(decoded, (side, side), mode="bilinear", antialias=True)
-        stored = (decoded.clamp(0, 1) * 255).round().byte()
-        images.append(stored.view(len(latents), BLOCK, 3, side, side).transpose(0, 1))
+        block = decode_block(generator, mixed, settings, name, i, label)
+        images.append(block.images)
+        labels.append(block.labels)
         bar.update(BLOCK)
     bar.close()
-    found = torch.cat(labels) if labels else torch.zeros(len(images) * BLOCK, 0, dtype=torch.long)
-    return Pool(torch.cat(images), found.cpu())
+    return Pool(torch.cat(images), torch.cat(labels))
+
+
+@torch.no_grad()
+def decode_block(
+    generator: MultiLatentGenerator,
+    mixed: Mixtures,
+    settings: MapConfig,
+    name: str,
+    i: int,
+    label: Labeller | None = None,
+) -> Pool:
+    """Block i of a name: BLOCK groups, the images on the generator's device."""
+    device = device_of(generator)
+    from_b = _columns(generator, mixed.from_b).to(device)
+    side = _side(generator, settings)
+    rng = runtime.stream(settings.seed, f"map: {name}", i, 0, device)
+    a, b = (settings.distribution.sample((BLOCK, generator.noise_dim), rng) for _ in range(2))
+    latents_a, latents_b = generator.latents(a), generator.moved_latents(a, b)
+    latents = torch.where(from_b[:, None], latents_b, latents_a)  # (n_mixtures, BLOCK, dim)
+    decoded = torch.cat([generator.decode(part, rng) for part in latents])
+    labels = torch.zeros(BLOCK, 0, dtype=torch.long)
+    if label is not None:
+        labels = label(decoded).view(len(latents), BLOCK).T.cpu()
+    if side < generator.resolution:
+        decoded = functional.interpolate(decoded, (side, side), mode="bilinear", antialias=True)
+    stored = (decoded.clamp(0, 1) * 255).round().byte()
+    return Pool(stored.view(len(latents), BLOCK, 3, side, side).transpose(0, 1), labels)
+
+
+def _side(generator: MultiLatentGenerator, settings: MapConfig) -> int:
+    """Of the images that the critics see, in px."""
+    return min(generator.resolution, settings.critic_size)
 
 
 def _columns(generator: MultiLatentGenerator, masks: Sequence[Mask]) -> Tensor:
@@ -227,8 +253,13 @@ def map_generator(
         for step in session.steps(len(asked), unit="range", title="map", progress=progress):
             if pairs is None:
                 pairs = draw_pairs(generator, asked, settings, device, progress, session)
+                if settings.critic == "network":
+                    pairs = with_network(pairs, generator, settings, described, device, progress, session)
             cell = _cell(generator, pairs, asked[step], settings)
-            session.log(cell=cell, n_images=pairs.n_images, label_entropy_nats=discrete.entropy(pairs.labels[:, 0]))
+            about = {} if pairs.network is None else {"critic_steps": pairs.network.trained.n_steps}
+            session.log(
+                cell=cell, n_images=pairs.n_images, label_entropy_nats=discrete.entropy(pairs.labels[:, 0]), **about
+            )
             session.show(chunks=str(asked[step]))
             session.end_of_step(save=True)
         content = _content(generator, settings, session.rows)
@@ -245,14 +276,28 @@ class Pairs:
 
     mixed: Mixtures
     exchangeable: bool
+    whitening: Whitening
     training: Tensor
     """Inputs of the critics, (n_train, n_mixtures, n_inputs)."""
     held_out: Tensor
     """(n_eval, n_mixtures, n_inputs)"""
+    held_out_images: Tensor
+    """uint8 (n_eval, n_mixtures, 3, side, side)"""
     labels: Tensor
     """Of the held-out images, (n_eval, n_mixtures)."""
     n_images: int
     """How many were decoded."""
+    network: Network | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """The trained network of a map, and what it has of the held-out groups."""
+
+    trained: Trained
+    order: tuple[Mask, ...]
+    """What each of its questions is about."""
+    seen: Seen
 
 
 def draw_pairs(
@@ -285,11 +330,47 @@ def draw_pairs(
     return Pairs(
         mixed,
         independent,
+        whitening,
         whitened(whitening, training.images.cpu())[: settings.n_train],
         whitened(whitening, held_out.images.cpu())[: settings.n_eval],
+        held_out.images[: settings.n_eval],
         held_out.labels[: settings.n_eval],
         sum(-(-n // BLOCK) * BLOCK for n in (n_fit, settings.n_train, settings.n_eval)) * len(mixed.from_b),
     )
+
+
+def with_network(
+    pairs: Pairs,
+    generator: MultiLatentGenerator,
+    settings: MapConfig,
+    described: Mapping[str, Any],
+    device: torch.device,
+    progress: bool,
+    session: loop.Session,
+) -> Pairs:
+    """The same pairs, and the network that is trained for all their questions; finished ones are read."""
+    order = tuple(pairs.mixed.pairs)
+    questions = [Question(pairs.mixed.pairs[mask], _canonical(pairs, mask).to(device)) for mask in order]
+
+    def stop() -> None:
+        session.stop_if_asked("the images are decoded anew when it goes on")
+
+    validation = decode_pool(generator, pairs.mixed, N_VALIDATION, settings, "validate", None, progress, stop)
+    trained = train_map_critic(
+        session.run.path / "critic",
+        described,
+        questions,
+        pairs.whitening,
+        lambda i: decode_block(generator, pairs.mixed, settings, "critic", i).images,
+        validation.images,
+        settings,
+        pairs.exchangeable,
+        device,
+        progress,
+    )
+    n_images = (N_VALIDATION + BLOCK * trained.n_blocks) * len(pairs.mixed.from_b)
+    network = Network(trained, order, trained.critic.see(pairs.held_out_images))
+    return dataclasses.replace(pairs, n_images=pairs.n_images + n_images, network=network)
 
 
 def _masks(chunks: Chunks, everything: Mask) -> tuple[Mask, Mask]:
@@ -316,12 +397,32 @@ def _cell(generator: MultiLatentGenerator, pairs: Pairs, chunks: Chunks, setting
     return cell
 
 
-def _measured(pairs: Pairs, mask: Mask) -> Estimate:
-    """The information that two images share when the chunks of `mask` are redrawn."""
+def _training_pairs(pairs: Pairs, mask: Mask) -> tuple[Tensor, Tensor]:
     found = pairs.mixed.pairs[mask]
     x, y = (torch.cat([pairs.training[:, pair[side]] for pair in found]) for side in (0, 1))
-    i, j = found[0]  # one pair of each group, so that the held-out pairs are independent
-    return measure(x, y, pairs.held_out[:, i], pairs.held_out[:, j], pairs.exchangeable)
+    return x, y
+
+
+def _canonical(pairs: Pairs, mask: Mask) -> CanonicalCritic:
+    return CanonicalCritic.of(*_training_pairs(pairs, mask), pairs.exchangeable)
+
+
+def _measured(pairs: Pairs, mask: Mask) -> Estimate:
+    """The information that two images share when the chunks of `mask` are redrawn."""
+    i, j = pairs.mixed.pairs[mask][0]  # one pair of each group, so that the held-out pairs are independent
+    canonical = measure(*_training_pairs(pairs, mask), pairs.held_out[:, i], pairs.held_out[:, j], pairs.exchangeable)
+    if pairs.network is None:
+        return canonical
+    critic, index = pairs.network.trained.critic, pairs.network.order.index(mask)
+    if not critic.uses_network[index]:
+        return canonical
+    with torch.no_grad():
+        bound = matching_bound(critic.final_scores(pairs.network.seen, index))
+    floor = MonteCarloMean(canonical.nats, bound.standard_error_nats)
+    curve = [look[index] for look in pairs.network.trained.course]
+    return matching_estimate(
+        bound, estimator="network critic", curve_nats=curve, floors={"canonical correlations": floor}
+    )
 
 
 def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -334,6 +435,7 @@ def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequenc
         "noise": {"mean": noise.mean, "std": noise.std, "truncation": truncation},
         "seed": settings.seed,
         "label": {"kind": label_kind(settings), "entropy_nats": rows[0]["label_entropy_nats"]},
+        "critic": {"kind": settings.critic, "n_steps": rows[0].get("critic_steps", 0)},
         "n_decoded_images": rows[0]["n_images"],
         "n_train_groups": settings.n_train,
         "n_pairs": settings.n_eval,
@@ -349,6 +451,9 @@ def to_table(content: Mapping[str, Any]) -> report.Table:
     """One line per range."""
     columns = ["chunks", "delta", "shared", "interval", "verdict"]
     columns += ["carried", "its interval", "its verdict", "class lost", "interval of it"]
+    has_network = _has_network(content)
+    if has_network:
+        columns.append("critics")
     rows: list[list[report.Cell]] = []
     for cell in content["ranges"]:
         row: list[report.Cell] = [cell["chunks"], cell["delta"]["mean"]]
@@ -356,14 +461,27 @@ def to_table(content: Mapping[str, Any]) -> report.Table:
             found = cell[name]
             row += [None, None, None] if found is None else [found["nats"], _interval(found), found["verdict"]]
         row += [cell["class_lost"]["nats"], _interval(cell["class_lost"])]
+        if has_network:
+            row.append(", ".join(_critic_of(cell[name]) for name in ("shared", "carried") if cell[name] is not None))
         rows.append(row)
     entropy = content["label"]["entropy_nats"]
     caption = (
         "In nats, with 95% intervals. shared: what image and image have in common when the range is redrawn; carried: "
         f"when all else is. class lost: of the {entropy:.2f} nats of the label ({content['label']['kind']})."
     )
+    caption += " critics: of shared, and of carried." if has_network else " Both by canonical critics."
     formats = {"delta": ".2f", "shared": ".2f", "carried": ".2f", "class lost": ".2f"}
     return report.Table(columns, rows, caption, formats)
+
+
+def _has_network(content: Mapping[str, Any]) -> bool:
+    """Whether a network was trained for the map; maps of earlier versions do not say, and had none."""
+    return bool(content.get("critic", {}).get("kind") == "network")
+
+
+def _critic_of(found: Mapping[str, Any]) -> str:
+    """The critic that gave a number, in a word."""
+    return str(found["estimator"]).removesuffix(" critic")
 
 
 def _interval(found: Mapping[str, Any]) -> str:
@@ -444,11 +562,20 @@ def write_page(path: Path, generator: MultiLatentGenerator, settings: MapConfig,
             scale=scale,
         )
     page.section("All numbers").table(to_table(content))
+    network = ""
+    if _has_network(content):
+        numbers = [cell[name] for cell in cells for name in ("shared", "carried") if cell[name] is not None]
+        n_network = sum(_critic_of(found) == "network" for found in numbers)
+        network = (
+            f"One network for all ranges started from these critics and was trained for "
+            f"{content['critic']['n_steps']:,} steps on further images. It gave {n_network} of the {len(numbers)} "
+            "numbers, those where it did better on pairs kept for that choice. "
+        )
     page.section("How it was measured").text(
         f"{content['n_decoded_images']:,} images were decoded. For each range a critic in closed form (canonical "
-        f"correlations of principal components) was made from {settings.n_train:,} groups of images, and measured on "
-        f"{settings.n_eval:,} others, so {math.log(settings.n_eval):.2f} nats are the most that it can show. Intervals "
-        "are the jackknife's, one-sided for `shared` and `carried`."
+        f"correlations of principal components) was made from {settings.n_train:,} groups of images. {network}"
+        f"The bounds were taken on {settings.n_eval:,} other groups, so {math.log(settings.n_eval):.2f} nats are the "
+        "most that they can show. Intervals are the jackknife's, one-sided for `shared` and `carried`."
     )
     return page.write(path)
 

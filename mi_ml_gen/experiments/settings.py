@@ -406,7 +406,14 @@ class MapConfig(OnDevice, Seeded, Resumed, InFolder, AnchorNoise, FromGenerator)
     n_labels: int = option(
         10, at_least=2, help="number of k-means clusters, if neither a classifier nor labels are given"
     )
-    n_train: int = option(2048, at_least=64, help="number of image groups that the critics are trained on")
+    critic: Literal["canonical", "network"] = option(
+        "canonical", later=True,
+        help="what finds the information: critics in closed form, or one network for all ranges, which starts from "
+        "these and finds more where the images are not jointly normal, at several times the cost",
+    )  # fmt: skip
+    critic_steps: int = option(144, at_least=1, later=True, help="training steps of the network")
+    critic_width: int = option(16, at_least=1, later=True, help="channels of the network's first stage")
+    n_train: int = option(2048, at_least=64, help="number of image groups that the canonical critics are made from")
     n_eval: int = option(1024, at_least=64, help="number of image pairs that each number is measured on")
     n_inputs: int = option(192, at_least=1, help="largest number of principal components that the critics see")
     critic_size: int = option(32, at_least=4, help="largest side of the images that the critics see, in pixels")

@@ -22,8 +22,11 @@ cannot contain more information than what they were computed from.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.stats import t as student
@@ -152,12 +155,18 @@ class CanonicalCritic:
 
         # --- The factor
         scores = critic.scores(rest[0][:TUNED_ON].float(), rest[1][:TUNED_ON].float())
-        factor = min(FACTORS, key=lambda one: matching_loss(one * scores).item())
-        if len(scores) >= 2 * N_GROUPS:
-            found = matching_bound(factor * scores)
-            if found.nats <= 2 * found.standard_error_nats:  # not told from nothing
-                factor = 0.0
-        return cls(critic.mean_x, critic.mean_y, critic.axes_x, critic.axes_y, critic.correlations, factor)
+        return dataclasses.replace(critic, factor=best_factor(scores))
+
+    def to(self, device: torch.device) -> CanonicalCritic:
+        """The same critic on another device."""
+        return CanonicalCritic(
+            self.mean_x.to(device),
+            self.mean_y.to(device),
+            self.axes_x.to(device),
+            self.axes_y.to(device),
+            self.correlations.to(device),
+            self.factor,
+        )
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
         """Scores (n, m) of all pairs of inputs x (n, n_inputs) and y (m, n_inputs)."""
@@ -174,6 +183,17 @@ def _root(cov: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(cov + ridge * torch.eye(len(cov), dtype=cov.dtype, device=cov.device))
     eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
     return torch.linalg.solve_triangular(factor, eye, upper=False).T
+
+
+def best_factor(scores: Tensor) -> float:
+    """Of FACTORS, the one by which scores (n, n) of independent pairs lose least; 0 where even then they are not told
+    from nothing."""
+    factor = min(FACTORS, key=lambda one: matching_loss(one * scores).item())
+    if len(scores) >= 2 * N_GROUPS:
+        found = matching_bound(factor * scores)
+        if found.nats <= 2 * found.standard_error_nats:
+            return 0.0
+    return factor
 
 
 def matching_loss(scores: Tensor) -> Tensor:
@@ -236,10 +256,19 @@ def matching_bound(scores: Tensor) -> MatchingBound:
     )
 
 
-def matching_estimate(bound: MatchingBound, with_half_the_pairs: MatchingBound | None = None) -> Estimate:
+def matching_estimate(
+    bound: MatchingBound,
+    with_half_the_pairs: MatchingBound | None = None,
+    *,
+    estimator: str = "canonical critic",
+    curve_nats: Sequence[float] = (),
+    floors: Mapping[str, MonteCarloMean] | None = None,
+) -> Estimate:
     """The bound as an estimate with a one-sided 95% interval and a verdict.
 
-    with_half_the_pairs: the bound, on the same pairs, of the critic that was made from half as many.
+    with_half_the_pairs: the bound, on the same pairs, of the critic that was made from half as many. estimator: which
+    critic it was. curve_nats: its bounds in the course of its training, at equal distances. floors: of other critics on
+    the same pairs, by name.
     """
     low = bound.nats - float(student.ppf(0.95, N_GROUPS - 1)) * bound.standard_error_nats
     half = with_half_the_pairs
@@ -250,12 +279,16 @@ def matching_estimate(bound: MatchingBound, with_half_the_pairs: MatchingBound |
         ceiling_nats=bound.ceiling_nats,
         with_half_candidates=bound.half,
         at_half_n=None if half is None else MonteCarloMean(half.nats, bound.standard_error_nats / 2),
+        curve_nats=curve_nats,
+        floors=floors,
     )
-    details = {"ceiling_nats": bound.ceiling_nats, "half_the_candidates_nats": bound.half.nats}
+    details: dict[str, Any] = {"ceiling_nats": bound.ceiling_nats, "half_the_candidates_nats": bound.half.nats}
     if half is not None:
         details["half_the_pairs_nats"] = half.nats
     assumes = "the pairs are independent, and the critic was made from others"
-    return Estimate(bound.nats, low, math.inf, bound.n, "canonical critic", assumes, verdict, reason, details)
+    if curve_nats:
+        details["course_nats"] = list(curve_nats)
+    return Estimate(bound.nats, low, math.inf, bound.n, estimator, assumes, verdict, reason, details)
 
 
 def measure(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, exchangeable: bool = False) -> Estimate:

@@ -376,7 +376,7 @@ def _train(
         loss.backward()
         optimizer.step()
         step += 1
-        _follow(average, critic, step)
+        follow(average, critic, step)
         bar.update()
         if step < next_look:
             continue
@@ -411,7 +411,7 @@ def _looks(settings: CriticSettings, n_sources: int) -> Iterator[int]:
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, critic: nn.Module, step: int) -> None:
+def follow(average: nn.Module, critic: nn.Module, step: int) -> None:
     """Move the average towards the weights: after t steps, weight i counts as (i / t) ** 9."""
     share = 1 - (1 - 1 / step) ** 10
     for mean, value in zip(average.state_dict().values(), critic.state_dict().values(), strict=True):
@@ -595,4 +595,4 @@ def _halves_differ(halves: Sequence[CrossSideBound]) -> verdicts.Finding | None:
 
 
 __all__ = ["CriticSettings", "CrossSideBound", "Draw", "Measured", "MeasuredTogether", "PairCritic", "Uses",
-           "cross_side_bound", "measure_pairs", "measure_together"]  # fmt: skip
+           "cross_side_bound", "follow", "measure_pairs", "measure_together"]  # fmt: skip

@@ -1,8 +1,10 @@
-"""The map of a generator: its mixtures, its numbers against the truth, that it resumes, and its page."""
+"""The map of a generator: its mixtures, its numbers against the truth by either critic, that it resumes, and its
+page."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from mi_ml_gen.core import loop
-from mi_ml_gen.core.errors import CorruptCheckpointError, Preempted
+from mi_ml_gen.core.errors import CorruptCheckpointError, NonFiniteError, Preempted
 from mi_ml_gen.core.files import hash_file
 from mi_ml_gen.experiments import generator_map, map_labels
 from mi_ml_gen.experiments.generator_map import (
@@ -24,6 +26,9 @@ from mi_ml_gen.experiments.generator_map import (
 from mi_ml_gen.experiments.map_labels import cluster_label
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.linear_gaussian import LinearGaussian
+from mi_ml_gen.generators.stylegan2.config import StyleGAN2Config
+from mi_ml_gen.generators.stylegan2.generator import StyleGAN2
+from mi_ml_gen.information.shared_critic import SharedCritic
 from mi_ml_gen.latents import Chunks
 from tests import image_files
 from tests.browser import Browser
@@ -129,8 +134,84 @@ def test_an_interrupted_map_goes_on_and_measures_no_range_twice(tmp_path, monkey
     assert [row["cell"]["chunks"] for row in rows if "cell" in row] == [cell["chunks"] for cell in whole["ranges"]]
 
 
-def test_the_page_in_a_browser(tmp_path):
-    few = dict(n_train=64, n_eval=64)
+def test_a_network_finds_no_less_and_stays_below_the_truth(tmp_path):
+    """The numbers of the network and of the canonical critics for the same generator, and which critic gave each."""
+    generator = benchmark_generator()
+    plain = map_generator(settings(tmp_path / "canonical"), generator, progress=False).content
+    found = map_generator(
+        settings(tmp_path / "network", critic="network", critic_steps=60, critic_width=8), generator, progress=False
+    ).content
+    assert plain["critic"] == {"kind": "canonical", "n_steps": 0}
+    assert found["critic"]["kind"] == "network" and 0 < found["critic"]["n_steps"] <= 60
+    inside, n, by_network = 0, 0, 0
+    for cell, before in zip(found["ranges"], plain["ranges"], strict=True):
+        chunks = Chunks.of(cell["chunks"])
+        truths = {"shared": generator.shared_information(chunks), "carried": generator.carried_information(chunks)}
+        for name, true in truths.items():
+            if cell[name] is not None:
+                n += 1
+                inside += cell[name]["interval_nats"][0] <= true
+                assert cell[name]["interval_nats"][1] is None
+                assert cell[name]["nats"] >= before[name]["nats"] - 0.1  # they are jointly normal: nothing to gain
+                assert before[name]["estimator"] == "canonical critic"
+                if cell[name]["estimator"] == "network critic":
+                    by_network += 1
+                    assert len(cell[name]["details"]["course_nats"]) >= 8
+                else:
+                    assert cell[name] == before[name]
+    assert n == 11 and inside >= 0.93 * n and by_network >= 4
+    assert found["n_decoded_images"] > plain["n_decoded_images"]
+    table = to_table(found).to_markdown()
+    assert "critics: of shared, and of carried" in table and "network, network" in table
+    assert "Both by canonical critics" in to_table(plain).to_markdown()
+    page = (tmp_path / "network" / "map.html").read_text()
+    assert f"It gave {by_network} of the 11 numbers" in page
+
+
+def test_an_interrupted_network_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    few = dict(n_train=64, n_eval=64, state_interval_s=0.0, critic="network", critic_steps=9, critic_width=4)
+    whole = map_generator(settings(tmp_path / "whole", **few), benchmark_generator(), progress=False).content
+    n_stops = 0
+    for n in (12, 17, 20, 24):  # while the validation images are decoded, in the training, and among the ranges
+        with monkeypatch.context() as patch:
+            StopAt(patch, n)
+            try:
+                map_generator(settings(tmp_path / "parts", **few), benchmark_generator(), progress=False)
+            except Preempted:
+                n_stops += 1
+    parts = map_generator(settings(tmp_path / "parts", **few), benchmark_generator(), progress=False).content
+    assert parts == whole and n_stops >= 3
+    courses = []
+    for folder in ("whole", "parts"):
+        lines = (tmp_path / folder / "critic" / "metrics.jsonl").read_text().splitlines()
+        courses.append([json.loads(line)["nats"] for line in lines])
+    assert courses[0] == courses[1] and len(courses[0]) >= 8
+
+
+def test_a_network_for_chunks_that_depend_on_one_another(tmp_path):
+    """Layers of StyleGAN2 share one w, so the two sides of a pair are distributed differently."""
+    config = StyleGAN2Config(
+        z_dim=8, w_dim=8, mapping_layers=1, img_resolution=8, channel_base=64, channel_max=8
+    )  # fmt: skip
+    torch.manual_seed(0)
+    generator = StyleGAN2(config, "small").freeze()
+    small = dict(generator="small", n_train=64, n_eval=64, critic_steps=2, critic_width=4, ranges="single")
+    assert not has_independent_chunks(generator)
+    found = map_generator(settings(tmp_path, critic="network", **small), generator, progress=False).content
+    assert all(math.isfinite(cell["shared"]["nats"]) for cell in found["ranges"])
+
+
+def test_a_network_that_is_no_number_is_refused(tmp_path, monkeypatch):
+    few = dict(n_train=64, n_eval=64, critic="network", critic_steps=9, critic_width=4)
+    monkeypatch.setattr(SharedCritic, "losses", lambda critic, seen: critic.weights.sum() * torch.full((6,), math.nan))
+    with pytest.raises(NonFiniteError, match="matching loss"):
+        map_generator(settings(tmp_path, **few), benchmark_generator(), progress=False)
+    assert not (tmp_path / "map.json").exists()
+
+
+@pytest.mark.parametrize("critic", ["canonical", "network"])
+def test_the_page_in_a_browser(tmp_path, critic):
+    few = dict(n_train=64, n_eval=64, critic=critic, critic_steps=8, critic_width=4)
     path = map_generator(settings(tmp_path / "map", **few), benchmark_generator(), progress=False).path / "map.html"
     assert (path.parent / "images" / "redrawn.png").read_bytes().startswith(b"\x89PNG")
     with Browser.start() as browser:
