@@ -32,6 +32,14 @@ def test_a_row_says_rates_floor_and_share(tmp_path, monkeypatch):
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_the_page_has_the_newest_results():
+    """docs/speed.md holds what `python -m bench.run --page` writes there."""
+    found = json.loads((timing.RESULTS / "cpu.json").read_text())
+    page = run.PAGE.read_text(encoding="utf-8")
+    assert page.split(run.BEGIN)[1].split(run.END)[0].strip() == run.summary(found)
+    assert (timing.RESULTS / "cpu.md").read_text() == run.markdown(found)
+
+
 def test_the_summary_replaces_what_stood_there(tmp_path):
     row = dict(what="w", seconds={"plain": 4.0, "lean": 2.0}, turns={"plain": [4.0, 5.0], "lean": [2.0, 2.0]},
                plain="plain", here="lean", times_faster_than_plain={"lean": [2.25, 2.0, 2.5]})  # fmt: skip
