@@ -193,7 +193,7 @@ def main() -> None:
 
     seeds = list(range(1, options.seeds + 1))
     ways = {"one after the other": lambda: runs_of([[s] for s in seeds]), "as one model": lambda: runs_of([seeds])}
-    seconds = timing.compare(ways, max(1, options.repeats // 2), warm_up=0, clock=clock)
+    seconds = timing.compare(ways, options.repeats, warm_up=0, clock=clock)
     what = f"{options.seeds} seeds, {options.seed_epochs} epochs each with test, {what}"
     of["n"] = datasets.N_TOY_ITEMS * options.seeds * options.seed_epochs
     timing.write(f"mim_seeds_{options.mid_dim}", what, seconds, "one after the other", **of)

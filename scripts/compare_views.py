@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli
+from mi_ml_gen.core import cells, cli
 from mi_ml_gen.experiments.comparison_settings import ComparisonConfig
 
 
@@ -33,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(comparison_table(found.cells, settings).to_terminal())
     for name in found.in_work:
         print(f"in work elsewhere: {name}")
-    for name, failure in found.failures.items():
-        print(f"failed {failure.n_failures} times: {name}: {failure.error}")
+    n_failed = cells.print_failures(found.failures)
     print(f"folder: {settings.save_folder}")
-    return 1 if found.failures else 0
+    return 1 if n_failed else 0
 
 
 if __name__ == "__main__":

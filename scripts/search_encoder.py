@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mi_ml_gen.core import cli
+from mi_ml_gen.core import cells, cli
 from mi_ml_gen.experiments.search_settings import SearchConfig
 
 
@@ -28,10 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = search(settings)
     if found.trials:
         print(search_table(found.trials, found.speeds, settings).to_terminal())
-    for name, failure in found.failures.items():
-        print(f"failed {failure.n_failures} times: {name}: {failure.error}")
+    n_failed = cells.print_failures(found.failures)
     print(f"folder: {settings.save_folder}")
-    return 1 if found.failures else 0
+    return 1 if n_failed else 0
 
 
 if __name__ == "__main__":

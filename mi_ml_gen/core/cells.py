@@ -210,6 +210,13 @@ def print_lines(work: Iterable[Done]) -> int:
     return n_failed
 
 
+def print_failures(failures: Mapping[str, Failure]) -> int:
+    """Print a line for each cell that failed, for a script; gives their number."""
+    for name, failure in failures.items():
+        print(f"failed {failure.n_failures} times: {name}: {failure.error}")
+    return len(failures)
+
+
 def _holder() -> str:
     return f"pid {os.getpid()} on {socket.gethostname()}"
 

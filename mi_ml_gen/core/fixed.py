@@ -173,16 +173,20 @@ class Conv2d(FixedWeights, nn.Conv2d):
     def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """with_bias: False where the caller adds the bias elsewhere."""
         if not self.is_current():
-            return self._conv_forward(x, self.weight, self.bias if with_bias else None)
+            return self._as_trained(x, self.bias if with_bias else None)
         weight, bias = self.operands(x, self.weight)
         bias = bias if with_bias else None
-        if self._by_matrices(x):
-            assert self.matrices is not None
+        if self.matrices is not None and working_dtype(x) == torch.float32 and self.form.takes(x):
             return products.convolve(x, self.matrices, bias, self.form)
-        return convolve(x, weight, bias, self.stride[0], int(self.padding[0]), groups=self.groups)
+        return self._by_taps(x, weight, bias)
 
-    def _by_matrices(self, x: Tensor) -> bool:
-        return self.matrices is not None and working_dtype(x) == torch.float32 and self.form.takes(x)
+    def _as_trained(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """With weights that may change."""
+        return self._conv_forward(x, self.weight, bias)
+
+    def _by_taps(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """With what `operands` gave."""
+        return convolve(x, weight, bias, self.stride[0], int(self.padding[0]), groups=self.groups)
 
     def operands(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """`weight` and bias, or the copies that are held of them where x will be bfloat16."""

@@ -25,8 +25,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LEAST_ROWS = 32
-"""Of the matrices of pixels. Below, reading the kernels takes longest, and these forms have more of them."""
 ROWS_VALUES = 2**22
 """Numbers of maps along rows that are in work at a time: images go through in groups of as many."""
 STRIP_VALUES = 2**19
@@ -40,6 +38,8 @@ class Form(Protocol):
 
     least_channels: int
     """Of input and output. Below, the passes over the maps cost more than the products that they save."""
+    least_rows: int
+    """Of the matrices of pixels. Below, reading the kernels takes longest, of which a form may have more than taps."""
     n_maps: int
     """Of each axis."""
     pixels: int
@@ -54,13 +54,12 @@ class Form(Protocol):
         return is_held_here and size == [3, 3] and min(inputs, outputs) >= self.least_channels
 
     def takes(self, x: Tensor) -> bool:
-        """Whether maps (n, inputs, h, w) are of a kind and size for it: float32 on a CPU, channels last."""
+        """Whether maps (n, inputs, h, w) are of a kind and size for it: float32 on a CPU."""
         n, _, height, width = x.shape
         if x.device.type != "cpu" or x.dtype != torch.float32 or height % self.pixels or width % self.pixels:
             return False
-        is_large = n * height * width >= LEAST_ROWS * self.pixels**2
-        is_dense = x.is_contiguous(memory_format=torch.channels_last)
-        return is_large and is_dense and not torch.compiler.is_compiling()
+        is_large = n * height * width >= self.least_rows * self.pixels**2
+        return is_large and not torch.compiler.is_compiling()
 
     def spread(self, x: Tensor, axis: int, out: Tensor) -> None:
         """x, with `pixels` m along an axis, to maps (n_maps, ..., m, ...)."""
@@ -79,6 +78,7 @@ class Tiles(Form):
     """A convolution with stride 1 and a border of zeros of width 1; height and width are even."""
 
     least_channels = 384
+    least_rows = 32
     n_maps = 4
     pixels = 2
     taps = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -120,6 +120,7 @@ class Doublings(Form):
     """The same of an image that is first doubled by nearest neighbour."""
 
     least_channels = 384
+    least_rows = 1
     n_maps = 3
     pixels = 1
     taps = ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
@@ -163,8 +164,8 @@ def kernels_of(weight: Tensor, form: Form) -> Tensor:
 
 
 def convolve(x: Tensor, kernels: Tensor, bias: Tensor | None, form: Form) -> Tensor:
-    """The convolution of maps (n, inputs, h, w) that the form takes; it has its channels last, too. Neither kernels nor
-    bias get a gradient."""
+    """The convolution of maps (n, inputs, h, w) that the form takes; it has its channels last. Neither kernels nor bias
+    get a gradient."""
     return _Convolution.apply(x, kernels, bias, form)
 
 
@@ -173,6 +174,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, kernels, bias, form):
         ctx.save_for_backward(kernels)
         ctx.form = form
+        x = x.contiguous(memory_format=torch.channels_last)  # the first maps of a network may lie otherwise
         n, _, height, width = x.shape
         places = (height // form.pixels, width // form.pixels)
         out = _maps(x, n, kernels.shape[2], 2 * places[0], 2 * places[1])

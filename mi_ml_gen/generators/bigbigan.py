@@ -144,18 +144,16 @@ class UpsampledConv(fixed.Conv2d):
         layout = torch.channels_last if fixed.is_channels_last(self.weight) else torch.contiguous_format
         return folded.contiguous(memory_format=layout)
 
-    def forward(self, x: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
-        if not self.is_current():
-            with torch.autocast(x.device.type, enabled=False):  # which would double in float32
-                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            return self._conv_forward(x, self.weight, self.bias if with_bias else None)
-        weight, bias = self.operands(x, self.weight)
-        bias = bias if with_bias else None
-        if self._by_matrices(x):
-            assert self.matrices is not None
-            return products.convolve(x, self.matrices, bias, self.form)
+    def _as_trained(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # which would double in float32
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self._conv_forward(x, self.weight, bias)
+
+    def _by_taps(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if weight is self.weight:
             weight = self._folded() if self.folded is None else self.folded
+            if self.matrices is not None and not torch.compiler.is_compiling():  # where they do not fit
+                self.folded = weight
         return fixed.convolve(x, weight, bias, stride=2, padding=1, transposed=True)
 
 

@@ -247,7 +247,8 @@ class _Partial:
         with contextlib.ExitStack() as stack:
             with disk_faults(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(self.path, "a+b"))
+                file = open(self.path, "a+b")  # noqa: SIM115
+                stack.callback(self._close, file)
                 file.seek(0)
                 while block := file.read(BLOCK_BYTES):
                     self._count(block)
@@ -255,6 +256,10 @@ class _Partial:
             if not self.can_go_on or (limit is not None and self.size_bytes > limit):
                 self.restart(file)
             yield file
+
+    def _close(self, file: IO[bytes]) -> None:
+        with disk_faults(self.path):  # writes what the file still holds, for which the disk may have no room
+            file.close()
 
     @property
     def can_go_on(self) -> bool:

@@ -149,8 +149,23 @@ class _Measured(NamedTuple):
     """A bound on held-out pairs."""
 
     nats: float
-    error_nats: float
-    n_blocks: int
+    left_out: Tensor
+    """The same without one block of the pairs, for each block: (n_blocks,)."""
+
+    @property
+    def error_nats(self) -> float:
+        return jackknife_error(self.left_out)
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.left_out)
+
+
+def jackknife_error(left_out: Tensor) -> float:
+    """Standard error of a value, from its values without one block at a time (Efron and Tibshirani 1993, section
+    11.5)."""
+    n_blocks = len(left_out)
+    return math.sqrt((n_blocks - 1) / n_blocks * (left_out - left_out.mean()).square().sum().item())
 
 
 @dataclass(frozen=True)
@@ -227,10 +242,15 @@ class CriticBound(Estimator):
         mean = scores[FULL].mean(0)
         half = torch.stack([self.value(part) for part in _halves(scores[FULL])]).mean().item()
         ceiling = self.ceiling(n_test)
+        # On the same held-out pairs another member differs by its training too, of which both seeds tell.
+        change = torch.stack([m.left_out for m in of_members[FULL]]).mean(0) - of_members[HALF].left_out
+        change_error = math.hypot(jackknife_error(change), full[0] - full[1])
         found = findings(
             nats, low, high, ceiling_nats=ceiling, with_half_candidates=MonteCarloMean(half, error / 4),
-            curve_nats=course.up_to_best(), at_half_n=MonteCarloMean(of_members[HALF].nats, error / 4),
-            other_seeds_nats=full, train_nats=train_nats, train_error_nats=error, floors=least,
+            curve_nats=course.up_to_best(), at_half_n=MonteCarloMean(of_members[HALF].nats, change_error),
+            # The training pairs are as many, so their noise is about as large, and independent.
+            other_seeds_nats=full, train_nats=train_nats, train_error_nats=math.sqrt(2) * error,
+            floors=least, floor_error_nats=error,
         ) + self.own_findings(mean, nats)  # fmt: skip
         return self.result(
             nats, low, high, n_test, found, ceiling_nats=ceiling if math.isfinite(ceiling) else None,
@@ -247,14 +267,13 @@ class CriticBound(Estimator):
         return {"batch_pairs": size, "batch_nats": values.mean().item(), "batch_std_nats": values.std().item()}
 
     def measure(self, scores: Tensor) -> _Measured:
-        """Value and standard error of (n, n): a jackknife that leaves one of `N_BLOCKS` blocks of pairs out at a time
-        (Efron and Tibshirani 1993, section 11.5); both sides of a pair leave together."""
+        """Value of (n, n), and without one of `N_BLOCKS` blocks of pairs at a time; both sides of a pair leave
+        together."""
         n = len(scores)
         n_blocks = min(N_BLOCKS, n // 2)
         left_out = torch.arange(n) % n_blocks
         values = torch.stack([self.value(scores[keep][:, keep]) for keep in (left_out != k for k in range(n_blocks))])
-        error = math.sqrt((n_blocks - 1) / n_blocks * (values - values.mean()).square().sum().item())
-        return _Measured(self.value(scores).item(), error, n_blocks)
+        return _Measured(self.value(scores).item(), values)
 
 
 def _scores(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

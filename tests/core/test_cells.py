@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mi_ml_gen.core.cells import Cells, print_lines
+from mi_ml_gen.core.cells import Cells, print_failures, print_lines
 from mi_ml_gen.core.errors import CorruptCheckpointError, EnvironmentFault, NonFiniteError, Preempted, UsageError
 
 NAMES = [f"cell{i}" for i in range(12)]
@@ -142,3 +142,5 @@ def test_lines_are_printed_and_failures_counted(capsys, tmp_path):
     cells = Cells(tmp_path)
     assert print_lines(cells.work(["cell0", "cell1"], measure)) == 1
     assert capsys.readouterr().out == "cell0: finished (0 s)\ncell1: failed: no such thing (0 s)\n"
+    assert print_failures(cells.failures(["cell0", "cell1"])) == 1
+    assert capsys.readouterr().out == "failed 1 times: cell1: no such thing\n"

@@ -185,7 +185,7 @@ def _killed(way: str, share: float, folder: Path) -> None:
         assert_goes_on(server, way, folder)
 
 
-@family("downloads", sample=1)
+@family("downloads", sample=8)
 def a_full_disk(seed: int) -> Cases:
     for way in WAYS:
         for n_bytes in (0, 10_000, 100_000, 199_999):

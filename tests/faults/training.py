@@ -372,7 +372,7 @@ def _train_spoilt(trainer: Trainer, path: Path, where: str, value: float) -> Non
             gradients = [
                 one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None
             ]
-            gradients[-1].detach().view(-1)[0] = value
+            gradients[-1].detach()[(0,) * gradients[-1].ndim] = value  # a view may not exist: NVAE's are channels-last
             spoilt.append(where)
 
     def watch(self: Session, quantity: str, *tensors: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mi_ml_gen.core import products
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.generators.bigbigan import (
     BigBiGAN,
@@ -100,7 +101,7 @@ def test_the_folded_kernel_is_held_in_one_type_alone():
     assert layer.folded is not None and layer.half_weight is None
 
 
-def test_wide_layers_on_a_cpu_equal_the_plain_network():
+def test_wide_layers_on_a_cpu_equal_the_plain_network(monkeypatch):
     """Of the published widths but for the last blocks, with the layout that `load_generator` chooses."""
     torch.manual_seed(0)
     generator = BigBiGAN(BigBiGANConfig(resolution=32, width=96, multipliers=(4, 2, 1), attention_resolution=16))
@@ -111,7 +112,11 @@ def test_wide_layers_on_a_cpu_equal_the_plain_network():
     held = [(block.conv1.matrices is not None, block.conv2.matrices is not None) for block in lean.blocks]
     assert held == [(True, True), (False, False), (False, False)]
     assert lean.blocks[0].conv1.folded is None
+    used: list[str] = []
+    convolve = products.convolve
+    monkeypatch.setattr(products, "convolve", lambda x, *rest: used.append(str(tuple(x.shape))) or convolve(x, *rest))
     found = lean.decode(z)
+    assert used == ["(4, 384, 4, 4)", "(4, 384, 8, 8)"], "a layer that holds no folded kernel folds in each call"
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
     direction = torch.randn_like(plain)
     ours, expected = (torch.autograd.grad(images, z, direction)[0] for images in (found, plain))

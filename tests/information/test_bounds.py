@@ -7,8 +7,8 @@ import torch
 
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import bounds
-from mi_ml_gen.information.ensembles import N_MEMBERS
-from mi_ml_gen.information.estimate import Verdict
+from mi_ml_gen.information.ensembles import N_MEMBERS, Course
+from mi_ml_gen.information.estimate import MonteCarloMean, Verdict
 from mi_ml_gen.information.estimation import estimate_information
 from mi_ml_gen.information.gaussian import JointGaussian
 from mi_ml_gen.information.tasks import make_task
@@ -116,6 +116,38 @@ def test_each_bound_finds_what_two_normal_numbers_share(name):
     assert estimate.low_nats < estimate.nats
     assert estimate.low_nats < 1.0
     assert estimate.to_json()["verdict"]
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = torch.randn(400, generator=rng(), dtype=torch.float64)
+    blocks = torch.arange(400) % 20
+    left_out = torch.stack([values[blocks != k].mean() for k in range(20)])
+    assert bounds.jackknife_error(left_out) == pytest.approx(1 / 20, rel=0.5)
+    means = torch.stack([values[blocks == k].mean() for k in range(20)])
+    assert bounds.jackknife_error(left_out) == pytest.approx(means.std().item() / math.sqrt(20), rel=1e-9)
+
+
+def result(*strengths, train_gap=0.0, floor=None):
+    """Of InfoNCE with the best critic of 1.2 nats, whose scores each member weakens by a factor, on 200 pairs."""
+    best = scores_of_best_critic(1.2, 200)
+    scores = torch.stack([factor * best for factor in strengths])
+    nats = bounds.infonce_value(scores)[:2].mean().item()
+    least = {} if floor is None else {"neighbours": MonteCarloMean(nats + floor, 0.01)}
+    return bounds.InfoNCE()._result(scores, nats + train_gap, Course(), least)
+
+
+def test_a_change_with_the_number_of_pairs_counts_unless_seeds_explain_it():
+    assert result(1.0, 1.0, 0.9).verdict is Verdict.CONSISTENT
+    assert "half as many pairs give" in result(1.0, 1.0, 0.5).reason
+    assert "half as many pairs give" not in result(1.0, 0.55, 0.5).reason
+
+
+def test_the_noise_of_held_out_pairs_is_that_of_what_they_are_compared_with():
+    error = result(1.0, 1.0, 1.0).details["standard_error_nats"]
+    assert 0.04 < error < 0.08
+    assert result(1.0, 1.0, 1.0, train_gap=2.5 * error, floor=1.8 * error).verdict is Verdict.CONSISTENT
+    assert "training pairs" in result(1.0, 1.0, 1.0, train_gap=6 * error).reason
+    assert "neighbours give" in result(1.0, 1.0, 1.0, floor=3 * error).reason
 
 
 def test_too_much_information_saturates_infonce():

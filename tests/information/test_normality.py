@@ -9,8 +9,9 @@ import torch
 from numpy.polynomial.hermite_e import hermeval
 
 from mi_ml_gen.information import copula, normality
-from mi_ml_gen.information.estimate import Verdict
-from mi_ml_gen.information.tasks import make_task
+from mi_ml_gen.information.closed_forms import student_excess
+from mi_ml_gen.information.estimate import MonteCarloMean, Verdict
+from mi_ml_gen.information.tasks import make_task, normal_pairs, student
 
 
 def rng(seed=0):
@@ -132,6 +133,44 @@ def test_sides_without_correlation_may_have_any_distribution():
     pairs = copula.canonical(x, y)
     assert max(abs(normality._Sums.of(pairs.x, pairs.residual, pairs.y).own("x", degree)) for degree in (3, 4)) > 0.1
     assert normality.not_normal(pairs, 0.0) == []
+
+
+@pytest.mark.parametrize(("nats", "dim"), [(0.3, 1), (2.0, 2), (5.0, 1)])
+def test_what_is_missing_completes_the_closed_form(nats, dim):
+    """Student t with 2 degrees of freedom, 0.1 to 0.4 nats above the closed form of its correlations."""
+    task = student(normal_pairs([nats / dim] * dim), 2, "t2")
+    pairs = copula.canonical(*task.sample(3000, rng()))
+    part = copula.gaussian_part(pairs)
+    lacks = normality.missing(pairs)
+    assert task.nats - part.nats > 0.09
+    assert lacks.nats > 2.5 * lacks.standard_error_nats > 0.025
+    error = math.hypot(lacks.standard_error_nats, copula.standard_error(part))
+    assert part.nats + lacks.nats == pytest.approx(task.nats, abs=2.5 * error)
+
+
+def test_nothing_is_missing_of_normal_pairs_and_all_of_a_ring():
+    lacks = normality.missing(copula.canonical(*make_task("normal", 2.0, 2).sample(2000, rng())))
+    assert abs(lacks.nats) < 2 * lacks.standard_error_nats < 0.12
+    angle = 2 * math.pi * torch.rand(2000, 1, generator=rng(), dtype=torch.float64)
+    pairs = copula.canonical(angle.cos() + 0.1 * normal(2000, 1), angle.sin() + 0.1 * normal(2000, 1, seed=1))
+    assert copula.gaussian_part(pairs).nats < 0.05 < 0.8 < normality.missing(pairs).nats
+
+
+def test_a_departure_that_changes_the_information_little_is_no_finding():
+    """Student t with 3 degrees of freedom at 6 nats: the closed form lacks 4%. At 0.5 nats as much would count."""
+    task = student(normal_pairs([6.0 - student_excess(3, 1, 1)]), 3, "t3")
+    pairs = copula.canonical(*task.sample(1500, rng()))
+    nats = copula.gaussian_part(pairs).nats
+    assert any(one.deviations > 8 and one.nats > 1 for one in normality.departures(pairs))
+    assert nats == pytest.approx(6, rel=0.05)
+    assert normality.not_normal(pairs, nats) == []
+    assert "not jointly normal" in normality.not_normal(pairs, 0.5)[0].reason
+
+
+def test_neighbours_are_not_asked_in_many_dimensions(monkeypatch):
+    pairs = copula.canonical(*make_task("student", 4.0, 5).sample(1000, rng()))
+    monkeypatch.setattr(normality, "missing", lambda pairs: MonteCarloMean(0.0, 0.0))  # must not be asked
+    assert normality.not_normal(pairs, copula.gaussian_part(pairs).nats)
 
 
 def test_turning_the_coordinates_changes_nothing():

@@ -68,7 +68,8 @@ CHECKS = [
         (0.2, MonteCarloMean(1.0, 0.01), "neighbours"),
         Verdict.NOT_TRUSTED,
     ),
-    (verdicts.too_uncertain, (1.0, 0.95, math.inf), (1.0, 0.7, math.inf), Verdict.NOT_TRUSTED),
+    (verdicts.too_uncertain, (1.0, 0.86, math.inf), (1.0, 0.84, math.inf), Verdict.NOT_TRUSTED),
+    (verdicts.too_uncertain, (4.0, 3.9, 4.55), (4.0, 3.9, 4.65), Verdict.NOT_TRUSTED),
 ]
 
 
@@ -89,6 +90,10 @@ def test_noise_is_no_change():
     assert verdicts.still_rising([0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5], standard_error_nats=1.0) is None
     assert verdicts.overfitted(1.0, 1.5, standard_error_nats=0.4) is None
     assert verdicts.below_floor(0.2, MonteCarloMean(1.0, 0.5), "neighbours") is None
+    assert verdicts.below_floor(0.2, MonteCarloMean(1.0, 0.01), "neighbours", standard_error_nats=0.5) is None
+    assert (
+        verdicts.findings(0.2, 0.1, 0.3, floors={"neighbours": MonteCarloMean(1.0, 0.01)}, floor_error_nats=0.5) == []
+    )
 
 
 def test_a_slower_estimator_has_more_left_to_move():
