@@ -53,7 +53,7 @@ def test_nothing_above_the_generators_asks_for_a_family():
 
 
 PARTS = {
-    "generator_map": {"map_labels"},
+    "generator_map": {"map_critic", "map_labels"},
     "mim_image_comparison": {"mim_image_learners"},
     "view_comparison": {"comparison_report"},
 }
