@@ -2,6 +2,7 @@
 
     config.yaml      the resolved settings, under a SHA-256 of them; the folder is reopened only with the same ones
     metrics.jsonl    one JSON object a line, each with its "step" and, last, a checksum of itself
+    metrics.rows     how many lines it had when the newest state was saved, so that lost ones are missed
     checkpoints/     state_<step>.pt and .sha256 beside, the newest few; each state holds the settings too
     images/          figures
     environment.json command, machine, software and time of each start: see provenance.py
@@ -27,7 +28,7 @@ import time
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import yaml
@@ -66,6 +67,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 STATE = re.compile(r"state_(\d{12})\.pt")
+ROWS = "metrics.rows"
 SUM = "# SHA-256 of the lines below: "
 MOST_METRICS_BYTES = 128 << 20
 """Of metrics that others wrote; ours have a megabyte or two. Python takes some five times as much memory for them."""
@@ -95,6 +97,7 @@ class RunFolder:
         self._lock: _Lock | None = None
         self._record: provenance.Record | None = None
         self._state_is_loadable = False
+        self._n_rows: int | None = None  # of metrics.jsonl, once they have been counted
         self._made: list[Path] = []  # folders that were not there before
 
     @classmethod
@@ -230,6 +233,8 @@ class RunFolder:
             except OSError:
                 file.truncate(start)  # whole lines or nothing
                 raise
+        if self._n_rows is not None:
+            self._n_rows += 1
 
     def metrics(self, whole: bool = False) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; see `read_metrics`. A run's own may be of any length."""
@@ -260,7 +265,7 @@ class RunFolder:
             buffer.seek(0)
             torch.load(buffer, map_location="cpu", weights_only=True)  # better refused now than at the resume
             self._state_is_loadable = True
-        self._sync_metrics()
+        self._sync_metrics(step)
         write_with_hash(path, buffer.getbuffer())
         for _, old in self._states()[: -self._keep]:
             old.unlink()
@@ -316,16 +321,28 @@ class RunFolder:
 
     def _cut_metrics(self, last_step: int) -> None:
         rows = self.metrics()
+        noted = _noted_rows(self.path, must_be_whole=False)
+        if noted.step <= last_step and len(rows) < noted.rows:
+            raise CorruptCheckpointError(noted.lost(self.path / "metrics.jsonl", len(rows)))
         kept = [row for row in rows if row["step"] <= last_step]
         if len(kept) < len(rows):
+            self._note_rows(last_step, len(kept))  # before they go: a kill in between must not look like a loss
             atomic_write(self.path / "metrics.jsonl", b"".join(map(_line, kept)))
 
-    def _sync_metrics(self) -> None:
-        """Rows up to a state must be on the disk before the state is."""
+    def _sync_metrics(self, step: int) -> None:
+        """Rows up to a state must be on the disk before the state is, and their number is noted."""
         path = self.path / "metrics.jsonl"
         check_held(path)
-        with disk_faults(path), open(path, "ab") as file:
+        with disk_faults(path), open(path, "a+b") as file:
             os.fsync(file.fileno())
+            if self._n_rows is None:
+                file.seek(0)
+                self._n_rows = sum(line.endswith(b"\n") for line in file)
+        self._note_rows(step, self._n_rows)
+
+    def _note_rows(self, step: int, n_rows: int) -> None:
+        self._n_rows = n_rows
+        atomic_write(self.path / ROWS, _line({"step": step, "rows": n_rows}))
 
     # other files
 
@@ -355,15 +372,17 @@ def read_metrics(
     path: str | Path, whole: bool = False, most_bytes: int | None = MOST_METRICS_BYTES
 ) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics.jsonl, of a run that may still be going on: without a last line cut
-    short. A line that is damaged is reported and passed over; with `whole`, which results need, it raises
-    CorruptCheckpointError, as more than `most_bytes` does."""
+    short. A line that is damaged is reported and passed over, and so is it where rows are gone that were there when
+    the newest state was saved; with `whole`, which results need, both raise CorruptCheckpointError, as more than
+    `most_bytes` does."""
     path = Path(path) / "metrics.jsonl"
-    if not path.exists():
+    noted = _noted_rows(path.parent, whole)  # first: a run that goes on only adds to the rows that it has noted
+    if not path.exists() and not noted.rows:
         return []
-    if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
+    if most_bytes is not None and path.exists() and (size := path.stat().st_size) > most_bytes:
         raise CorruptCheckpointError(f"{path}: has {size:,} bytes, more than the {most_bytes:,} that are read")
     rows, damaged, is_summed = [], [], False
-    with path.open("rb") as file:
+    with path.open("rb") if path.exists() else io.BytesIO() as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n") and not SUMMED_ROW.fullmatch(line[:-1]):
                 break  # cut short; a whole row with another byte in place of its end is damaged
@@ -382,7 +401,41 @@ def read_metrics(
             f"{path}: damaged in {lines}, so what is computed from it would be wrong; remove what is damaged to go on "
             "without it"
         )
+    if len(rows) + len(damaged) < noted.rows:
+        if whole:
+            raise CorruptCheckpointError(noted.lost(path, len(rows)))
+        logger.warning("%s", noted.lost(path, len(rows)))
     return rows
+
+
+class _Noted(NamedTuple):
+    """What metrics.rows says: after this step the metrics had so many rows."""
+
+    step: int
+    rows: int
+
+    def lost(self, path: Path, n_rows: int) -> str:
+        return (
+            f"{path}: has {n_rows:,} rows, and had {self.rows:,} when the state of step {self.step:,} was saved; what "
+            f"is computed from it would be wrong; remove {ROWS} beside it to go on without them"
+        )
+
+
+def _noted_rows(path: Path, must_be_whole: bool) -> _Noted:
+    """What a run folder's metrics.rows says; 0 rows where there is none, as in runs of versions that wrote none."""
+    try:
+        row, has_sum = _row((path / ROWS).read_bytes().removesuffix(b"\n"))
+        if not has_sum:
+            raise ValueError("its checksum is missing")
+        return _Noted(row["step"], row["rows"])
+    except (FileNotFoundError, NotADirectoryError):
+        return _Noted(-1, 0)
+    except (ValueError, KeyError, RecursionError) as error:
+        damaged = f"{path / ROWS}: damaged; remove it to go on without what it says"
+        if must_be_whole:
+            raise CorruptCheckpointError(damaged) from error
+        logger.warning("%s", damaged)
+        return _Noted(-1, 0)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -453,6 +453,73 @@ def test_rows_after_the_state_are_removed(tmp_path):
         assert [row["step"] for row in folder.metrics()] == [0, 1, 2, 3]
 
 
+def three_rows(path):
+    with RunFolder.open(path, CONFIG) as folder:
+        for step in (1, 2, 3):
+            folder.log(step, loss=step / 7)
+        folder.save_state(3, {"n": 3})
+        folder.log(4, loss=4 / 7)
+    return path / "metrics.jsonl"
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2])),  # whole lines gone
+    lambda path: path.write_bytes(path.read_bytes()[:130]),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.unlink(),
+])  # fmt: skip
+def test_rows_that_the_newest_state_knew_are_missed(tmp_path, caplog, spoil):
+    path = three_rows(tmp_path)
+    assert len(runs.read_metrics(tmp_path, whole=True)) == 4
+    spoil(path)
+    lost = r"metrics.jsonl: has [0-2] rows, and had 3 when the state of step 3 was saved; .* remove metrics.rows"
+    with pytest.raises(CorruptCheckpointError, match=lost):
+        runs.read_metrics(tmp_path, whole=True)
+    assert len(runs.read_metrics(tmp_path)) < 3
+    assert re.search(lost, caplog.text)
+    with RunFolder.open(tmp_path, CONFIG) as folder, pytest.raises(CorruptCheckpointError, match=lost):
+        folder.load_latest()
+    (tmp_path / "metrics.rows").unlink()
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        assert folder.load_latest() == (3, {"n": 3})
+        folder.log(4)
+        folder.save_state(4, {})
+    assert runs.read_metrics(tmp_path, whole=True)[-1] == {"step": 4}
+
+
+def test_the_row_of_after_the_newest_state_may_be_cut(tmp_path):
+    path = three_rows(tmp_path)
+    path.write_bytes(path.read_bytes()[:-5])  # as a kill may leave it
+    assert [row["step"] for row in runs.read_metrics(tmp_path, whole=True)] == [1, 2, 3]
+
+
+def test_going_back_to_an_older_state_misses_no_row(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        for step in (1, 2, 3):
+            folder.log(step)
+            folder.save_state(step, {})
+    (tmp_path / "checkpoints" / "state_000000000003.pt").write_bytes(b"rotten")
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        assert folder.load_latest() == (2, {})
+    assert [row["step"] for row in runs.read_metrics(tmp_path, whole=True)] == [1, 2]
+
+
+def test_a_damaged_number_of_rows_is_no_number(tmp_path, caplog):
+    three_rows(tmp_path)
+    path = tmp_path / "metrics.rows"
+    for data in (flipped(path.read_bytes(), 12), b"", b'{"step": 3, "rows": 9}\n', b"3\n"):
+        path.write_bytes(data)
+        with pytest.raises(CorruptCheckpointError, match=r"metrics.rows: damaged; remove it"):
+            runs.read_metrics(tmp_path, whole=True)
+        caplog.clear()
+        assert len(runs.read_metrics(tmp_path)) == 4
+        assert "metrics.rows: damaged" in caplog.text
+    with RunFolder.open(tmp_path, CONFIG) as folder:
+        assert folder.load_latest() == (3, {"n": 3})
+        folder.save_state(4, {})
+    assert len(runs.read_metrics(tmp_path, whole=True)) == 3
+
+
 def test_without_a_state_all_rows_are_removed(tmp_path):
     with RunFolder.open(tmp_path, CONFIG) as folder:
         folder.log(0)

@@ -273,7 +273,8 @@ def _run(name: str) -> Format:
                 step, state = run.load_latest() or (0, {})
             return step, flat(state)
         run = path.parent
-        found = {"config.yaml": runs.read_config, "metrics.jsonl": lambda run: runs.read_metrics(run, whole=True)}
+        rows = functools.partial(runs.read_metrics, whole=True)
+        found = {"config.yaml": runs.read_config, "metrics.jsonl": rows, "metrics.rows": rows}
         return found[name](run) if name in found else runs.read_json(path)
 
     return Format(make, read)
@@ -317,6 +318,7 @@ FORMATS: dict[str, Format] = {
     "hash of a state": _run("checkpoints/state_000000000003.pt.sha256"),
     "settings": _run("config.yaml"),
     "metrics": _run("metrics.jsonl"),
+    "number of metrics": _run("metrics.rows"),
     "results": _run("summary.json"),
     "kept features": _features(),
     "shared model": _shared("model.safetensors"),
