@@ -76,14 +76,14 @@ def _linear(x, y):
 
 
 def test_truth_lies_in_the_interval_as_often_as_it_says():
-    """1 + 1 and 3 + 3 normal numbers, 400 pairs, 200 draws in all; 95% is 190, and 2.6 deviations are 8."""
+    """1 + 1 and 3 + 3 normal numbers, 400 pairs, 120 draws in all; 95% is 114, and 2.6 deviations are 6."""
     inside = 0
     for dim, nats in ((1, 1.0), (3, 1.5)):
         task = make_task("normal", nats, dim)
-        for i in range(100):
+        for i in range(60):
             estimate = estimate_information(*task.sample(400, rng(1000 + i)), "gaussian")
             inside += estimate.low_nats <= nats <= estimate.high_nats
-    assert 182 <= inside <= 198, inside
+    assert 108 <= inside <= 119, inside
 
 
 @pytest.mark.parametrize("name", ["uniform", "half-cube", "wiggly", "bimodal"])
