@@ -230,9 +230,9 @@ TRAINERS = {
                      long=(10_002, dict(max_epochs=3334, val_freq=10_000))),
     "mim": Trainer(train_mim, 120, tuple(range(20, 121, 20)), dict(lr=0.5), tuple(
         epoch * 20 + step for epoch in range(6) for step in (16, 20)),  # noise comes in blocks of 16 steps
-        long=(10_000, dict(epochs=500))),
+        long=(10_000, dict(epochs=500, warmup_steps=500))),  # which is the patience, too
     "mim image": Trainer(train_mim_image, 12, (4, 8, 12), dict(lr=0.5), is_distributed=True,
-                         long=(2_000, dict(epochs=500))),
+                         long=(2_000, dict(epochs=500, early_stopping_epochs=500))),
     "gan": Trainer(train_gan, 5, (2, 4, 5), dict(lr=0.5), long=(1000, dict(steps=1000, save_every=10**6))),
     "nvae": Trainer(train_nvae, 6, (2, 4, 6), dict(base_lr=0.5), is_distributed=True, is_same_in_two=True,
                     long=(1000, dict(epochs=500, save_every=10**6))),
