@@ -263,7 +263,12 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part} ({part / whole:.0%})" if whole else "–"
+    """As in "3 (12%)"; 100% and 0% are said of all and of none alone."""
+    if not whole:
+        return "–"
+    share = part / whole
+    digits = next(n for n in range(12) if share in (0, 1) or 0 < round(100 * share, n) < 100)
+    return f"{part} ({share:.{digits}%})"
 
 
 def public_table(results: Sequence[Result]) -> Table | None:

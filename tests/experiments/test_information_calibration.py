@@ -147,3 +147,11 @@ def test_an_estimator_on_pairs_of_the_generator_and_on_a_file(tmp_path):
             list(calibration.estimates(CalibrationConfig(estimator="ksg", pairs=tmp_path / f"{name}.npz")))
     with pytest.raises(UsageError, match="--pairs needs --estimator"):
         CalibrationConfig(pairs=tmp_path / "pairs.npz")
+
+
+@pytest.mark.parametrize(("part", "whole", "shown"), [
+    (3, 25, "3 (12%)"), (210, 211, "210 (99.5%)"), (211, 211, "211 (100%)"), (9999, 10000, "9999 (99.99%)"),
+    (0, 7, "0 (0%)"), (1, 400, "1 (0.2%)"), (0, 0, "–"),
+])  # fmt: skip
+def test_all_and_none_are_said_of_all_and_none_alone(part, whole, shown):
+    assert calibration._share(part, whole) == shown
