@@ -37,7 +37,7 @@ from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import copula
 from mi_ml_gen.information.ensembles import FULL, HALF, N_MEMBERS, Course, Mlp, Split, Training, fit
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
-from mi_ml_gen.information.estimator import N_BLOCKS, Estimator, quantile
+from mi_ml_gen.information.estimator import N_BLOCKS, Estimator, jackknife_error, quantile
 from mi_ml_gen.information.floors import floors
 from mi_ml_gen.information.verdicts import Finding, findings, rests_on_few_draws, tolerance
 
@@ -159,13 +159,6 @@ class _Measured(NamedTuple):
     @property
     def n_blocks(self) -> int:
         return len(self.left_out)
-
-
-def jackknife_error(left_out: Tensor) -> float:
-    """Standard error of a value, from its values without one block at a time (Efron and Tibshirani 1993, section
-    11.5)."""
-    n_blocks = len(left_out)
-    return math.sqrt((n_blocks - 1) / n_blocks * (left_out - left_out.mean()).square().sum().item())
 
 
 @dataclass(frozen=True)

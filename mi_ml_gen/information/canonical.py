@@ -29,12 +29,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
+from mi_ml_gen.information.estimator import jackknife_error, quantile
 from mi_ml_gen.information.verdicts import judge
 
 N_GROUPS = 16
@@ -245,11 +245,10 @@ def matching_bound(scores: Tensor) -> MatchingBound:
         terms += 0.5 * (log_n + direction.diagonal()[:, None] - most - sums.log())
     whole, half = terms[:, N_GROUPS], terms[:, N_GROUPS + 1]
     left_out = torch.stack([terms[group != g, g].mean() for g in range(N_GROUPS)])
-    error = math.sqrt((N_GROUPS - 1) / N_GROUPS * (left_out - left_out.mean()).square().sum().item())
     rise = torch.stack([(whole - half)[group == g].mean() for g in range(N_GROUPS)])
     return MatchingBound(
         whole.mean().item(),
-        error,
+        jackknife_error(left_out),
         MonteCarloMean(half.mean().item(), rise.std().item() / math.sqrt(N_GROUPS)),
         math.log(n),
         n,
@@ -270,7 +269,7 @@ def matching_estimate(
     critic it was. curve_nats: its bounds in the course of its training, at equal distances. floors: of other critics on
     the same pairs, by name.
     """
-    low = bound.nats - float(student.ppf(0.95, N_GROUPS - 1)) * bound.standard_error_nats
+    low = bound.nats - quantile(N_GROUPS, one_sided=True) * bound.standard_error_nats
     half = with_half_the_pairs
     verdict, reason = judge(
         bound.nats,

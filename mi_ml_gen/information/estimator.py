@@ -49,3 +49,10 @@ class Estimator(abc.ABC):
 def quantile(n_blocks: int, one_sided: bool = False) -> float:
     """Student's quantile of a 95% interval whose standard error comes from the spread of `n_blocks` blocks."""
     return float(student.ppf(0.95 if one_sided else 0.975, n_blocks - 1)) if n_blocks > 1 else math.inf
+
+
+def jackknife_error(left_out: Tensor) -> float:
+    """Standard error of a value, from its values without one block at a time (Efron and Tibshirani 1993, section
+    11.5)."""
+    n_blocks = len(left_out)
+    return math.sqrt((n_blocks - 1) / n_blocks * (left_out - left_out.mean()).square().sum().item())
