@@ -50,6 +50,7 @@ METHODS = {
     "random_equal": Method(
         "random walker, as many nats as learned", "generated", "random, fine chunks", "torchvision_no_color"
     ),
+    "random_color": Method("random walkers and colour", "generated", "random, fine chunks", "torchvision"),
     "learned_color": Method("learned walkers and colour", "generated", "learned, fine chunks", "torchvision"),
     "mixture": Method("half learned, half colour", "generated", "learned, fine chunks", "torchvision", mixture=0.5),
 }
