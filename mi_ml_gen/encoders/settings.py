@@ -122,6 +122,10 @@ class EncoderConfig(Compiled, Seeded, Resumed, InNamedFolder, StoredImages, Anch
     decode_at_once: int | None = option(
         None, at_least=1, free=True, help="pairs that are decoded together (default: all of a batch)"
     )
+    views_ahead: bool = option(
+        False, free=True, later=True,
+        help="on a CPU, make the views of the next step in a second thread",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         METHODS.check(self.encoder)

@@ -32,6 +32,7 @@ from mi_ml_gen.probe.features import Extraction
 from mi_ml_gen.report.figures import curves
 from mi_ml_gen.report.images import pair_grid, save_png
 from mi_ml_gen.report.page import Page
+from mi_ml_gen.views import ahead
 from mi_ml_gen.views.augment import Augment
 from mi_ml_gen.views.records import view_record
 from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler, stored_images
@@ -124,14 +125,17 @@ def train_encoder(
         described |= fingerprint_record(path, sampler.origin.generator)
         solved = budget.solved(sampler.origin.walker)
     course = loop.Course(total=torch.zeros((), device=device))  # sum of the loss since the last row of metrics
-    with loop.Session.open(path, described, **config.resuming(EncoderConfig)) as session:
+    with (
+        ahead.views_of_steps(sampler, n_steps, settings.views_ahead) as views_of,
+        loop.Session.open(path, described, **config.resuming(EncoderConfig)) as session,
+    ):
         run = session.run
         if solved:
             run.write_json(budget.RECORD, solved)
         session.resume(course, encoder=encoder, optimizer=optimizer)
         for step in session.steps(n_steps, "image", settings.cumulative_bs, settings.encoder, progress):
             # --- Views, loss, gradients
-            views = sampler(step)
+            views = views_of(step)
             optimizer.zero_grad(set_to_none=True)
             loss, features = gradients(*views)
             runtime.average_gradients(encoder)

@@ -128,6 +128,10 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
     cuda_graphs: bool = option(
         False, free=True, later=True, help="record what a step launches on the GPU and replay it as CUDA graphs"
     )
+    views_ahead: bool = option(
+        False, free=True, later=True,
+        help="on a CPU, make the views of the next step in a second thread",
+    )  # fmt: skip
     probe_images: int = option(20_000, at_least=10, help="largest number of labelled training images for the probes")
     probe_epochs: int = option(60, at_least=1, help="epochs of the linear probe")
     retry: bool = option(False, free=True, later=True, help="also try encoders again that have failed twice")

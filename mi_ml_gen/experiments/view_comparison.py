@@ -365,6 +365,7 @@ def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
         precision=settings.precision,
         compile=settings.compile,
         cuda_graphs=settings.cuda_graphs,
+        views_ahead=settings.views_ahead,
     )
 
 

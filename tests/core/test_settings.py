@@ -80,7 +80,7 @@ def test_a_redefined_option_keeps_its_rule_and_place():
         (NavigatorConfig, "num_samples g_path device compile state_interval_s image_freq save_folder run_name "
          "early_stopping_min_steps early_stopping_threshold patience keep_going micro_batches keep cuda_graphs"),
         (EncoderConfig, "g_path device compile state_interval_s save_freq save_folder run_name workers loader "
-         "skip_bad decode_at_once knn_freq abort_on_collapse cuda_graphs"),
+         "skip_bad decode_at_once knn_freq abort_on_collapse cuda_graphs views_ahead"),
         (ProbeConfig, "save_folder run_name loader skip_bad device batch_size state_interval_s"),
         (MimConfig, "epochs log_interval show_detailed plot_x_recon_err vis_progress mi_interval save_folder "
          "data_root device no_cuda state_interval_s"),
@@ -91,7 +91,7 @@ def test_a_redefined_option_keeps_its_rule_and_place():
         (BenchmarkConfig, "source batch_sizes g_path data_path skip_bad energy save_folder"),
         (NVAETrainConfig, "epochs device log_every save_every state_interval_s save_folder run_name"),
         (ComparisonConfig, "rows seeds budgets budget_chunks against retry g_path device compile cuda_graphs skip_bad "
-         "save_folder"),
+         "views_ahead save_folder"),
     ],
 )  # fmt: skip
 def test_what_may_change_when_a_run_is_resumed(settings, free):

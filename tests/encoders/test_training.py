@@ -158,6 +158,32 @@ def test_stored_images_resume_within_an_epoch(no_report, tmp_path, monkeypatch):
     assert all("knn_accuracy" in row for row in rows_of(tmp_path / "run")[-1:])  # its own labels
 
 
+@pytest.fixture
+def one_thread():
+    """Sums in one order, whoever makes them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(precision="bf16", Tx="torchvision")])
+def test_views_made_ahead_give_the_same_encoder(no_report, one_thread, tmp_path, monkeypatch, changes):
+    train(tmp_path / "whole", **changes)
+    stopped(tmp_path / "run", monkeypatch, 7, views_ahead=True, **changes)
+    train(tmp_path / "run", views_ahead=True, **changes)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_stored_images_read_ahead_give_the_same_encoder(no_report, one_thread, tmp_path):
+    settings = dataclasses.replace(SETTINGS, samples_per_epoch=None, Tz=None, max_epochs=2)
+    for name in ("in turn", "ahead"):
+        own = dataclasses.replace(settings, views_ahead=name == "ahead")
+        train_encoder(own, source=stripes(), path=tmp_path / name, progress=False)
+    assert rows_of(tmp_path / "ahead") == rows_of(tmp_path / "in turn")
+    assert_same_weights(tmp_path / "ahead", tmp_path / "in turn", ["encoder.safetensors"], f"state_{14:012d}.pt")
+
+
 def test_a_finished_run_is_left_as_it_is(whole_run):
     method, path = whole_run
     before = {p: p.read_bytes() for p in path.rglob("*.safetensors")}
