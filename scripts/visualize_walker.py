@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.loading()
     from mi_ml_gen.core import runs, runtime
     from mi_ml_gen.navigator.records import Flags, RunRecord, circumstances
-    from mi_ml_gen.walkers import pictures
+    from mi_ml_gen.walkers import budget, pictures
     from mi_ml_gen.walkers.origins import warn_of_differences
-    from mi_ml_gen.walkers.spec import load_walker, walker_from
+    from mi_ml_gen.walkers.spec import load_walker
 
     records = [RunRecord.read(a.run)] if a.run else []
     beside = Path(a.walker or "")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation, a.anchors, a.anchors_data)
     found = circumstances(records, flags, device)
     generator = found.generator
-    walker = load_walker(a.run, device) if a.run else walker_from(a.walker, generator, device, "--Tz")
+    walker = load_walker(a.run, device) if a.run else budget.walker_by(a.walker, generator, found.noise, a.seed, device)
     walker.check(generator)
     if a.run is None:
         warn_of_differences(walker, generator, found.noise)

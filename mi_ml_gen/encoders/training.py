@@ -38,7 +38,6 @@ from mi_ml_gen.views.records import view_record
 from mi_ml_gen.views.sampler import GeneratedImages, PairSource, StoredImages, Views, ViewSampler, stored_images
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.origins import warn_of_differences
-from mi_ml_gen.walkers.spec import walker_from
 
 logger = logging.getLogger(__name__)
 
@@ -215,8 +214,9 @@ def view_sampler(
             raise UsageError(f"--img_size {settings.img_size}: {generator.name} decodes to {generator.resolution} px")
         generator = generator.to(device)
         distribution = anchor_distribution(settings, generator)
-        written = budget.resolved(settings.Tz, generator, distribution, settings.seed, folder, settings.budget)
-        walker = walker_from(written, generator, device, "--Tz")
+        walker = budget.walker_by(
+            settings.Tz, generator, distribution, settings.seed, device, folder=folder, whole_nats=settings.budget
+        )
         if runtime.is_main():
             warn_of_differences(walker, generator, distribution)
         origin = GeneratedImages(generator, walker, distribution, settings.decode_at_once)

@@ -35,8 +35,9 @@ from mi_ml_gen.core.progress import Bar
 from mi_ml_gen.experiments.settings import ExplorerConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
 from mi_ml_gen.generators.registry import load_generator
-from mi_ml_gen.latents import Chunks, TruncatedNormal
+from mi_ml_gen.latents import Chunks, NoiseDistribution, TruncatedNormal
 from mi_ml_gen.report.page import Page
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
 from mi_ml_gen.walkers.spec import walker_from
@@ -81,8 +82,9 @@ def explore(settings: ExplorerConfig, progress: bool = True) -> Path:
     """
     device = runtime.resolve_device(settings.device)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    walker = learned_walkers(settings.walkers, generator, device) if settings.walkers else None
-    if walker is not None:
+    walker = None
+    if settings.walkers:
+        walker = learned_walkers(settings.walkers, generator, settings.distribution, settings.seed, device)
         warn_of_differences(walker, generator, settings.distribution)
     groups = sliders(generator.layout.n_chunks, settings.sliders, walker.chunks if walker is not None else ())
     n_kinds = 1 + (walker is not None)
@@ -148,14 +150,21 @@ def positions_for(n_sliders: int, n_lattices: int) -> int:
     return next((n for n in (11, 9, 7, 5) if n_lattices * n**n_sliders <= MOST_IMAGES), 3)
 
 
-def learned_walkers(written: str | Path, generator: MultiLatentGenerator, device: torch.device) -> Walker:
+def learned_walkers(
+    written: str | Path,
+    generator: MultiLatentGenerator,
+    noise: NoiseDistribution,
+    seed: int,
+    device: torch.device,
+) -> Walker:
     """The walkers of a T_z, or of a folder with a run folder for each chunk, as Table 1 has them.
 
-    Raises UsageError for a folder without walkers, and as `walker_from`.
+    noise, seed: of the anchors, for a T_z with budgets. Raises UsageError for a folder without walkers, and as
+    `budget.walker_by`.
     """
     folder = Path(written)
     if not folder.is_dir() or (folder / "walker.safetensors").exists():
-        return walker_from(str(written), generator, device, "--walkers")
+        return budget.walker_by(str(written), generator, noise, seed, device, "--walkers")
     found = sorted(path.parent for path in folder.glob("*/walker.safetensors"))
     if not found:
         raise UsageError(f"--walkers {folder}: neither it nor a subfolder holds a walker.safetensors")

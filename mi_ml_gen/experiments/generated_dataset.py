@@ -39,7 +39,6 @@ from mi_ml_gen.latents import NoiseDistribution, TruncatedNormal
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import IdentityWalker, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
-from mi_ml_gen.walkers.spec import walker_from
 
 BLOCK = 64
 """Images whose noise is drawn together."""
@@ -135,8 +134,9 @@ def export_images(settings: ExportConfig) -> Export:
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     distribution = anchor_distribution(settings, generator)
     record = settings.save_folder / RECORD
-    written = budget.resolved(settings.Tz, generator, distribution, settings.starting_seed, record, settings.budget)
-    walker = walker_from(written, generator, device, "--Tz")
+    walker = budget.walker_by(
+        settings.Tz, generator, distribution, settings.starting_seed, device, folder=record, whole_nats=settings.budget
+    )
     warn_of_differences(walker, generator, distribution)
     kinds = ("anchor",) if isinstance(walker, IdentityWalker) else ("anchor", "positive")
 

@@ -32,8 +32,8 @@ from mi_ml_gen.information.stored_pairs import MOST_MEASURED, StoredPairs, n_pai
 from mi_ml_gen.latents import TruncatedNormal
 from mi_ml_gen.navigator.spread import over_walkers
 from mi_ml_gen.report.tables import Table
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import Walker
-from mi_ml_gen.walkers.spec import walker_from
 
 
 def human_pairs(reference: str, size: int) -> dict[str, tuple[StoredPairs, StoredPairs]]:
@@ -82,7 +82,9 @@ def compare_pairs(settings: HumanPairsConfig, progress: bool = True) -> list[Row
     """
     device = runtime.resolve_device(settings.device)
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
-    walkers = {text: walker_from(text, generator, device, "--walkers") for text in settings.walkers}
+    walkers = {
+        text: budget.walker_by(text, generator, TruncatedNormal(), 0, device, "--walkers") for text in settings.walkers
+    }
     people = human_pairs(settings.data_path, generator.resolution)
     n_train, n_test = (min(len(part.first) for part in parts) for parts in zip(*people.values(), strict=True))
     n_test = min(n_test, MOST_MEASURED)

@@ -224,8 +224,8 @@ class Work:
         noise = anchor_distribution(own, self.generator)
 
         def solve() -> dict[str, Any]:
-            resolved = budget.resolved(own.Tz, self.generator, noise, seed=0)
-            (solved,) = budget.solved(walker_from(resolved, self.generator, device_of(self.generator)))
+            device = device_of(self.generator)
+            (solved,) = budget.solved(budget.walker_by(own.Tz, self.generator, noise, 0, device))
             return solved
 
         found = self.once("budgets", row, solve)

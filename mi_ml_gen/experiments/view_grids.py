@@ -27,7 +27,6 @@ from mi_ml_gen.report.images import image_grid, save_png
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.base import PublishedSeed, Rng, Walker
 from mi_ml_gen.walkers.origins import warn_of_differences
-from mi_ml_gen.walkers.spec import walker_from
 
 
 class Variants(NamedTuple):
@@ -48,8 +47,9 @@ def generate_views(settings: ViewGenerationConfig, folder: Path, device: torch.d
     settings.check_anchors()
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     noise = _distribution(settings, generator)
-    written = budget.resolved(settings.Tz, generator, noise, settings.starting_seed, folder, settings.budget)
-    walker = walker_from(written, generator, device, "--Tz")
+    walker = budget.walker_by(
+        settings.Tz, generator, noise, settings.starting_seed, device, folder=folder, whole_nats=settings.budget
+    )
     warn_of_differences(walker, generator, noise)
     paths, rows = [], []
     if solved := budget.solved(walker):

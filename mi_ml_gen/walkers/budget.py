@@ -25,6 +25,7 @@ pair shares at least as much as asked.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ from mi_ml_gen.walkers.base import Walker
 from mi_ml_gen.walkers.noise import RandomWalker
 from mi_ml_gen.walkers.scaled import ScaledWalker
 from mi_ml_gen.walkers.spec import budget_in, has_own_strength, is_groups, read_groups, walker_from
+
+logger = logging.getLogger(__name__)
 
 LEAST_STRENGTH, MOST_STRENGTH = 1e-3, 3.0
 """Ends of the search: root mean squares of the moved numbers, in standard deviations of the anchors' noise. Beyond the
@@ -328,6 +331,30 @@ def resolved(
             found = found or solve_walker(generator, member, nats, noise, seed, perturbation).to_json()
             groups[text] = _marked(ScaledWalker(member, found["strength"]), found)
     return groups
+
+
+def walker_by(
+    written: Any,
+    generator: MultiLatentGenerator,
+    noise: NoiseDistribution,
+    seed: int,
+    device: torch.device | str | None = None,
+    flag: str = "--Tz",
+    folder: str | Path | None = None,
+    whole_nats: float | None = None,
+) -> Walker:
+    """The walker of a T_z, its budgets solved; what was found for them is logged, and `solved` gives it.
+
+    noise: that of the anchors. flag: what errors name. folder, whole_nats: as in `resolved`. Raises as `resolved` and
+    `walker_from`.
+    """
+    walker = walker_from(resolved(written, generator, noise, seed, folder, whole_nats), generator, device, flag)
+    if runtime.is_main():
+        for one in solved(walker):
+            text = "budget of %g nats on chunks %s: %s of strength %.4g, which leaves %s"
+            achieved = Estimate.from_json(one["achieved"])
+            logger.info(text, one["budget_nats"], one["chunks"], one["perturbation"], one["strength"], achieved)
+    return walker
 
 
 def _known(known: Sequence[dict[str, Any]], chunks: str, nats: float, perturbation: str) -> dict[str, Any] | None:

@@ -196,8 +196,8 @@ def _member(
         return None
     if budget_in(written) is not None:
         raise UsageError(
-            f"{where}: {written}: a budget is solved by train_encoder.py, generate_dataset.py and view_generation.py "
-            "only; give its strength here, which their budget.json tells"
+            f"{where}: {written}: a budget must be solved for the noise of the anchors, which is not known here; "
+            "give the strength, which the budget.json of a run with this budget tells"
         )
     if (found := _directions(written)) is not None:
         try:

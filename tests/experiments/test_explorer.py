@@ -92,7 +92,7 @@ def test_the_lattice_holds_what_the_generator_makes(monkeypatch, settings):
 
 def test_a_learned_walker_moves_along_its_displacement(settings, table1):
     generator = make_small_generator()
-    walker = explorer.learned_walkers(table1, generator, torch.device("cpu"))
+    walker = explorer.learned_walkers(table1, generator, TruncatedNormal(), 0, torch.device("cpu"))
     walk = walk_of(generator, [Chunks(0, 1), Chunks(1, 2)], 5, TruncatedNormal(), 0, 0, walker)
     z = TruncatedNormal().sample((1, 8), explorer.runtime.stream(0, "explorer: anchor", 0, 0))
     pair = walker(generator, z)

@@ -10,6 +10,7 @@ import torch
 
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import write_json
+from mi_ml_gen.experiments.explorer import learned_walkers
 from mi_ml_gen.experiments.settings import ViewGenerationConfig
 from mi_ml_gen.experiments.view_grids import generate_views
 from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGaussian
@@ -23,6 +24,7 @@ from mi_ml_gen.walkers.noise import RandomWalker
 from mi_ml_gen.walkers.registry import build_walker
 from mi_ml_gen.walkers.scaled import ScaledWalker
 from mi_ml_gen.walkers.spec import walker_from
+from tests.scripts.test_scripts import call
 
 NORMAL = TruncatedNormal(0.0, 1.0, math.inf)
 
@@ -72,7 +74,7 @@ def test_a_budget_becomes_noise_and_is_not_solved_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(budget, "solve", fake)
     written = "0_1=budget:3.0 1_2=0.5"
-    with pytest.raises(UsageError, match="a budget is solved by"):
+    with pytest.raises(UsageError, match="a budget must be solved for the noise of the anchors"):
         walker_from(written, generator)
     walker = walker_from(resolved(written, generator, NORMAL, 7, tmp_path), generator)
     assert [member.distribution.std for member in walker.members] == [0.25, 0.5] and asked == [("0_1", 3.0, 7)]
@@ -150,6 +152,19 @@ def test_a_scaled_walker():
     for factor in (-1.0, math.inf, math.nan):
         with pytest.raises(UsageError, match="factor"):
             ScaledWalker(inner, factor)
+
+
+def test_budgets_wherever_a_walker_is_named(tmp_path, monkeypatch, capsys):
+    """In the explorer and in the pictures of a walker, whose command says what was solved."""
+    monkeypatch.setattr(budget, "CHECK", budget.Size(256, 256, 48))
+    monkeypatch.setattr(budget, "MOST_NATS", 2.0)
+    walker = learned_walkers("0_2=budget:1.0", LinearGaussian((2, 2), noise=0.3), NORMAL, 0, torch.device("cpu"))
+    (found,) = solved(walker)
+    assert found["chunks"] == "0_2" and found["achieved"]["nats"] == pytest.approx(1.0, rel=0.2)
+    argv = ["--generator", "linear-gaussian", "--Tz", "0_4=budget:1.0", "--n_images", 2, "--out", tmp_path]
+    code, _, err = call(monkeypatch, capsys, "visualize_walker", *argv, "--device", "cpu")
+    assert code == 0 and "budget of 1 nats on chunks 0_4: noise of strength" in err
+    assert (tmp_path / "strength.png").stat().st_size > 0
 
 
 def test_a_budget_in_pictures_of_views(tmp_path, monkeypatch):
