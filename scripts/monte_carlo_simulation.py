@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     a = config.from_arguments(Table1Config, arguments)
     a.check()
     given = config.given(NavigatorConfig, arguments.train, "--train")
+    for name in ("chunks", "generator", "g_path", "g_use", "save_folder", "run_name"):
+        if name in given:
+            raise UsageError(f"--train {name}=...: the table sets it; see --all_chunks, --groups and --generator")
     cli.loading()
     from mi_ml_gen.core import runtime
     from mi_ml_gen.experiments import table1

@@ -181,6 +181,7 @@ def calibration_table(measurements: Sequence[Measurement]) -> report.Table:
         "trained critic",
         "of optimal",
         "above I",
+        "saturated",
     ]
     cells = [
         [
@@ -191,12 +192,16 @@ def calibration_table(measurements: Sequence[Measurement]) -> report.Table:
             report.Estimate(*m.critic),
             m.ratio,
             "yes" if m.critic.nats - m.critic.standard_error_nats > m.nats else "no",
+            "yes" if m.saturated else "no",
         ]
         for m in measurements
     ]
     formats = {"I (nats)": "g", "ceiling": ".2f", "of optimal": ".1%"}
     formats |= {"optimal critic": ".3f", "trained critic": ".3f"}
-    caption = "Bounds in nats, with standard errors; above I: by more than the standard error."
+    caption = (
+        "Bounds in nats, with standard errors. above I: by more than the standard error. saturated: the trained critic "
+        "is within log 2 of the ceiling, so more candidates would show more."
+    )
     return report.Table(columns, cells, caption, formats)
 
 

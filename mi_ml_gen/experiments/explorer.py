@@ -8,7 +8,8 @@ Two kinds of walks stand on the sliders:
 - A random direction turns the noise z of a part towards an independent draw z': cos(a) z + sin(a) z', for angles a from
   -90 to 90 degrees. Each point is distributed as the noise is (for normal noise), so images stay typical. At 90 degrees
   the part is drawn anew.
-- A learned walker moves the latents of its chunks along its own displacement, from none (0) to twice (2) as far.
+- A learned walker, or another T_z, moves the latents of its chunks along its own displacement, from none (0) to twice
+  (2) as far.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def explore(settings: ExplorerConfig, progress: bool = True) -> Path:
     with Bar(total=n_images, unit="image", desc="lattice", disable=not progress) as bar:
         for i in range(settings.n_anchors):
             for kind in kinds:
-                learned = walker if kind.name == LEARNED else None
+                learned = None if kind.name == RANDOM else walker
                 walk = walk_of(generator, groups, n_positions, settings.distribution, settings.seed, i, learned)
                 anchor = anchor_latents(generator, settings.distribution, settings.seed, i)
                 sheets = _sheets(generator, groups, anchor, walk, side, bar)
@@ -176,6 +177,8 @@ def learned_walkers(
 
 
 LEARNED = "learned walkers"
+GIVEN = "given perturbations"
+"""Those of --walkers where nothing in them was learned: noise, and fixed directions."""
 RANDOM = "random directions"
 
 
@@ -190,7 +193,7 @@ def _learned_kind(groups: Sequence[Chunks], walker: Walker, n_positions: int) ->
     strengths = tuple(f"\N{MULTIPLICATION SIGN} {x:g}" for x in _strengths(n_positions))
     is_learned = [group in walker.chunks for group in groups]
     return Kind(
-        LEARNED,
+        LEARNED if any(True for _ in walker.parameters()) else GIVEN,
         tuple(strengths if one else random.marks[0] for one in is_learned),
         tuple(0 if one else random.starts[0] for one in is_learned),
     )
@@ -346,11 +349,19 @@ def _of_cell(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _of_row(row: Mapping[str, Any]) -> list[str]:
-    said = [f"Its learned walker moves it by {row['delta']:.2f} on average."] if row.get("delta") is not None else []
-    nats = row.get("nats", row.get("bound (nats)"))
-    if nats is not None:
-        verdict = row.get("verdict")
-        said.append(f"The walker leaves {nats:.2f} nats" + (f" ({verdict})." if verdict else "."))
+    said, verdict = [], row.get("verdict") or "no verdict"
+    if row.get("delta") is not None:
+        interval = row.get("95% interval") or "–"
+        over = "one training; no interval over trainings" if interval == "–" else f"{interval}, 95% over trainings"
+        said.append(f"Its learned walker moves it by {row['delta']:.2f} on average ({over}).")
+    # The verdict of a row is that of the fresh critic's number where there is one.
+    if row.get("remaining (nats)") is not None:
+        least = f"at least {row['at least (nats)']:.2f}; " if row.get("at least (nats)") is not None else ""
+        said.append(f"The walker leaves {row['remaining (nats)']:.2f} nats by a fresh critic ({least}{verdict}).")
+    elif row.get("bound (nats)") is not None:
+        said.append(
+            f"The walker leaves {row['bound (nats)']:.2f} nats by the critic of its training (no interval; {verdict})."
+        )
     return said
 
 
@@ -437,8 +448,11 @@ def _page(
     )
     if len(kinds) > 1:
         page.text(
-            "A learned walker was trained to change the image as much as possible by moving the part a little. "
-            "× 1 is its own step, × 2 is twice as far."
+            "A learned walker was trained so that the image and the changed image share as little information as a "
+            "critic can find. × 1 is its own step, × 2 is twice as far."
+            if kinds[1].name == LEARNED
+            else "The given perturbations, noise or fixed directions, are drawn once for each image. × 1 is that draw, "
+            "× 2 is twice as far."
         )
     if any(facts.values()):
         page.text(

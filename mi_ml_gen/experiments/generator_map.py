@@ -450,7 +450,7 @@ def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequenc
 def to_table(content: Mapping[str, Any]) -> report.Table:
     """One line per range."""
     columns = ["chunks", "delta", "shared", "interval", "verdict"]
-    columns += ["carried", "its interval", "its verdict", "class lost", "interval of it"]
+    columns += ["carried", "its interval", "its verdict", "class lost", "interval of it", "verdict of it"]
     has_network = _has_network(content)
     if has_network:
         columns.append("critics")
@@ -460,14 +460,17 @@ def to_table(content: Mapping[str, Any]) -> report.Table:
         for name in ("shared", "carried"):
             found = cell[name]
             row += [None, None, None] if found is None else [found["nats"], _interval(found), found["verdict"]]
-        row += [cell["class_lost"]["nats"], _interval(cell["class_lost"])]
+        row += [cell["class_lost"]["nats"], _interval(cell["class_lost"]), cell["class_lost"]["verdict"]]
         if has_network:
             row.append(", ".join(_critic_of(cell[name]) for name in ("shared", "carried") if cell[name] is not None))
         rows.append(row)
     entropy = content["label"]["entropy_nats"]
+    deltas = [cell["delta"] for cell in content["ranges"] if cell["delta"]["mean"]]
+    error = max((delta["standard_error"] / delta["mean"] for delta in deltas), default=0.0)
     caption = (
         "In nats, with 95% intervals. shared: what image and image have in common when the range is redrawn; carried: "
-        f"when all else is. class lost: of the {entropy:.2f} nats of the label ({content['label']['kind']})."
+        f"when all else is. class lost: of the {entropy:.2f} nats of the label ({content['label']['kind']}). "
+        f"delta: mean distance of the latents when the range is redrawn, with a standard error of at most {error:.1%}."
     )
     caption += " critics: of shared, and of carried." if has_network else " Both by canonical critics."
     formats = {"delta": ".2f", "shared": ".2f", "carried": ".2f", "class lost": ".2f"}

@@ -351,7 +351,9 @@ def to_curve_table(rows: Sequence[Row]) -> report.Table | None:
     caption = (
         "Delta at which a pair still shares so many nats, and nats that it shares at so much of the distance between "
         "independent draws. The numbers are read off the curves of nats against delta, between measured points; the "
-        "95% intervals follow from the errors of the points and do not cover another training of the walker."
+        "95% intervals follow from the errors of the points and do not cover another training of the walker. The nats "
+        "are lower bounds by a fresh critic. > marks a number beside a point whose bound is saturated: the information "
+        "may be much higher. * marks one beside a point with another warning, which table1_details.json names."
     )
     return report.Table(columns, cells, caption)
 
@@ -371,10 +373,17 @@ def curve_figure(curve: Curve) -> Any:
 
 
 def to_paper_table(rows: Sequence[Row]) -> report.Table:
-    """The paper's columns, for LaTeX: chunk, mean and standard deviation of delta, InfoNCE."""
-    cells = [[row.walker.chunks, row.delta.mean, row.delta.std, row.walker.infonce] for row in rows]
+    """The paper's columns, for LaTeX: chunk, mean and standard deviation of delta, InfoNCE; and where it is known, the
+    verdict on the bound that follows from InfoNCE."""
     columns = ["chunk", "mean", "std", "InfoNCE"]
-    return report.Table(columns, cells, formats=dict.fromkeys(columns[1:], ".2f"))
+    formats = dict.fromkeys(columns[1:], ".2f")
+    cells: list[list[report.Cell]]
+    cells = [[row.walker.chunks, row.delta.mean, row.delta.std, row.walker.infonce] for row in rows]
+    if any(row.walker.bound is not None for row in rows):
+        columns.append("verdict")
+        for cell, row in zip(cells, rows, strict=True):
+            cell.append("–" if row.walker.bound is None else str(row.walker.bound.verdict))
+    return report.Table(columns, cells, formats=formats)
 
 
 def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = ()) -> list[Path]:

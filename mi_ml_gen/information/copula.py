@@ -155,7 +155,11 @@ def base_findings(pairs: Canonical) -> list[Finding]:
     found = []
     if pairs.is_discrete:
         found.append(Finding(Verdict.NOT_TRUSTED, "values are repeated, and the estimator needs densities: use ksg"))
-    if 1 - pairs.correlations[0].square().item() <= 10 * _CLOSEST:
+    n, n_numbers = len(pairs.x), pairs.x.shape[1] + pairs.y.shape[1]
+    if n <= n_numbers + 1:
+        reason = f"{n} pairs are too few for {n_numbers} numbers: correlations need more pairs than numbers"
+        found.append(Finding(Verdict.NOT_TRUSTED, reason))
+    elif 1 - pairs.correlations[0].square().item() <= 10 * _CLOSEST:
         found.append(
             Finding(Verdict.NOT_TRUSTED, "x and y almost determine one another: the information may be infinite")
         )

@@ -1,11 +1,4 @@
-"""What every estimator of mutual information is, and the one call that runs any of them.
-
-from mi_ml_gen.information import estimate_information
-
-estimate = estimate_information(x, y)                       # (n, d_x) and (n, d_y), arrays or tensors
-print(estimate)                                             # 1.98 nats (95% interval 1.94 to 2.02): consistent
-estimate_information(x, y, "infonce", critic="joint")       # options are the fields of the estimator's class
-"""
+"""What every estimator of mutual information is, and how blocks of pairs give intervals. `estimation.py` runs them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ the same for all of them.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
@@ -39,6 +40,8 @@ SHARES_OF_INDEPENDENT = (0.25, 0.5, 1.0)
 """Deltas, in those of independent draws, at which chunks are compared by information."""
 DELTA_PAIRS = 2048
 """Pairs that the delta of a point is the mean of."""
+MARKS = {Verdict.SATURATED: ">"}
+"""What stands behind a number that was read off saturated points; behind other warnings stands *."""
 _REPETITIONS = 400
 """Draws of a curve from its errors, which give the intervals of what is read off it."""
 
@@ -67,10 +70,16 @@ class Reading:
     """None where the curve does not reach there; `why` then says what it does."""
     low: float | None = None
     high: float | None = None
+    """Ends of the interval; None where the errors of the points give none."""
     why: str = ""
+    verdict: Verdict = Verdict.CONSISTENT
+    """The worse one of the two points that it lies between."""
 
     def __str__(self) -> str:
-        return self.why if self.value is None else f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        if self.value is None:
+            return self.why
+        interval = "no interval" if self.low is None else f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.value:.2f} ({interval})" + MARKS.get(self.verdict, "*" if self.verdict.is_warning else "")
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ class Curve:
             return Reading(None, why=f"shares more at every delta measured, up to {points[-1].delta:.2f}")
         if nats > max(shared):
             return Reading(None, why=f"shares less from delta {points[0].delta:.2f} on")
-        return self._read(points, lambda deltas, values: _crossing(deltas, values, nats))
+        return self._read(points, lambda deltas, values: _crossing(deltas, values, nats), lambda delta: delta)
 
     def nats_at(self, kind: str, share: float) -> Reading:
         """Nats that remain at this share of the distance between independent draws."""
@@ -105,13 +114,20 @@ class Curve:
             return Reading(None, why=f"no point beyond delta {points[-1].delta:.2f}" if points else "no points")
         if wanted < points[0].delta:
             return Reading(None, why=f"at least {points[0].estimate.nats:.2f}, as at delta {points[0].delta:.2f}")
-        return self._read(points, lambda deltas, values: _interpolated(deltas, values, wanted))
+        return self._read(points, lambda deltas, values: _interpolated(deltas, values, wanted), lambda _: wanted)
 
-    def _read(self, points: Sequence[Point], read: Callable[[list[float], list[float]], float | None]) -> Reading:
+    def _read(
+        self,
+        points: Sequence[Point],
+        read: Callable[[list[float], list[float]], float | None],
+        place: Callable[[float], float],
+    ) -> Reading:
+        """read: from deltas and falling nats of the points to a number. place: from that number to its delta."""
         deltas = [point.delta for point in points]
         value = read(deltas, _falling([point.estimate.nats for point in points]))
         if value is None:
             return Reading(None, why="not on the curve")
+        verdict = _worst_beside(points, place(value))
         rng = torch.Generator().manual_seed(0)
         found = []
         for _ in range(_REPETITIONS):
@@ -123,9 +139,9 @@ class Curve:
             if (one := read(deltas, _falling(values))) is not None:
                 found.append(one)
         if len(found) < _REPETITIONS // 2:
-            return Reading(value, value, value)
+            return Reading(value, verdict=verdict)
         ends = statistics.quantiles(found, n=40)
-        return Reading(value, min(ends[0], value), max(ends[-1], value))
+        return Reading(value, min(ends[0], value), max(ends[-1], value), verdict=verdict)
 
     def to_json(self) -> dict[str, Any]:
         """Points and what is read off them, as plain values."""
@@ -370,7 +386,15 @@ def _crossing(deltas: Sequence[float], values: Sequence[float], nats: float) -> 
     return None
 
 
+def _worst_beside(points: Sequence[Point], delta: float) -> Verdict:
+    """The worse verdict of the two points, sorted by delta, that a delta lies between."""
+    after = min(bisect.bisect_left([point.delta for point in points], delta), len(points) - 1)
+    beside = [points[max(after - 1, 0)], points[after]]
+    return max((point.estimate.verdict for point in beside), key=_SEVERITY.index)
+
+
 def _plain(reading: Reading) -> Mapping[str, Any]:
     if reading.value is None:
         return {"value": None, "why": reading.why}
-    return {"value": reading.value, "interval": [reading.low, reading.high]}
+    interval = None if reading.low is None else [reading.low, reading.high]
+    return {"value": reading.value, "interval": interval, "verdict": str(reading.verdict)}

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from mi_ml_gen.core.errors import UsageError
-from mi_ml_gen.experiments.critic_calibration import CalibrationConfig, Level, Problem, calibrate, levels, measure
+from mi_ml_gen.experiments.critic_calibration import (
+    CalibrationConfig,
+    Level,
+    Problem,
+    calibrate,
+    calibration_table,
+    levels,
+    measure,
+)
 from mi_ml_gen.generators.linear_gaussian import HALF_RANGE_STD, LinearGaussian
 
 
@@ -53,7 +61,10 @@ def test_writes_a_table_and_a_figure(tmp_path):
     for m in measurements:
         assert m.critic.nats < m.ceiling_nats and m.critic.standard_error_nats > 0
         assert m.optimal.nats == pytest.approx(m.nats, abs=0.5)
-    assert len(json.loads((tmp_path / "calibration.json").read_text())) == 2
+    table = json.loads((tmp_path / "calibration.json").read_text())
+    assert [row["saturated"] for row in table] == ["yes" if m.saturated else "no" for m in measurements]
+    near = calibration_table([m._replace(saturated=True) for m in measurements])
+    assert [row[-1] for row in near.rows] == ["yes", "yes"] and len(table) == 2
     assert (tmp_path / "calibration.md").read_text().count("\n") >= 4
     assert (tmp_path / "images" / "calibration.png").read_bytes().startswith(b"\x89PNG")
 

@@ -105,17 +105,32 @@ def test_what_was_measured_is_said_of_its_chunks(tmp_path):
     found = {"nats": 1.234, "interval_nats": [1.1, None], "verdict": "consistent"}
     cell = {"chunks": "0_1", "delta": {"mean": 5.5}, "shared": found, "carried": None, "class_lost": None}
     (tmp_path / "map.json").write_text(json.dumps({"ranges": [cell]}))
-    (tmp_path / "table1.json").write_text(json.dumps([{"chunks": "0_1", "delta": 1.5, "bound (nats)": 2.5}]))
+    row = {"chunks": "0_1", "delta": 1.5, "bound (nats)": 2.5, "verdict": "not converged"}
+    (tmp_path / "table1.json").write_text(json.dumps([row]))
     said = known_facts(Chunks(0, 1), tmp_path / "map.json", tmp_path / "table1.json")
     assert said == [
         "Redrawn, it moves by 5.50 on average.",
         "Redrawn, it leaves 1.23 nats (at least 1.10; consistent).",
-        "Its learned walker moves it by 1.50 on average.",
-        "The walker leaves 2.50 nats.",
+        "Its learned walker moves it by 1.50 on average (one training; no interval over trainings).",
+        "The walker leaves 2.50 nats by the critic of its training (no interval; not converged).",
+    ]
+    # The verdict of a row with a fresh critic is that of its number, and not of the bound.
+    row |= {"95% interval": "1.20 to 1.80", "remaining (nats)": 3.5, "at least (nats)": 3.25, "verdict": "consistent"}
+    (tmp_path / "table1.json").write_text(json.dumps([row]))
+    assert known_facts(Chunks(0, 1), None, tmp_path / "table1.json") == [
+        "Its learned walker moves it by 1.50 on average (1.20 to 1.80, 95% over trainings).",
+        "The walker leaves 3.50 nats by a fresh critic (at least 3.25; consistent).",
     ]
     assert known_facts(Chunks(1, 2), tmp_path / "map.json", None) == []
     with pytest.raises(UsageError, match="--map"):
         known_facts(Chunks(0, 1), tmp_path / "table1.json", None)
+
+
+def test_noise_is_not_called_learned(settings, table1):
+    generator = make_small_generator()
+    for written, name in (("0_1=0.5", explorer.GIVEN), (str(table1), explorer.LEARNED)):
+        walker = explorer.learned_walkers(written, generator, TruncatedNormal(), 0, torch.device("cpu"))
+        assert explorer._learned_kind(sliders(2, 2, walker.chunks), walker, 3).name == name
 
 
 def test_a_page_that_is_too_large_is_refused_and_not_written(monkeypatch, settings):

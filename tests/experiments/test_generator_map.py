@@ -116,7 +116,10 @@ def test_the_truth_lies_in_the_intervals_of_the_benchmark_generator(tmp_path):
     assert whole["chunks"] == "0_3" and whole["carried"] is None
     low, high = whole["class_lost"]["interval_nats"]
     assert low - 0.05 <= found["label"]["entropy_nats"] <= high + 0.05
-    assert "0_3" in to_table(found).to_markdown()
+    table = to_table(found)
+    assert "0_3" in table.to_markdown() and "delta: mean distance" in table.caption
+    of_labels = [row[table.columns.index("verdict of it")] for row in table.rows]
+    assert of_labels == [cell["class_lost"]["verdict"] for cell in found["ranges"]]
 
 
 def test_an_interrupted_map_goes_on_and_measures_no_range_twice(tmp_path, monkeypatch):

@@ -67,7 +67,8 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
         assert float(line["InfoNCE"]) == pytest.approx(row.walker.infonce) and "smoothed" not in line
     assert json.loads((tmp_path / "table1.json").read_text())
     latex = (tmp_path / "table1.tex").read_text()
-    assert "chunk & mean & std & InfoNCE" in latex and f"{rows[0].delta.mean:.2f}" in latex
+    assert "chunk & mean & std & InfoNCE & verdict" in latex and f"{rows[0].delta.mean:.2f}" in latex
+    assert str(rows[0].walker.bound.verdict) in latex
     assert f"{rows[1].delta.mean:.3f}" in (tmp_path / "table1.md").read_text()
     assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
 

@@ -112,4 +112,5 @@ def test_curves_that_are_too_coarse_change_with_the_number_of_pairs():
     estimate = estimate_information(x, y, "gaussian")
     assert estimate.nats > 5.7 and "half as many pairs" not in estimate.reason
     few = estimate_information(*make_task("normal", 1.0, 12).sample(24, rng()), "gaussian")
+    assert "24 pairs are too few for 24 numbers" in few.reason and "infinite" not in few.reason
     assert few.verdict is Verdict.NOT_TRUSTED and few.details["at_half_n_nats"] is None

@@ -157,9 +157,9 @@ def test_rows_of_one_walker():
 # Curves
 
 
-def point(kind, delta, nats, error=0.0):
+def point(kind, delta, nats, error=0.0, verdict=Verdict.CONSISTENT):
     details = {"standard_error_nats": error}
-    estimate = Estimate(nats, nats, math.inf, 1, "fresh critic", "", Verdict.CONSISTENT, "", details)
+    estimate = Estimate(nats, nats, math.inf, 1, "fresh critic", "", verdict, "", details)
     return Point(kind, "", delta, estimate)
 
 
@@ -177,6 +177,27 @@ def test_what_is_read_off_a_curve():
     reading = noisy.delta_at("random", 3.0)
     assert 0.1 < reading.high - reading.low < 0.5
     assert _falling([3.0, 1.0, 2.0, 0.0]) == [3.0, 1.5, 1.5, 0.0]
+
+
+def test_a_reading_carries_the_worse_verdict_of_the_points_beside_it():
+    saturated, wide, fine = Verdict.SATURATED, Verdict.NOT_TRUSTED, Verdict.CONSISTENT
+    found = [(1.0, 4.0, saturated), (2.0, 3.0, fine), (3.0, 2.0, fine), (4.0, 1.0, wide)]
+    points = [point("random", delta, nats, 0.01, verdict) for delta, nats, verdict in found]
+    curve = Curve(Chunks(0, 1), 4.0, tuple(points))
+    read = {share: curve.nats_at("random", share) for share in (0.3, 0.6, 1.0)}
+    assert [one.verdict for one in read.values()] == [saturated, fine, wide]
+    assert [str(one)[-1] for one in read.values()] == [">", ")", "*"]
+    assert curve.delta_at("random", 3.5).verdict is saturated and curve.delta_at("random", 1.5).verdict is wide
+    plain = curve.to_json()["nats_at_share_of_independent"]["random"]
+    assert plain["0.5"]["verdict"] == "lower bound, saturated" and plain["1"]["verdict"] == "not to be trusted"
+
+
+def test_a_reading_that_few_draws_reach_has_no_interval():
+    """Half of the draws of a curve must reach the number: else it would seem to be known exactly."""
+    curve = Curve(Chunks(0, 1), 4.0, (point("random", 1.0, 3.0, 0.5), point("random", 2.0, 3.0, 0.5)))
+    reading = curve.delta_at("random", 3.0)
+    assert reading.value == 1.0 and "no interval" in str(reading)
+    assert curve.to_json()["delta_at_nats"]["random"]["3"]["interval"] is None
 
 
 def test_remaining_information_and_the_curve_of_a_chunk():
