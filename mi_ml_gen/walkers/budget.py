@@ -79,6 +79,8 @@ MOST_NATS = math.log(CHECK.held_out) - 2.0
 REACHED = 0.02
 """Corrections end where the bound is within this share of the budget."""
 MOST_CORRECTIONS = 4
+MOST_MISSED = 0.1
+"""Share of the budget by which the check may miss it without a warning."""
 SIZE_PX = 32
 """Side of the images that the critics see, at most."""
 BATCH = 256
@@ -173,10 +175,11 @@ def _solve(
 
     def strength_for(wanted: float, share: float) -> float:
         if not least < wanted < most:
-            raise UsageError(
-                f"budget {nats:g} on chunks {chunks} of {generator.name}: {name} leaves between about "
-                f"{max(least, 0.0) / share:.2f} and {most / share:.2f} nats; choose a number between, or other chunks"
-            )
+            low, high = max(least, 0.0) / share, min(most / share, MOST_NATS)
+            within = f"leaves between about {low:.2f} and {high:.2f} nats; choose a number between, or other chunks"
+            if low >= high:
+                within = f"leaves about {low:.2f} nats or more, beyond all budgets; choose other chunks"
+            raise UsageError(f"budget {nats:g} on chunks {chunks} of {generator.name}: {name} {within}")
         return brentq(lambda x: nats_at(x) - wanted, *ends, xtol=TOLERANCE)
 
     correct = _Images(generator, noise, seed, "correct", CHECK)
@@ -354,7 +357,24 @@ def walker_by(
             text = "budget of %g nats on chunks %s: %s of strength %.4g, which leaves %s"
             achieved = Estimate.from_json(one["achieved"])
             logger.info(text, one["budget_nats"], one["chunks"], one["perturbation"], one["strength"], achieved)
+            if (missed := miss(one["budget_nats"], achieved)) is not None:
+                logger.warning("budget of %g nats on chunks %s: %s", one["budget_nats"], one["chunks"], missed)
     return walker
+
+
+def miss(budget_nats: float, achieved: Estimate) -> str | None:
+    """How the check missed the budget by more than MOST_MISSED and more than its noise; None where it did not."""
+    noise = achieved.nats - achieved.low_nats
+    if achieved.nats - noise > (1 + MOST_MISSED) * budget_nats:
+        found = "more"
+    elif achieved.nats + noise < (1 - MOST_MISSED) * budget_nats:
+        found = "less"
+    else:
+        return None
+    return (
+        f"the check on new pairs finds {achieved.nats:.2f} nats, {found} than asked for by over {MOST_MISSED:.0%}; "
+        "choose another budget, or give a strength"
+    )
 
 
 def _known(known: Sequence[dict[str, Any]], chunks: str, nats: float, perturbation: str) -> dict[str, Any] | None:

@@ -43,9 +43,21 @@ def test_what_cannot_be_reached_is_said():
     generator = LinearGaussian((2, 2), noise=0.3, resolution=4)
     with pytest.raises(UsageError, match="noise leaves between"):
         solve(generator, Chunks(0, 1), 0.5, NORMAL)  # chunk 1 alone shares more
+    with pytest.raises(UsageError, match=r"leaves about 6\.\d\d nats or more, beyond all budgets; choose other"):
+        solve(LinearGaussian((3, 9), noise=0.001, resolution=4), Chunks(0, 1), 3.0, NORMAL)
     for nats in (0.0, -1.0, 40.0):
         with pytest.raises(UsageError, match="must be above 0 and at most"):
             solve(generator, Chunks(0, 1), nats, NORMAL)
+
+
+def test_a_check_that_misses_the_budget_is_said():
+    def achieved(nats, low):
+        return Estimate(nats, low, math.inf, 2048, "canonical critic", "", Verdict.CONSISTENT, "")
+
+    assert budget.miss(3.0, achieved(3.2, 3.1)) is None and budget.miss(3.0, achieved(2.8, 2.7)) is None
+    assert "3.60 nats, more than asked" in budget.miss(3.0, achieved(3.6, 3.5))
+    assert "2.40 nats, less than asked" in budget.miss(3.0, achieved(2.4, 2.3))
+    assert budget.miss(0.1, achieved(0.13, 0.10)) is None  # within the noise
 
 
 def test_budgets_of_a_tz():
