@@ -285,6 +285,11 @@ def _caption(
         )
     elif has_training:
         text += " The verdict is that of the bound."
+    if any(not row.walker.several and row.bound_nats is not None for row in rows):
+        text += (
+            f" Of the bound of a single walker up to {math.log(2):.2f} nats may say that positives look like no "
+            "anchor; no verdict checks that."
+        )
     if has_smoothed:
         text += (
             " InfoNCE of published walkers is the mean of three losses, as published; beside it stands the mean over "
@@ -445,7 +450,8 @@ def _add_generator(page: Page, measured: MeasuredGenerator, n_images: int) -> No
     page.section(f"Table 1 of {generator.name}").table(to_table(rows, measured.notes))
     page.text(
         "`of independent` is delta over the length between two independent draws of the chunk: at 100% the anchor is "
-        "forgotten. `bound` is a lower bound on the mutual information of the pair, in nats."
+        "forgotten. `bound` is what the critic of the training finds, in nats. It is a lower bound on the mutual "
+        "information of the pair, but for what the table's caption says of single walkers."
     )
     for line in warnings(rows):
         page.text(f"Caution: {line}.")

@@ -190,7 +190,7 @@ def _read_several(
     unfinished = [why for converged, why in ends if not converged]
     why = unfinished[0] if unfinished else "the loss had stopped rising"
     bounds = [near(one, n_seen)["bound_nats"] for one, n_seen in zip(own, at, strict=True)]
-    finding = bound_finding(max(bounds), math.log(settings["batch_size"]), not unfinished, why)
+    finding = bound_finding(max(bounds), math.log(settings["batch_size"]), not unfinished, why, from_both_sides=False)
     median = done.get("median_walker", 0)
     return TrainedWalker(
         folder, walkers[median], at[median], None, None, settings["batch_size"], settings["temp"], tuple(rows),

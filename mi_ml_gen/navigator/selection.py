@@ -177,16 +177,26 @@ def answer(
     }
 
 
-def bound_finding(bound_nats: float, ceiling_nats: float, converged: bool, why: str) -> verdicts.Finding:
+NOT_CHECKED = (
+    f"up to {math.log(2):.2f} nats of the bound may say that positives look like no anchor, which was not checked"
+)
+"""What is said of a bound whose candidates come from both sides."""
+
+
+def bound_finding(
+    bound_nats: float, ceiling_nats: float, converged: bool, why: str, from_both_sides: bool = True
+) -> verdicts.Finding:
     """Whether the bound of the critic that trained against the walker may be believed.
 
-    Only what its own run shows enters: its ceiling, and whether the training converged. Its candidates come from both
-    sides, so up to log 2 nats of it may say that positives look like no anchor; a fresh critic has no such part.
+    Only what its own run shows enters: its ceiling, and whether the training converged. from_both_sides: whether
+    anchors and positives are candidates together, as with one walker. Then up to log 2 nats of the bound may say that
+    positives look like no anchor, and the reason says so; a fresh critic has no such part.
     """
     found = [verdicts.near_ceiling(bound_nats, ceiling_nats)]
     if not converged:
         found.append(verdicts.Finding(Verdict.NOT_CONVERGED, why))
-    return verdicts.decide([finding for finding in found if finding is not None])
+    verdict, reason = verdicts.decide([finding for finding in found if finding is not None])
+    return verdicts.Finding(verdict, f"{reason}; {NOT_CHECKED}" if from_both_sides else reason)
 
 
 PLURALS = {"loss": "losses", "delta": "deltas", "smoothed_loss": "smoothed_losses", "smoothed_delta": "smoothed_deltas"}
@@ -226,7 +236,7 @@ def several_answer(
         at = near(own, selection.samples)
         converged, why = convergence(own, stopped_by_rule=False)
         bound = at["bound_nats"]
-        finding = bound_finding(bound, math.log(n_pairs), converged, why)
+        finding = bound_finding(bound, math.log(n_pairs), converged, why, from_both_sides=False)
         each.append(
             {"selected_samples": selection.samples, "selected_because": selection.reason, "delta": found.mean,
              "delta_std": found.std, "bound_nats": bound, "bound_verdict": str(finding.verdict),

@@ -66,6 +66,7 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
         assert float(line["of independent"]) == pytest.approx(row.delta.mean / row.independent.mean)
         assert float(line["InfoNCE"]) == pytest.approx(row.walker.infonce) and "smoothed" not in line
     assert json.loads((tmp_path / "table1.json").read_text())
+    assert "positives look like no anchor" in (tmp_path / "table1.md").read_text()
     latex = (tmp_path / "table1.tex").read_text()
     assert "chunk & mean & std & InfoNCE & verdict" in latex and f"{rows[0].delta.mean:.2f}" in latex
     assert str(rows[0].walker.bound.verdict) in latex

@@ -142,7 +142,9 @@ def test_a_loss_that_has_not_turned_is_said_to_have_not():
     assert bound_finding(2.0, 4.84, converged, why).verdict is Verdict.NOT_CONVERGED
     near_the_top = bound_finding(4.5, 4.84, converged, why)
     assert near_the_top.verdict is Verdict.SATURATED and "has not turned" in near_the_top.reason
-    assert bound_finding(2.0, 4.84, True, "").verdict is Verdict.CONSISTENT
+    fine = [bound_finding(2.0, 4.84, True, "", from_both_sides) for from_both_sides in (True, False)]
+    assert all(one.verdict is Verdict.CONSISTENT for one in fine)
+    assert "0.69 nats of the bound" in fine[0].reason and "0.69" not in fine[1].reason
 
 
 def test_rows_of_one_walker():
