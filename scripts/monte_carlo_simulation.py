@@ -6,6 +6,7 @@
         --train walkers=4 --curves --page
     python scripts/monte_carlo_simulation.py --walkers_base_path walkers --walkers_iter 60032 120000 ...
     python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all_chunks
+    python scripts/monte_carlo_simulation.py --walkers_base_path t1 --Tz 0_1=ganspace:5 0_1=sefa:5 0_1=1
 
 The folder has one subfolder for each chunk or group: run folders of train_navigator.py, or the published layout
 (chunk0/w_COPGen_N.pth, F_loss_values.npy). The generator, its weights and options, and the noise are those that the
@@ -14,7 +15,8 @@ runs recorded. A flag that differs is used instead; a warning and the table's ca
 --all_chunks first trains the missing walkers. --train walkers=4 trains four walkers for each chunk at once, and delta
 gets an interval over trainings. If the generator's weights are available, fresh critics (--fresh_critics) measure what
 the pairs still share, unless that would cost more than the training did. What they find is kept in fresh_critics/, so
-the same command goes on with a table that was interrupted. Prints the table and writes table1.md, .csv, .json, .tex and
+the same command goes on with a table that was interrupted. --Tz adds rows of perturbations that need no training, such
+as directions of GANSpace and SeFa, or noise. Prints the table and writes table1.md, .csv, .json, .tex and
 .png.
 """
 
@@ -52,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mi_ml_gen.navigator.records import Flags, circumstances
 
     device = runtime.resolve_device(a.device)
-    may_decode = a.all_chunks or a.page or a.curves or a.fresh_critics == "yes"
+    may_decode = bool(a.all_chunks or a.page or a.curves or a.Tz or a.fresh_critics == "yes")
     load = load_generator if may_decode else load_latent_space
     flags = Flags(a.generator, a.g_path, a.g_use, a.mean, a.std, a.truncation, a.anchors, a.anchors_data)
     found = circumstances(folders.recorded(a.walkers_base_path), flags, device, load, default="bigbigan")
     generator, noise = found.generator, found.noise
     if a.dim_z not in (None, generator.noise_dim):
         raise UsageError(f"--dim_z {a.dim_z}: {generator.name} has noise of length {generator.noise_dim}")
+    further = table1.of_tz(a.Tz, generator, noise, a.seed, device)
     if a.all_chunks:
         shared: dict[str, Any] = {
             "generator": found.name,
@@ -72,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         table1.check_iterations(a.walkers_base_path, a.walkers_iter, settings, generator, a.groups)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 
-    walkers = folders.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size)
+    walkers = [*folders.find_walkers(a.walkers_base_path, a.walkers_iter, a.walkers_batch_size), *further]
     rows = table1.estimate_rows(generator, walkers, a.n_samples, noise, a.seed, device, progress=True)
     critic = None
     if may_decode and a.fresh_critics != "no":
-        asked = a.fresh_critics == "yes" or a.curves
+        asked = bool(a.fresh_critics == "yes" or a.curves or a.Tz)
         critic = table1.fresh_settings(walkers) or (CriticSettings() if asked else None)
     out = a.save_folder or a.walkers_base_path
     if critic is not None:

@@ -350,17 +350,20 @@ def _of_cell(cell: Mapping[str, Any]) -> list[str]:
 
 def _of_row(row: Mapping[str, Any]) -> list[str]:
     said, verdict = [], row.get("verdict") or "no verdict"
+    written = row.get("T_z", "learned")
+    mover, walker = ("Its learned walker", "The walker") if written == "learned" else (written, written)
     if row.get("delta") is not None:
         interval = row.get("95% interval") or "–"
         over = "one training; no interval over trainings" if interval == "–" else f"{interval}, 95% over trainings"
-        said.append(f"Its learned walker moves it by {row['delta']:.2f} on average ({over}).")
+        over = over if written == "learned" else "nothing was trained"
+        said.append(f"{mover} moves it by {row['delta']:.2f} on average ({over}).")
     # The verdict of a row is that of the fresh critic's number where there is one.
     if row.get("remaining (nats)") is not None:
         least = f"at least {row['at least (nats)']:.2f}; " if row.get("at least (nats)") is not None else ""
-        said.append(f"The walker leaves {row['remaining (nats)']:.2f} nats by a fresh critic ({least}{verdict}).")
+        said.append(f"{walker} leaves {row['remaining (nats)']:.2f} nats by a fresh critic ({least}{verdict}).")
     elif row.get("bound (nats)") is not None:
         said.append(
-            f"The walker leaves {row['bound (nats)']:.2f} nats by the critic of its training (no interval; {verdict})."
+            f"{walker} leaves {row['bound (nats)']:.2f} nats by the critic of its training (no interval; {verdict})."
         )
     return said
 

@@ -236,7 +236,10 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
     fresh_critics: Literal["auto", "yes", "no"] = option(
         "auto",
         help="measure what the pairs still share with new critics, trained on the finished walkers; auto: with "
-        "--all_chunks or --page, if they cost less than the training did",
+        "--all_chunks or --page, if they cost less than the training did; with --curves or --Tz, always",
+    )
+    Tz: list[str] = option(
+        [], help="further perturbations as rows of their own, such as 0_1=ganspace:5 0_1=sefa:3 0_1=0.5 0_1=budget:3.0"
     )
     curves: bool = option(
         False, help="also measure curves of nats against delta, for learned and random perturbations of each chunk"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import bars, curves, figure_png
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.report.text import encoded
+from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.pictures import decode_shown, swaps
 
 LEAST_FRESH_STEPS = 60
@@ -127,6 +129,27 @@ def train_missing(
         train(own, generator, Path(base) / name, progress)
 
 
+def of_tz(
+    written: Sequence[str], generator: MultiLatentGenerator, noise: NoiseDistribution, seed: int,
+    device: torch.device | str,
+) -> list[TrainedWalker]:  # fmt: skip
+    """Perturbations that nobody trained, written as T_z, for rows of their own beside the walkers.
+
+    Raises UsageError for one that does not perturb exactly one range of chunks, for one given twice, and as
+    `budget.walker_by`.
+    """
+    found = []
+    for text in written:
+        walker = budget.walker_by(text, generator, noise, seed, device)
+        if len(walker.chunks) != 1:
+            raise UsageError(f"--Tz {text}: perturbs {len(walker.chunks)} ranges of chunks; give one T_z for each row")
+        if written.count(text) > 1:
+            raise UsageError(f"--Tz {text}: is given twice")
+        folder = Path(re.sub(r"[^A-Za-z0-9_.-]+", "-", f"Tz {text}"))
+        found.append(TrainedWalker(folder, walker, 0, None, None, 0, 0.0, written=text))
+    return found
+
+
 def estimate_rows(
     generator: MultiLatentGenerator,
     found: Sequence[TrainedWalker],
@@ -203,7 +226,7 @@ def with_remaining(
     for row in rows:
         walkers = [walker.to(device) for walker in row.walker.walkers]
         median = next(i for i, walker in enumerate(row.walker.walkers) if walker is row.walker.walker)
-        with_curve = with_curves and len(walkers[0].chunks) == 1
+        with_curve = with_curves and len(walkers[0].chunks) == 1 and row.walker.written is None
         measure = partial(
             measure_remaining, generator, walkers, row.independent.mean, distribution=distribution, settings=settings,
             with_curve=with_curve, curve_of=median, seed=seed, device=device, warm=warm, progress=progress,
@@ -229,7 +252,16 @@ def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
     has_several = any(row.each for row in rows)
     has_training = any(row.walker.training is not None for row in rows)
     has_remaining = any(row.remaining is not None for row in rows)
-    columns = ["chunks", "delta", *(["95% interval"] if has_several else []), "std", "std. error", "of independent"]
+    has_tz = any(row.walker.written is not None for row in rows)
+    columns = [
+        "chunks",
+        *(["T_z"] if has_tz else []),
+        "delta",
+        *(["95% interval"] if has_several else []),
+        "std",
+        "std. error",
+        "of independent",
+    ]
     columns += ["InfoNCE", *(["smoothed"] if has_smoothed else []), "bound (nats)"]
     columns += [*(["remaining (nats)", "at least (nats)"] if has_remaining else [])]
     columns += [*(["verdict", "training"] if has_training or has_remaining else []), "samples"]
@@ -238,6 +270,7 @@ def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
         fresh = None if row.remaining is None else row.remaining.together
         values: dict[str, report.Cell] = {
             "chunks": row.walker.chunks,
+            "T_z": row.walker.written or "learned",
             "delta": row.delta.mean,
             "95% interval": "–" if row.spread is None else f"{row.spread.low:.3f} to {row.spread.high:.3f}",
             "std": row.delta.std,
@@ -250,7 +283,7 @@ def to_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> report.Table:
             "at least (nats)": None if fresh is None else fresh.low_nats,
             "verdict": "–" if row.verdict is None else str(row.verdict.verdict),
             "training": row.walker.training or "–",
-            "samples": row.walker.samples,
+            "samples": row.walker.samples if row.walker.written is None else None,
         }
         cells.append([values[name] for name in columns])
     formats = {"delta": ".3f", "std": ".3f", "std. error": ".4f", "of independent": ".1%", "InfoNCE": ".3f",
@@ -295,6 +328,8 @@ def _caption(
             " InfoNCE of published walkers is the mean of three losses, as published; beside it stands the mean over "
             f"{SMOOTHED_STEPS} steps to either side, from which the bound follows."
         )
+    if any(row.walker.written is not None for row in rows):
+        text += " Where T_z is not `learned`, nothing was trained: the perturbation is the one that the T_z writes."
     if notes:
         text += f" Measured with {'; '.join(notes)}."
     return text
@@ -308,6 +343,7 @@ def details(rows: Sequence[Row]) -> list[dict[str, Any]]:
         found.append(
             {
                 "chunks": row.walker.chunks,
+                "T_z": row.walker.written or "learned",
                 "n_walkers": len(row.walker.walkers),
                 "delta": row.delta.mean,
                 "delta_interval_over_walkers": None if spread is None else [spread.low, spread.high],
@@ -331,7 +367,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         if (verdict := row.verdict) is not None and verdict.verdict.is_warning:
-            lines.append(f"chunks {row.walker.chunks}: {verdict.verdict}: {verdict.reason}")
+            lines.append(f"{row.walker.name}: {verdict.verdict}: {verdict.reason}")
         is_said = row.remaining is None and verdict is not None  # the bound's verdict knows of it
         if row.walker.training not in (None, "converged") and not is_said:
             lines.append(f"chunks {row.walker.chunks}: the training of the walker has not converged "
@@ -383,7 +419,9 @@ def to_paper_table(rows: Sequence[Row]) -> report.Table:
     columns = ["chunk", "mean", "std", "InfoNCE"]
     formats = dict.fromkeys(columns[1:], ".2f")
     cells: list[list[report.Cell]]
-    cells = [[row.walker.chunks, row.delta.mean, row.delta.std, row.walker.infonce] for row in rows]
+    cells = [
+        [row.walker.written or row.walker.chunks, row.delta.mean, row.delta.std, row.walker.infonce] for row in rows
+    ]
     if any(row.walker.bound is not None for row in rows):
         columns.append("verdict")
         for cell, row in zip(cells, rows, strict=True):
@@ -406,7 +444,7 @@ def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = 
 
 def delta_figure(rows: Sequence[Row]) -> Any:
     """Delta of each walker as bars, with its standard deviation."""
-    values = {f"chunks {row.walker.chunks}": report.Estimate(row.delta.mean, row.delta.std) for row in rows}
+    values = {row.walker.name: report.Estimate(row.delta.mean, row.delta.std) for row in rows}
     return bars(values, x_label="delta (mean ± standard deviation over anchors)")
 
 
@@ -468,12 +506,12 @@ def _add_generator(page: Page, measured: MeasuredGenerator, n_images: int) -> No
         positive = decode_shown(generator, row.walker.walker(generator, z).positive)
         page.rows(
             {"anchor": anchor, "positive": positive},
-            f"anchors and positives of {generator.name}, chunks {row.walker.chunks}",
-            f"chunks {row.walker.chunks}: delta {row.delta.mean:.2f}",
+            f"anchors and positives of {generator.name}, {row.walker.name}",
+            f"{row.walker.name}: delta {row.delta.mean:.2f}",
             scale=scale,
         )
     page.text("The same anchors with these chunks exchanged for those of other images, the donors; nothing is trained.")
-    groups = [chunks for row in rows for chunks in row.walker.walker.chunks]
+    groups = list(dict.fromkeys(chunks for row in rows for chunks in row.walker.walker.chunks))
     page.image(
         swaps(generator, z, donors, groups),
         f"anchors of {generator.name}, a row per part taken from the donors, donors",

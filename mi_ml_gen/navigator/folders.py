@@ -59,6 +59,13 @@ class TrainedWalker:
     """Whether the bound of the critic that it trained against may be believed; None where nobody can tell."""
     own_bound_nats: float | None = None
     """That bound, where it does not follow from `smoothed_infonce`, as with several walkers."""
+    written: str | None = None
+    """The T_z that this walker was written as; None where it was trained."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of a table."""
+        return self.written or f"chunks {self.chunks}"
 
     @property
     def chunks(self) -> str:

@@ -14,6 +14,7 @@ from mi_ml_gen.core import runs
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.core.files import load_tensors
 from mi_ml_gen.experiments import table1
+from mi_ml_gen.experiments.explorer import known_facts
 from mi_ml_gen.generators.linear_gaussian import GaussianPerturbation, LinearGaussian
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.information.image_critic import CriticSettings, PairCritic
@@ -291,6 +292,29 @@ def test_table1_of_several_walkers(base, tmp_path, monkeypatch):
     one = table1.MeasuredGenerator(generator, rows, TruncatedNormal(), 0, "cpu")
     page = table1.write_page(tmp_path / "index.html", [one], "A title", "python a.py", n_images=3).read_text()
     assert "Nats against delta" in page and "Caution: " in page
+
+
+def test_directions_and_noise_stand_in_the_same_table(base, tmp_path):
+    generator, noise = make_small_generator(), TruncatedNormal()
+    for wrong, message in ((["none"], "perturbs 0 ranges"), (["0_1=1 1_2=1"], "perturbs 2"), (["0_1=1"] * 2, "twice")):
+        with pytest.raises(UsageError, match=message):
+            table1.of_tz(wrong, generator, noise, 0, "cpu")
+    further = table1.of_tz(["0_1=sefa:2", "0_1=0.5"], generator, noise, 0, "cpu")
+    rows = table1.estimate_rows(generator, [*folders.find_walkers(base)[:1], *further], 500)
+    rows = [rows[0], *table1.with_remaining(generator, rows[1:], BRIEF, with_curves=True, keep=tmp_path / "kept")]
+    assert all(row.remaining.together.nats < 3 and row.remaining.curve is None for row in rows[1:])
+    assert {path.stem for path in (tmp_path / "kept").glob("*.safetensors")} == {"Tz-0_1-sefa-2", "Tz-0_1-0.5"}
+    table1.write_table(rows, tmp_path)
+    written = json.loads((tmp_path / "table1.json").read_text())
+    assert [row["T_z"] for row in written] == ["learned", "0_1=sefa:2", "0_1=0.5"]
+    assert [row["samples"] is None for row in written] == [False, True, True]
+    assert all(row["chunks"] == "0_1" and row["delta"] > 0 for row in written) and written[2]["remaining (nats)"]
+    assert "nothing was trained" in (tmp_path / "table1.md").read_text()
+    said = known_facts(Chunks(0, 1), None, tmp_path / "table1.json")
+    assert any(line.startswith("0_1=sefa:2 leaves") for line in said) and said[0].startswith("Its learned walker")
+    one = table1.MeasuredGenerator(generator, rows, noise, 0, "cpu")
+    page = table1.write_page(tmp_path / "index.html", [one], "A title", "python a.py", n_images=2).read_text()
+    assert "0_1=sefa:2: delta" in page
 
 
 def test_fresh_critics_cost_less_than_the_training(base):

@@ -175,10 +175,10 @@ def test_from_weights_to_pictures(monkeypatch, capsys, tmp_path, weights):
     small = ["num_samples=32", "save_freq=16", "batch_size=8", "critic_width=4"]
     code, out, err = call(
         monkeypatch, capsys, "monte_carlo_simulation", *shared, "--walkers_base_path", base, "--all-chunks",
-        "--train", *small, "--n_samples", 1000, "--device", "cpu", "--page",
+        "--train", *small, "--n_samples", 1000, "--device", "cpu", "--page", "--Tz", "0_1=sefa:2", "--fresh_critics", "no",
     )  # fmt: skip
     assert code == 0, err
-    assert "0_1" in out and "1_2" in out and "bound (nats)" in out
+    assert "0_1=sefa:2" in out and "1_2" in out and "bound (nats)" in out
     for suffix in ("md", "csv", "json", "tex", "png", "html"):
         assert (base / f"table1.{suffix}").stat().st_size > 0
 
@@ -186,6 +186,11 @@ def test_from_weights_to_pictures(monkeypatch, capsys, tmp_path, weights):
     assert code == 0, err
     for name in ("strength.png", "training.png", "curves.png"):
         assert (base / "chunk0" / "images" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_settings_of_the_table_are_not_given_to_its_trainings(monkeypatch, capsys, tmp_path):
+    argv = ["--generator", "linear-gaussian", "--walkers_base_path", tmp_path, "--all_chunks", "--train", "chunks=0_9"]
+    assert_refused(monkeypatch, capsys, "monte_carlo_simulation", argv, 2, "--train chunks=...: the table sets it")
 
 
 def test_quickstart_of_one_generator_and_again(monkeypatch, capsys, weights, tmp_path):
