@@ -175,7 +175,8 @@ def test_from_weights_to_pictures(monkeypatch, capsys, tmp_path, weights):
     small = ["num_samples=32", "save_freq=16", "batch_size=8", "critic_width=4"]
     code, out, err = call(
         monkeypatch, capsys, "monte_carlo_simulation", *shared, "--walkers_base_path", base, "--all-chunks",
-        "--train", *small, "--n_samples", 1000, "--device", "cpu", "--page", "--Tz", "0_1=sefa:2", "--fresh_critics", "no",
+        "--train", *small, "--n_samples", 1000, "--device", "cpu", "--page",
+        "--Tz", "0_1=sefa:2", "--fresh_critics", "no",
     )  # fmt: skip
     assert code == 0, err
     assert "0_1=sefa:2" in out and "1_2" in out and "bound (nats)" in out
