@@ -5,10 +5,10 @@
     python scripts/quickstart.py --num_samples 64000         (longer, closer to convergence)
     python scripts/quickstart.py --generator tiny-stylegan --groups 2
 
-Without --generator or --config, it trains walkers for each chunk of tiny-bigbigan, and for the coarse and the fine half
-of the chunks of tiny-stylegan: four at once for each, so that delta has an interval over trainings. --as-published
-trains one. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and every flag of train_navigator.py
-overrides them. The same command resumes an interrupted run. The page is quickstart/index.html.
+Without --generator or --config, it trains a walker for each chunk of tiny-bigbigan, and one for the coarse and one for
+the fine half of the chunks of tiny-stylegan, as the paper does. --walkers 4 trains four for each, so that delta has an
+interval over trainings. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and every flag of
+train_navigator.py overrides them. The same command resumes an interrupted run. The page is quickstart/index.html.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.config = arguments.config or "navigator/small"
     arguments.chunks = arguments.chunks or "0_1"  # each group of chunks has its turn
     settings = config.from_arguments(NavigatorConfig, arguments)
-    n_asked = arguments.walkers or (settings.walkers if settings.walkers > 1 else None)  # the latter by --config
     chosen = GENERATORS if plain else {settings.generator: whole.groups or 1}
     settings.check()
     cli.loading()
@@ -64,10 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         generator = load_generator(name, own.g_path, device, own.g_use)
         folder = whole.out / short_name(name)
         groups = generator.groups(group)
-        n = table1.n_walkers(folder, generator, group, n_asked, whole.as_published, table1.SEVERAL)
-        own = dataclasses.replace(own, walkers=n)
         noise = anchor_distribution(own, generator)
-        what = "a walker" if n == 1 else f"{n} walkers"
+        what = "a walker" if own.walkers == 1 else f"{own.walkers} walkers"
         print(f"{i} of {len(chosen)}: {name}, {what} for each of chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)
         found = folders.find_walkers(folder)

@@ -191,10 +191,6 @@ class QuickstartConfig:
     groups: int | None = option(
         None, at_least=1, help="number of chunks that each walker perturbs, with --generator (default 1)"
     )
-    as_published: bool = option(
-        False,
-        help="train one walker for each group of chunks; its delta has no interval (default: four, --walkers)",
-    )
     n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
     fresh_critics: bool = option(
         False,
