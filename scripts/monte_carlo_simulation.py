@@ -3,7 +3,7 @@
 
     python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path table1 --all_chunks
     python scripts/monte_carlo_simulation.py --generator tiny-bigbigan --walkers_base_path t4 --all_chunks \\
-        --train walkers=4 --curves --page
+        --curves --page
     python scripts/monte_carlo_simulation.py --walkers_base_path walkers --walkers_iter 60032 120000 ...
     python scripts/monte_carlo_simulation.py --g_path BigBiGAN_x1.pth --walkers_base_path t1 --all_chunks
     python scripts/monte_carlo_simulation.py --walkers_base_path t1 --Tz 0_1=ganspace:5 0_1=sefa:5 0_1=1
@@ -12,12 +12,13 @@ The folder has one subfolder for each chunk or group: run folders of train_navig
 (chunk0/w_COPGen_N.pth, F_loss_values.npy). The generator, its weights and options, and the noise are those that the
 runs recorded. A flag that differs is used instead; a warning and the table's caption name it.
 
---all_chunks first trains the missing walkers. --train walkers=4 trains four walkers for each chunk at once, and delta
-gets an interval over trainings. If the generator's weights are available, fresh critics (--fresh_critics) measure what
-the pairs still share, unless that would cost more than the training did. What they find is kept in fresh_critics/, so
-the same command goes on with a table that was interrupted. --Tz adds rows of perturbations that need no training, such
-as directions of GANSpace and SeFa, or noise. Prints the table and writes table1.md, .csv, .json, .tex and
-.png.
+--all_chunks first trains the missing walkers. For the generators that come with the package it trains four for each
+chunk at once, so that delta has an interval over trainings. For others, and with --as-published, it trains one, as the
+paper does; --train walkers=4 trains four there, too. If the generator's weights are available, fresh critics
+(--fresh_critics) measure what the pairs still share, unless that would cost more than the training did. What they find
+is kept in fresh_critics/, so the same command goes on with a table that was interrupted. --Tz adds rows for
+perturbations that need no training, such as directions of GANSpace and SeFa, or noise. Prints the table and writes
+table1.md, .csv, .json, .tex and .png.
 """
 
 from __future__ import annotations
@@ -71,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         shared |= noise.record()
         shared |= {"seed": a.seed, "device": a.device}
-        settings = config.load(NavigatorConfig, NavigatorConfig.preset(found.name), shared | given)
+        preset = NavigatorConfig.preset(found.name)
+        usual = 1 if preset is None else table1.SEVERAL
+        base, asked = a.walkers_base_path, given.get("walkers")
+        n_walkers = table1.n_walkers(base, generator, a.groups, asked, a.as_published, usual)
+        settings = config.load(NavigatorConfig, preset, shared | given | {"walkers": n_walkers})
         table1.check_iterations(a.walkers_base_path, a.walkers_iter, settings, generator, a.groups)
         table1.train_missing(a.walkers_base_path, settings, generator, a.groups)
 

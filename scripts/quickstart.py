@@ -6,9 +6,9 @@
     python scripts/quickstart.py --generator tiny-stylegan --groups 2
 
 Without --generator or --config, it trains a walker for each chunk of tiny-bigbigan, and one for the coarse and one for
-the fine half of the chunks of tiny-stylegan. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and
-every flag of train_navigator.py overrides them. The same command resumes an interrupted run. The page is
-quickstart/index.html.
+the fine half of the chunks of tiny-stylegan, as the paper does. --walkers 4 trains four for each, so that delta has an
+interval over trainings. The settings are those of mi_ml_gen/configs/navigator/small.yaml, and every flag of
+train_navigator.py overrides them. The same command resumes an interrupted run. The page is quickstart/index.html.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = whole.out / short_name(name)
         groups = generator.groups(group)
         noise = anchor_distribution(own, generator)
-        print(f"{i} of {len(chosen)}: {name}, a walker for chunks {', '.join(map(str, groups))}")
+        what = "a walker" if own.walkers == 1 else f"{own.walkers} walkers"
+        print(f"{i} of {len(chosen)}: {name}, {what} for each of chunks {', '.join(map(str, groups))}")
         table1.train_missing(folder, own, generator, group)
         found = folders.find_walkers(folder)
         rows = table1.estimate_rows(generator, found, whole.n_samples, noise, own.seed, device, True)

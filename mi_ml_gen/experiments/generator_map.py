@@ -33,7 +33,7 @@ from torch.nn import functional
 from mi_ml_gen import delta
 from mi_ml_gen.core import config, loop, runtime
 from mi_ml_gen.core.progress import Bar
-from mi_ml_gen.experiments.map_critic import Trained, train_map_critic
+from mi_ml_gen.experiments.map_critic import LOOKS, Trained, train_map_critic
 from mi_ml_gen.experiments.map_labels import Labeller, label_kind, labeller
 from mi_ml_gen.experiments.settings import MapConfig
 from mi_ml_gen.generators.base import MultiLatentGenerator, device_of
@@ -41,7 +41,7 @@ from mi_ml_gen.generators.fingerprint import fingerprint_record
 from mi_ml_gen.generators.registry import load_generator
 from mi_ml_gen.information import discrete
 from mi_ml_gen.information.canonical import CanonicalCritic, Whitening, matching_bound, matching_estimate, measure
-from mi_ml_gen.information.estimate import Estimate, MonteCarloMean
+from mi_ml_gen.information.estimate import Estimate, MonteCarloMean, Verdict
 from mi_ml_gen.information.shared_critic import Question, Seen
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.report import tables as report
@@ -407,6 +407,10 @@ def _canonical(pairs: Pairs, mask: Mask) -> CanonicalCritic:
     return CanonicalCritic.of(*_training_pairs(pairs, mask), pairs.exchangeable)
 
 
+LEAST_STEPS = 2 * LOOKS
+"""Training steps of the network from which on its course shows whether a bound still rises."""
+
+
 def _measured(pairs: Pairs, mask: Mask) -> Estimate:
     """The information that two images share when the chunks of `mask` are redrawn."""
     i, j = pairs.mixed.pairs[mask][0]  # one pair of each group, so that the held-out pairs are independent
@@ -419,10 +423,15 @@ def _measured(pairs: Pairs, mask: Mask) -> Estimate:
     with torch.no_grad():
         bound = matching_bound(critic.final_scores(pairs.network.seen, index))
     floor = MonteCarloMean(canonical.nats, bound.standard_error_nats)
-    curve = [look[index] for look in pairs.network.trained.course]
-    return matching_estimate(
+    trained = pairs.network.trained
+    curve = [look[index] for look in trained.course]
+    found = matching_estimate(
         bound, estimator="network critic", curve_nats=curve, floors={"canonical correlations": floor}
     )
+    if trained.n_steps >= LEAST_STEPS or found.verdict.is_warning:
+        return found
+    reason = f"{trained.n_steps} training steps are too few to tell whether more would find more"
+    return dataclasses.replace(found, verdict=Verdict.NOT_CONVERGED, reason=reason)
 
 
 def _content(generator: MultiLatentGenerator, settings: MapConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

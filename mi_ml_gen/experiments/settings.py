@@ -231,7 +231,12 @@ class Table1Config(OnDevice, Seeded, InFolder, FromRuns):
     walkers_batch_size: int = option(64, at_least=1, help="batch size of published runs, which do not record it")
     n_samples: int = option(500_000, at_least=1, help="number of draws for each delta")
     dim_z: int | None = option(None, at_least=1, help="length of z, which must be the generator's")
-    all_chunks: bool = option(False, help="first train a walker for every chunk that has none")
+    all_chunks: bool = option(False, help="first train walkers for every chunk that has none")
+    as_published: bool = option(
+        False,
+        help="train one walker for each chunk, whose delta has no interval over trainings (default: four at once for "
+        "generators that come with the package, one for others; --train walkers=N)",
+    )
     groups: int = option(1, at_least=1, help="number of chunks that each walker perturbs, with --all_chunks")
     fresh_critics: Literal["auto", "yes", "no"] = option(
         "auto",

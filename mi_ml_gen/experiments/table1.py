@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mi_ml_gen import delta
-from mi_ml_gen.core import runtime
+from mi_ml_gen.core import runs, runtime
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.files import atomic_write, write_json
 from mi_ml_gen.delta import DeltaEstimate
@@ -110,6 +110,24 @@ def _trained_names(generator: MultiLatentGenerator, group: int) -> list[str]:
     """The subfolders that `train_missing` trains in."""
     stem = "chunk" if group == 1 else "group_"
     return [f"{stem}{i}" for i in range(len(generator.groups(group)))]
+
+
+SEVERAL = 4
+"""Walkers that are trained for each group of chunks, so that delta has an interval over trainings."""
+
+
+def n_walkers(
+    base: str | Path, generator: MultiLatentGenerator, group: int, asked: int | None, as_published: bool, usual: int
+) -> int:
+    """How many walkers `train_missing` is to train for each group of chunks: what is asked for, else what an earlier
+    call has begun with in `base`, else `usual`. Raises UsageError for several walkers as published."""
+    if as_published and asked not in (None, 1):
+        raise UsageError(f"--as-published and {asked} walkers: the published procedure trains one; leave out either")
+    if asked is not None or as_published:
+        return asked or 1
+    begun = [Path(base) / name for name in _trained_names(generator, group)]
+    found = [runs.read_config(path) for path in begun if (path / "config.yaml").exists()]
+    return int(found[0].get("walkers", 1)) if found else usual
 
 
 def train_missing(

@@ -375,6 +375,10 @@ def _draw_run(
         axes.fill_between(middles, low, high, where=np.isfinite(low), color=color, alpha=0.2, linewidth=0)
     thin = np.unique(np.linspace(0, len(value) - 1, min(len(value), _MOST_POINTS)).round().astype(int))
     axes.plot(position[thin], mean[thin], color=color, linewidth=1.8, solid_capstyle="round", label=shown_name)
+    drawn = np.isfinite(mean[thin])
+    alone = drawn & ~np.append(drawn[1:], False) & ~np.append(False, drawn[:-1])  # a line through one point is nothing
+    if alone.any():
+        axes.plot(position[thin][alone], mean[thin][alone], "o", color=color, markersize=5)
     if mark is not None:
         nearest = int(np.abs(position - mark).argmin())
         axes.plot(

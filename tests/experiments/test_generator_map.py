@@ -184,6 +184,10 @@ def test_an_interrupted_network_goes_on_as_if_nothing_had_happened(tmp_path, mon
                 n_stops += 1
     parts = map_generator(settings(tmp_path / "parts", **few), benchmark_generator(), progress=False).content
     assert parts == whole and n_stops >= 3
+    cells = [cell[what] for cell in whole["ranges"] for what in ("shared", "carried") if cell[what] is not None]
+    short = [one for one in cells if one["estimator"] == "network critic"]
+    assert short and all(one["verdict"] != "consistent" for one in short)
+    assert any("9 training steps are too few to tell" in one["reason"] for one in short)
     courses = []
     for folder in ("whole", "parts"):
         lines = (tmp_path / folder / "critic" / "metrics.jsonl").read_text().splitlines()

@@ -256,6 +256,19 @@ def test_curves_draw_what_is_there() -> None:
     assert any(list(line.get_ydata()) == [2.5, 2.5] for line in loss.lines)
 
 
+def test_points_without_neighbours_are_seen() -> None:
+    """A run with one row, or with gaps around one, has a dot where a line would draw nothing."""
+
+    def dots(values: list[float]) -> list[list[float]]:
+        rows: list[dict[str, float]] = [{"step": step, "loss": value} for step, value in enumerate(values)]
+        (axes,) = curves(rows, ["loss"]).axes
+        return [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
+
+    nothing = float("nan")
+    assert dots([2.5]) == [[2.5]] and dots([nothing, 1.5, nothing, 3.0, 3.5]) == [[1.5]]
+    assert dots([1.0, 2.0, nothing, 4.0]) == [[4.0]] and dots([1.0, 2.0]) == []
+
+
 def test_gaps_stay_gaps() -> None:
     broken = rows()
     broken[20]["loss"] = float("nan")

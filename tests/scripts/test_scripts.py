@@ -13,6 +13,8 @@ import torch
 import yaml
 
 from mi_ml_gen.core import cli, config
+from mi_ml_gen.core.runs import read_config
+from mi_ml_gen.experiments.table1 import SEVERAL
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from tests.conftest import make_small_generator
@@ -194,6 +196,30 @@ def test_settings_of_the_table_are_not_given_to_its_trainings(monkeypatch, capsy
     assert_refused(monkeypatch, capsys, "monte_carlo_simulation", argv, 2, "--train chunks=...: the table sets it")
 
 
+def test_table_1_of_a_small_generator_has_intervals(monkeypatch, capsys, tmp_path):
+    """Four walkers a chunk unless the user asks for the published one; a table that was begun goes on as it was."""
+    small = ["--train", "num_samples=16", "save_freq=16", "batch_size=8", "critic_width=4"]
+
+    def table(name: str, *flags: object) -> str:
+        argv = ["--generator", "tiny-bigbigan", "--walkers_base_path", tmp_path / name, "--all-chunks"]
+        argv += ["--groups", 2, "--n_samples", 1000, "--device", "cpu", "--fresh_critics", "no"]
+        code, out, err = call(monkeypatch, capsys, "monte_carlo_simulation", *argv, *small, *flags)
+        assert code == 0, err
+        return out
+
+    assert "95% interval" in table("several")
+    folder = tmp_path / "several" / "group_0"
+    assert len(list(folder.glob("walker_*.safetensors"))) == SEVERAL and read_config(folder)["walkers"] == SEVERAL
+    table("one", "--as-published")
+    assert "walkers" not in read_config(tmp_path / "one" / "group_1")  # the setting's default is one
+    table("one")  # no word of the number: as it was begun
+    assert not list((tmp_path / "one").glob("group_*/walker_*.safetensors"))
+    argv = ["--generator", "tiny-bigbigan", "--walkers_base_path", tmp_path / "new", "--all-chunks", "--as-published"]
+    argv += ["--train", "walkers=3"]
+    assert_refused(monkeypatch, capsys, "monte_carlo_simulation", argv, 2, "--as-published and 3 walkers")
+    assert not (tmp_path / "new").exists()
+
+
 def test_quickstart_of_one_generator_and_again(monkeypatch, capsys, weights, tmp_path):
     argv = ["--generator", "bigbigan", "--g_path", weights, "--num_samples", 16, "--save_freq", 16, "--batch_size", 8]
     argv += ["--critic_width", 4, "--n_samples", 1000, "--device", "cpu", "--out", tmp_path / "q"]
@@ -211,6 +237,7 @@ def test_quickstart_of_one_generator_and_again(monkeypatch, capsys, weights, tmp
     assert [(path.parent / "metrics.jsonl").read_bytes() for path in walkers] == logged  # nothing trained again
     table = [line for line in first[1].splitlines() if line.startswith(("0_1", "1_2"))]
     assert len(table) == 2 and all(line in again[1].splitlines() for line in table)
+    assert "a walker for each of chunks 0_1, 1_2" in first[1]
 
 
 def test_quickstart_refuses_groups_without_a_generator(monkeypatch, capsys, tmp_path):
