@@ -224,13 +224,18 @@ def in_words(parts: Sequence[Part]) -> str:
     if largest.row.bound_nats is None:
         return text + "."
     least = min(single, key=lambda part: part.row.bound_nats or 0.0)
-    text += f"; its walker leaves at least {largest.row.bound_nats:.2f} nats. "
+    text += f"; the critic of its walker finds {_found(largest)}. "
     if least is largest:
-        return text + "No other walker leaves less."
+        return text + "No other critic finds less."
     return text + (
-        f"The walker of {least.name} leaves least, {least.row.bound_nats:.2f} nats, where the KL divergence is "
-        f"{least.kl_nats:.1f} nats."
+        f"The critic of {least.name} finds least, {_found(least)}, where the KL divergence is {least.kl_nats:.1f} nats."
     )
+
+
+def _found(part: Part) -> str:
+    """What the critic of a walker's training finds, and whether it may be believed."""
+    bound = part.row.walker.bound
+    return f"{part.row.bound_nats:.2f} nats ({'no verdict' if bound is None else bound.verdict})"
 
 
 def _with_columns(table: Table, columns: Sequence[str], caption: str) -> Table:
@@ -257,8 +262,9 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     table = _with_columns(whole, shown, f"{whole.caption} Each delta is a mean of {n_draws:,} draws.")
     page.section("Table 1 of NVAE, and the KL divergence").table(table)
     page.text(
-        "`of independent` is delta divided by the distance between two independent draws. `bound` is a lower bound on "
-        "the information that a pair still shares; it has no interval, and `verdict` says whether it may be believed. "
+        "`of independent` is delta divided by the distance between two independent draws. `bound` is what the critic "
+        f"of the training finds of the information that a pair still shares. Up to {math.log(2):.2f} nats of it may say "
+        "that positives look like no anchor. It has no interval, and `verdict` says whether it may be believed. "
         "`KL error` is the standard error over the test images (for a scale, the sum of its groups' errors, which is "
         "at least its own). `training` says how the training of the walker ended."
     )

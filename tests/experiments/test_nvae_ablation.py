@@ -18,6 +18,8 @@ from mi_ml_gen.experiments.settings import NVAEAblationConfig
 from mi_ml_gen.generators.nvae.generator import NVAE
 from mi_ml_gen.generators.nvae.settings import NVAEConfig
 from mi_ml_gen.generators.registry import save_generator
+from mi_ml_gen.information.estimate import Verdict
+from mi_ml_gen.information.verdicts import Finding
 from mi_ml_gen.latents import Chunks
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.report.figures import figure_png, scatter
@@ -109,7 +111,7 @@ def test_the_same_order_in_both_lists_is_no_certainty():
 def part(name: str, kl: float, bound: float | None, of_independent: float, change: float) -> Part:
     """A part as far as its correlations and its words need it."""
     delta = DeltaEstimate(of_independent, 0.0, 100)
-    trained = SimpleNamespace(training="converged")
+    trained = SimpleNamespace(training="converged", bound=Finding(Verdict.NOT_CONVERGED, "it rose"))
     row = SimpleNamespace(delta=delta, independent=DeltaEstimate(1.0, 0.0, 100), bound_nats=bound, walker=trained)
     return Part(name, Chunks(0, 1), kl, 0.0, row, {1.0: change}, 1.0)  # type: ignore[arg-type]
 
@@ -120,12 +122,13 @@ def test_the_words_say_what_the_intervals_decide():
     parts = [part(f"group 0:{i}", 10.0 * i, 4.0 - 0.1 * i, 0.1 * i + 0.1, changes[i]) for i in range(7)]
     said = in_words(parts)
     assert "The interval of 2 of 3 rank correlations excludes 0 (KL divergence and delta of independent: +1.00" in said
-    assert "largest KL divergence is that of group 0:6, 60.0 nats; its walker leaves at least 3.40 nats" in said
-    assert said.endswith("No other walker leaves less.")
+    assert "largest KL divergence is that of group 0:6, 60.0 nats; the critic of its walker finds 3.40 nats" in said
+    assert said.endswith("3.40 nats (not converged). No other critic finds less.")
     parts[2] = part("group 0:2", 20.0, 1.0, 0.3, 0.1)
-    assert "The walker of group 0:2 leaves least, 1.00 nats, where the KL divergence is 20.0 nats." in in_words(parts)
+    least = "The critic of group 0:2 finds least, 1.00 nats (not converged), where the KL divergence is 20.0 nats."
+    assert least in in_words(parts)
     unknown = [part(f"group 0:{i}", 10.0 * i, None, change, change) for i, change in enumerate(changes)]
-    assert in_words(unknown).startswith("These 7 groups do not decide it") and "leaves" not in in_words(unknown)
+    assert in_words(unknown).startswith("These 7 groups do not decide it") and "finds" not in in_words(unknown)
 
 
 def test_random_steps_have_the_lengths_and_places_of_the_learned_ones():
