@@ -263,8 +263,8 @@ def write_page(path: str | Path, generator: NVAE, parts: Sequence[Part], z: Tens
     page.section("Table 1 of NVAE, and the KL divergence").table(table)
     page.text(
         "`of independent` is delta divided by the distance between two independent draws. `bound` is what the critic "
-        f"of the training finds of the information that a pair still shares. Up to {math.log(2):.2f} nats of it may say "
-        "that positives look like no anchor. It has no interval, and `verdict` says whether it may be believed. "
+        f"of the training finds of the information that a pair still shares. Up to {math.log(2):.2f} nats of it may "
+        "say that positives look like no anchor. It has no interval, and `verdict` says whether it may be believed. "
         "`KL error` is the standard error over the test images (for a scale, the sum of its groups' errors, which is "
         "at least its own). `training` says how the training of the walker ended."
     )

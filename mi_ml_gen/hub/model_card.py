@@ -57,7 +57,9 @@ PICTURES = {
 WORDS = {
     "infonce": "InfoNCE",
     "chance_infonce": "InfoNCE at chance",
-    "bound_nats": "lower bound on the mutual information of a pair, in nats",
+    "bound_nats": "mutual information of a pair that the critic finds, in nats",
+    "bound_verdict": "verdict on what the critic finds",
+    "bound_verdict_because": "this verdict because",
     "ceiling_nats": "the most that this bound can show, in nats",
     "delta": "delta, the length of the perturbation",
     "independent_delta": "delta between independent draws",

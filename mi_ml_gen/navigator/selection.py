@@ -243,6 +243,8 @@ def several_answer(
              "bound_verdict_because": finding.reason, "converged": converged, "convergence": why}
         )  # fmt: skip
     left = [one["convergence"] for one in each if not one["converged"]]
+    highest = max(one["bound_nats"] for one in each)  # the first to be saturated
+    whole = bound_finding(highest, math.log(n_pairs), not left, left[0] if left else "", from_both_sides=False)
     return {
         "walkers": each,
         "n_walkers": len(each),
@@ -257,6 +259,8 @@ def several_answer(
         "stopped_because": reason,
         "trained_samples": rows[-1]["samples"],
         "bound_nats": statistics.fmean(one["bound_nats"] for one in each),
+        "bound_verdict": str(whole.verdict),
+        "bound_verdict_because": whole.reason,
         "ceiling_nats": math.log(n_pairs),
         "median_walker": median,
         "selected_samples": selections[median].samples,

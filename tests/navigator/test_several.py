@@ -56,6 +56,8 @@ def test_a_run_of_several_walkers(base):
     summary = json.loads((path / "summary.json").read_text())
     deltas = [one["delta"] for one in summary["walkers"]]
     assert summary["delta"] == pytest.approx(statistics.fmean(deltas)) and len(set(deltas)) == 3
+    row = next(one for one in folders.find_walkers(base) if one.folder == path)
+    assert summary["bound_verdict"] == str(row.bound.verdict) and summary["bound_verdict_because"] == row.bound.reason
     low, high = summary["delta_interval"]
     half = 4.3026527 * statistics.stdev(deltas) / math.sqrt(3)  # Student's t, 2 degrees of freedom
     assert (high - low) / 2 == pytest.approx(half, rel=0.3) and (high - low) / 2 >= 0.9999 * half
