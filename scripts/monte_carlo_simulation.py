@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     a = config.from_arguments(Table1Config, arguments)
     a.check()
-    given = config.given(NavigatorConfig, arguments.train, "--train")
+    given = config.given(NavigatorConfig, arguments.train, "--train", " in --train")
     for name in ("chunks", "generator", "g_path", "g_use", "save_folder", "run_name"):
         if name in given:
             raise UsageError(f"--train {name}=...: the table sets it; see --all_chunks, --groups and --generator")

@@ -83,11 +83,9 @@ class Estimate:
 
     def __str__(self) -> str:
         """`3.21 nats (95% interval 3.10 to 3.32): consistent`, for a line of output."""
-        if self.is_lower_bound:
-            interval = f"at least {self.low_nats:.2f} at 95%"
-        else:
-            interval = f"95% interval {self.low_nats:.2f} to {self.high_nats:.2f}"
-        return f"{self.nats:.2f} nats ({interval}): {self.verdict}"
+        nats, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in (self.nats, self.low_nats, self.high_nats))
+        interval = f"at least {low} at 95%" if self.is_lower_bound else f"95% interval {low} to {high}"
+        return f"{nats} nats ({interval}): {self.verdict}"  # + 0.0: no "-0.00"
 
 
 class MonteCarloMean(NamedTuple):

@@ -204,7 +204,8 @@ def _cell_text(cell: Cell, given: str | None, default: str) -> str:
         return f"{_cell_text(cell.value, given, default)} ± {_cell_text(cell.spread, given, default)}"
     if isinstance(cell, (bool, int)) and given is None:
         return str(cell)
-    return format(cell, given or default)
+    text = format(cell, given or default)
+    return text.removeprefix("-") if not text.strip("-0.%") else text  # no "-0.00"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:

@@ -1,5 +1,8 @@
 """The one call, the registry, and verdicts on tasks of known truth."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +27,14 @@ def test_every_name_has_a_class_that_knows_it_and_says_what_it_assumes():
         assert cls.name == name and issubclass(cls, Estimator)
         assert cls.assumes.endswith(".") and cls.__doc__
         cls()
+
+
+def test_nothing_is_printed_below_nought_that_rounds_to_it():
+    some = Estimate(-0.001, -0.004, 0.003, 300, "ksg", "", Verdict.CONSISTENT, "")
+    assert str(some) == "0.00 nats (95% interval 0.00 to 0.00): consistent"
+    assert str(dataclasses.replace(some, low_nats=-0.006, high_nats=math.inf)).startswith(
+        "0.00 nats (at least -0.01 at"
+    )
 
 
 def test_arrays_lists_and_tensors_give_the_same():

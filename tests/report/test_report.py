@@ -170,6 +170,11 @@ def test_decimals_follow_the_largest_number(value: float, text: str) -> None:
     assert Table(["x"], [[value]]).to_terminal().split()[-1] == text
 
 
+def test_nothing_that_rounds_to_nought_is_below_it() -> None:
+    table = Table(["nats", "share"], [[-0.001, -0.0001], [-0.01, 0.5]], formats={"nats": ".2f", "share": ".1%"})
+    assert table.to_terminal().split()[-4:] == ["0.00", "0.0%", "-0.01", "50.0%"]
+
+
 def test_markdown() -> None:
     lines = TABLE.to_markdown().splitlines()
     assert lines[1].replace(" ", "").split("|")[1:-1] == ["-----", "-" * 11 + ":", "-" * 6 + ":", "-" * 12]
