@@ -21,7 +21,14 @@ from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.information.verdicts import Finding
 from mi_ml_gen.navigator.keeping import at_hand
 from mi_ml_gen.navigator.records import RunRecord
-from mi_ml_gen.navigator.selection import bound_finding, convergence, near, of_walker, select_checkpoint
+from mi_ml_gen.navigator.selection import (
+    bound_finding,
+    convergence,
+    near,
+    of_walker,
+    recorded_marginals,
+    select_checkpoint,
+)
 from mi_ml_gen.navigator.several import walker_file_of
 from mi_ml_gen.navigator.training import walker_file
 from mi_ml_gen.walkers.base import Walker
@@ -132,11 +139,9 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     there = at_hand(rows, partial(walker_file, folder))
     if not any(row["saved"] for row in there):
         raise UsageError(f"{folder}: no walker has been saved yet")
+    done = runs.read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     if samples is None:
-        independent = math.inf
-        if (folder / "summary.json").exists():
-            independent = runs.read_json(folder / "summary.json")["independent_delta"]
-        samples = select_checkpoint(there, independent).samples
+        samples = select_checkpoint(there, done.get("independent_delta", math.inf)).samples
     saved = [row["samples"] for row in there if row["saved"]]
     if samples not in saved:
         nearest = min(saved, key=lambda n: abs(n - samples))
@@ -146,7 +151,8 @@ def _read_run(folder: Path, samples: int | None) -> TrainedWalker:
     record = RunRecord.read(folder)
     converged, why = convergence(rows, _was_stopped_by_rule(folder))
     limit = infonce_bound(loss, n_pairs, settings["temp"])
-    finding = bound_finding(limit.nats, limit.ceiling_nats, converged, why)
+    marginals = recorded_marginals(done) if done.get("selected_samples") == samples else None
+    finding = bound_finding(limit.nats, limit.ceiling_nats, converged, why, marginals=marginals)
     return TrainedWalker(
         folder, walker, samples, loss, loss, n_pairs, settings["temp"], tuple(rows), record,
         training=_in_short(converged, why), bound=finding,

@@ -14,7 +14,7 @@ from mi_ml_gen import delta
 from mi_ml_gen.core import cli
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.information import verdicts
-from mi_ml_gen.information.estimate import Verdict
+from mi_ml_gen.information.estimate import MonteCarloMean, Verdict
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.spread import over_walkers
@@ -184,19 +184,41 @@ NOT_CHECKED = (
 
 
 def bound_finding(
-    bound_nats: float, ceiling_nats: float, converged: bool, why: str, from_both_sides: bool = True
+    bound_nats: float,
+    ceiling_nats: float,
+    converged: bool,
+    why: str,
+    from_both_sides: bool = True,
+    marginals: MonteCarloMean | None = None,
 ) -> verdicts.Finding:
     """Whether the bound of the critic that trained against the walker may be believed.
 
-    Only what its own run shows enters: its ceiling, and whether the training converged. from_both_sides: whether
-    anchors and positives are candidates together, as with one walker. Then up to log 2 nats of the bound may say that
-    positives look like no anchor, and the reason says so; a fresh critic has no such part.
+    Only what its own run shows enters: its ceiling, whether the training converged, and how far anchors and positives
+    differ. from_both_sides: whether they are candidates together, as with one walker. Then up to log 2 nats of the
+    bound may say that positives look like no anchor. marginals: what a discriminator finds of that; None where it was
+    not looked for, and the reason says so. A fresh critic has no such part.
     """
     found = [verdicts.near_ceiling(bound_nats, ceiling_nats)]
     if not converged:
         found.append(verdicts.Finding(Verdict.NOT_CONVERGED, why))
+    if marginals is not None:
+        found.append(verdicts.marginals_differ(bound_nats, marginals))
     verdict, reason = verdicts.decide([finding for finding in found if finding is not None])
-    return verdicts.Finding(verdict, f"{reason}; {NOT_CHECKED}" if from_both_sides else reason)
+    if from_both_sides and marginals is None:
+        reason = f"{reason}; {NOT_CHECKED}"
+    return verdicts.Finding(verdict, reason)
+
+
+def recorded_marginals(summary: Mapping[str, Any]) -> MonteCarloMean | None:
+    """What a run's summary.json says of the difference of anchors and positives; None where it was not measured."""
+    found = summary.get("marginals")
+    return None if found is None else MonteCarloMean(found["nats"], found["standard_error_nats"])
+
+
+def finding_of(summary: Mapping[str, Any]) -> verdicts.Finding:
+    """`bound_finding` of a run of one walker, from its summary.json."""
+    bound, ceiling, converged, why = (summary[k] for k in ("bound_nats", "ceiling_nats", "converged", "convergence"))
+    return bound_finding(bound, ceiling, converged, why, marginals=recorded_marginals(summary))
 
 
 PLURALS = {"loss": "losses", "delta": "deltas", "smoothed_loss": "smoothed_losses", "smoothed_delta": "smoothed_deltas"}
@@ -300,7 +322,7 @@ def report(summary: Mapping[str, Any]) -> list[str]:
         f"delta: {s['delta']:.3f} \N{PLUS-MINUS SIGN} {s['delta_std']:.3f} over anchors, "
         f"{s['delta_of_independent']:.1%} of the distance between independent draws ({s['independent_delta']:.3f})"
     )
-    finding = bound_finding(s["bound_nats"], s["ceiling_nats"], s["converged"], s["convergence"])
+    finding = finding_of(s)
     if s["bound_is_saturated"]:
         bound += ". The bound is saturated: a larger --batch_size could show more"
     elif finding.verdict.is_warning:

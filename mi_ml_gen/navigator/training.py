@@ -25,11 +25,12 @@ from mi_ml_gen.generators.base import MultiLatentGenerator
 from mi_ml_gen.information.critic import Critic
 from mi_ml_gen.information.infonce import infonce_bound
 from mi_ml_gen.navigator.keeping import at_hand, remove_others
+from mi_ml_gen.navigator.marginals import marginal_divergence, n_compared
 from mi_ml_gen.navigator.selection import (
     SMOOTHING_STEPS,
     Selection,
     answer,
-    bound_finding,
+    finding_of,
     select_checkpoint,
     should_stop,
     summary,
@@ -158,9 +159,10 @@ def train_navigator(
             measured = delta.estimate_delta(generator, chosen, n_draws, distribution, settings.seed, device)
             outcome = summary(rows, selection, independent, n_pairs, settings.temp, reason)
             outcome |= answer(rows, chosen, measured, independent, course.finished is not None, run.path)
-            finding = bound_finding(
-                *(outcome[key] for key in ("bound_nats", "ceiling_nats", "converged", "convergence"))
-            )
+            if (n := n_compared(rows[-1]["samples"])) is not None:
+                differ = marginal_divergence(generator, chosen, distribution, n, settings.seed)
+                outcome["marginals"] = differ._asdict()
+            finding = finding_of(outcome)
             outcome |= {"bound_verdict": str(finding.verdict), "bound_verdict_because": finding.reason}
             run.write_json("summary.json", outcome)
         runtime.barrier()
