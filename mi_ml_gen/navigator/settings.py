@@ -88,8 +88,9 @@ class NavigatorConfig(Compiled, Seeded, Resumed, InNamedFolder, AnchorNoise, Fro
     @classmethod
     def preset(cls, generator: str | None) -> str | None:
         """The bundled settings (a name for `config.load`) for a generator: those of the small ones, for the
-        generators that come with the package; for all others None, the defaults, which are the paper's."""
-        return "navigator/small" if generator in bundled() else None
+        generators that come with the package, linear-gaussian among them; for all others None, the defaults, which are
+        the paper's."""
+        return "navigator/small" if generator in (*bundled(), "linear-gaussian") else None
 
     @property
     def policy(self) -> str:
