@@ -251,7 +251,8 @@ def test_quickstart_refuses_groups_without_a_generator(monkeypatch, capsys, tmp_
         (["--generator", "tiny-stylegan"], 1.4e-3, 12288),
         (["--generator", "tiny-bigbigan", "--num_samples", 64], 1.4e-3, 64),
         (["--generator", "tiny-bigbigan", "--config", "navigator/paper"], 8e-5, 1_024_000),
-        (["--generator", "linear-gaussian"], 8e-5, 1_024_000),
+        (["--generator", "linear-gaussian"], 1.4e-3, 12288),
+        (["--generator", f"{Path(__file__)}:Mine"], 8e-5, 1_024_000),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
