@@ -34,6 +34,7 @@ from mi_ml_gen.navigator.remaining import (
     SHARED_NATS,
     SHARES_OF_INDEPENDENT,
     Curve,
+    Point,
     Remaining,
     measure_remaining,
 )
@@ -422,11 +423,14 @@ def _curve_of(row: Row) -> Curve | None:
 
 
 def curve_figure(curve: Curve) -> Any:
-    """Nats against delta, learned and random perturbations side by side."""
-    lines = {
-        kind: [{"delta": point.delta, "nats": point.estimate.nats} for point in curve.of(kind)]
-        for kind in ("learned", "random")
-    }
+    """Nats against delta, learned and random perturbations side by side, with intervals; warned points are open."""
+
+    def row(point: Point) -> dict[str, float]:
+        found = point.estimate
+        return {"delta": point.delta, "nats": found.nats, "nats_low": found.low_nats, "nats_high": found.high_nats,
+                "nats_warned": found.verdict.is_warning}  # fmt: skip
+
+    lines = {kind: [row(point) for point in curve.of(kind)] for kind in ("learned", "random")}
     labels = {"nats": f"Chunks {curve.chunks}: nats shared"}
     return curves({kind: points for kind, points in lines.items() if points}, ("nats",), "delta", "delta", labels, 1)
 
@@ -514,7 +518,11 @@ def _add_generator(page: Page, measured: MeasuredGenerator, n_images: int) -> No
     if (by_curve := to_curve_table(rows)) is not None:
         page.section(f"Nats against delta, {generator.name}").table(by_curve)
         found = [curve for row in rows if (curve := _curve_of(row)) is not None]
-        page.figure([curve_figure(curve) for curve in found], "Nats shared against delta, a panel for each chunk")
+        text = (
+            "Nats shared against delta, a panel for each chunk. Lines reach down to the lower end of the 95% interval; "
+            "open circles carry a warning, which table1_details.json names."
+        )
+        page.figure([curve_figure(curve) for curve in found], text)
     page.figure(delta_figure(rows), f"Delta of each walker of {generator.name} as a bar")
     page.section(f"What each latent variable of {generator.name} does")
     page.text(f"The same {n_images} anchors in every row, each above its positive.")

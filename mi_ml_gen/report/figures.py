@@ -53,7 +53,9 @@ def curves(
     horizontal axis. labels: the title of a panel, for quantities that QUANTITIES does not name. span: that of
     `smooth`, in rows; by default a fiftieth of the run. references: per quantity, horizontal lines by name,
     such as {"loss": {"threshold": 2.5}}. marks: per run (the name "" for a single one), the x at which a dot
-    is set on its smoothed lines, such as the selected checkpoint. panel_size: inches.
+    is set on its smoothed lines, such as the selected checkpoint. panel_size: inches. Rows may hold the ends of an
+    interval, {"loss_low": 3.9, "loss_high": 4.3}: each value then is a dot with a line from end to end, an open one
+    where "loss_warned" says that the value carries a warning.
     Raises UsageError where there is nothing to draw.
     """
     named = dict(runs) if isinstance(runs, Mapping) else {"": runs}
@@ -379,6 +381,13 @@ def _draw_run(
     alone = drawn & ~np.append(drawn[1:], False) & ~np.append(False, drawn[:-1])  # a line through one point is nothing
     if alone.any():
         axes.plot(position[thin][alone], mean[thin][alone], "o", color=color, markersize=5)
+    for row in rows:
+        if f"{quantity}_low" in row and _is_finite(row.get(quantity)):
+            at, middle = float(row[x]), float(row[quantity])
+            ends = [_as_float(row[f"{quantity}_{end}"]) for end in ("low", "high")]
+            axes.plot([at, at], [end if math.isfinite(end) else middle for end in ends], color=color, linewidth=1)
+            inside = _PAPER if row.get(f"{quantity}_warned") else color
+            axes.plot(at, middle, "o", color=color, markerfacecolor=inside, markersize=5)
     if mark is not None:
         nearest = int(np.abs(position - mark).argmin())
         axes.plot(

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -259,6 +260,18 @@ def test_curves_draw_what_is_there() -> None:
     assert [float(dot.get_xdata()[0]) for dot in dots] == [100.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     assert any(list(line.get_ydata()) == [2.5, 2.5] for line in loss.lines)
+
+
+def test_values_with_intervals_are_dots_and_warned_ones_open() -> None:
+    rows = [
+        {"delta": 1.0, "nats": 3.0, "nats_low": 2.5, "nats_high": math.inf, "nats_warned": False},
+        {"delta": 2.0, "nats": 2.0, "nats_low": 1.8, "nats_high": 2.3, "nats_warned": True},
+    ]
+    (axes,) = curves(rows, ["nats"], "delta").axes
+    ends = [list(line.get_ydata()) for line in axes.lines if list(line.get_xdata()) in ([1.0, 1.0], [2.0, 2.0])]
+    assert ends == [[2.5, 3.0], [1.8, 2.3]]  # what has no upper end stops at the value
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() == dot.get_color() for dot in dots] == [True, False]
 
 
 def test_points_without_neighbours_are_seen() -> None:
