@@ -13,6 +13,8 @@ import torch
 
 from mi_ml_gen.core import runtime
 from mi_ml_gen.generators.registry import load_generator
+from mi_ml_gen.latents import TruncatedNormal
+from mi_ml_gen.navigator.marginals import marginal_divergence
 from mi_ml_gen.walkers import budget
 from mi_ml_gen.walkers.files import save_walker
 from mi_ml_gen.walkers.learned import learned_walker
@@ -64,6 +66,12 @@ def test_what_pairs_share_is_measured_on_another_device(Tz, device, walker, monk
     with torch.no_grad():
         found = budget.measured(generator, walker_from(Tz.format(walker=walker), generator))
     assert found.nats > 0.5
+
+
+def test_positives_are_compared_with_anchors_on_another_device(device, walker):
+    generator = load_generator("tiny-bigbigan", device=device)
+    found = marginal_divergence(generator, load_walker(walker, device), TruncatedNormal(), 256)
+    assert 0 <= found.nats <= 0.7
 
 
 def test_a_walker_that_stays_behind_is_an_error(device, walker, monkeypatch):
