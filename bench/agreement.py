@@ -88,6 +88,7 @@ def compare(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", default="linear-gaussian")
+    parser.add_argument("--g_use", nargs="*", default=[], metavar="KEY=VALUE", help="options of the generator")
     parser.add_argument("--chunks", nargs="+", default=["0_1"])
     parser.add_argument("--walkers", type=int, default=4)
     parser.add_argument("--sets", type=int, default=2)
@@ -101,14 +102,17 @@ def main() -> None:
     if a.generator == "linear-gaussian":
         generator: MultiLatentGenerator = LinearGaussian(noise=a.noise).freeze()
     else:
-        generator = load_generator(a.generator, None, torch.device("cpu"), ())
+        generator = load_generator(a.generator, None, torch.device("cpu"), a.g_use)
     given = config.given(NavigatorConfig, a.train, "--train")
     critic = dataclasses.replace(CRITIC, **config.given(CriticSettings, a.critic, "--critic"))
     found = []
     for seed in range(1, a.sets + 1):  # all chunks of a set before the next one, so that few sets tell of all chunks
         torch.set_num_threads(a.threads[(seed - 1) % len(a.threads)])
         for chunks in a.chunks:
-            own = dict(generator=a.generator, chunks=chunks, walkers=a.walkers, seed=seed, device="cpu") | given
+            own = (
+                dict(generator=a.generator, g_use=a.g_use, chunks=chunks, walkers=a.walkers, seed=seed, device="cpu")
+                | given
+            )
             settings = config.load(NavigatorConfig, "navigator/small", own)
             folder = a.out / f"{a.generator}_{chunks}_seed{seed}"
             one = measure(generator, settings, folder, a.n_draws, critic)
