@@ -71,8 +71,13 @@ def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repor
             accuracies.append(estimate if n_seeds > 1 else estimate.value)
         lines.append([method.title, method.Tz or None, method.Tx, mean_nats(cells, row), *accuracies, n_seeds])
     columns = ["views", "T_z", "T_x", "nats", *(f"{name} (%)" for name in READOUTS.values()), "seeds"]
+    shares = [cell.top1[readout] for cell in cells for readout in READOUTS]
+    of_images = 196 * math.sqrt(max(share * (1 - share) for share in shares) / cells[0].n_test)
+    alone = any(line[-1] == 1 for line in lines)
     caption = (
         f"Top-1 on {cells[0].n_test:,} real test images; mean and standard deviation over seeds. "
+        + ("A row of one seed does not say what another would give. " if alone else "")
+        + f"Other test images would move a number by up to {of_images:.1f} points (95%). "
         f"ResNet-{settings.depth} of width {settings.width}, SimCLR on {settings.samples:,} samples each; probes on at "
         f"most {settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
         "before T_x."
