@@ -465,7 +465,15 @@ def write_table(rows: Sequence[Row], folder: str | Path, notes: Sequence[str] = 
 
 
 def delta_figure(rows: Sequence[Row]) -> Any:
-    """Delta of each walker as bars, with its standard deviation."""
+    """Delta of each row as bars: with its 95% interval over trainings where all rows have one, else with the standard
+    deviation over anchors."""
+    spreads = [row.spread for row in rows if row.spread is not None]
+    if len(spreads) == len(rows):
+        of_trainings = {
+            row.walker.name: report.Estimate(spread.mean, spread.half_width)
+            for row, spread in zip(rows, spreads, strict=True)
+        }
+        return bars(of_trainings, x_label="delta (mean ± half of the 95% interval over trainings)")
     values = {row.walker.name: report.Estimate(row.delta.mean, row.delta.std) for row in rows}
     return bars(values, x_label="delta (mean ± standard deviation over anchors)")
 

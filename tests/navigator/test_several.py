@@ -281,6 +281,10 @@ def test_table1_of_several_walkers(base, tmp_path, monkeypatch):
     rows = table1.with_remaining(generator, unmeasured, BRIEF, with_curves=True, keep=tmp_path / "kept")
     assert_kept(generator, unmeasured, rows, tmp_path / "kept", monkeypatch)
     assert rows[0].spread.low < rows[0].delta.mean < rows[0].spread.high
+    (axes,) = table1.delta_figure(rows).axes
+    assert "95% interval over trainings" in axes.get_xlabel()
+    (axes,) = table1.delta_figure([rows[0], dataclasses.replace(rows[1], each=())]).axes
+    assert "over anchors" in axes.get_xlabel()  # one row without an interval: no bar has one
     table1.write_table(rows, tmp_path)
     text = (tmp_path / "table1.md").read_text()
     for column in ("95% interval", "remaining (nats)", "at least (nats)", "verdict", "training"):
