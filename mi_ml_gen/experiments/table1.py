@@ -38,6 +38,7 @@ from mi_ml_gen.navigator.remaining import (
     Remaining,
     measure_remaining,
 )
+from mi_ml_gen.navigator.selection import NOT_CHECKED
 from mi_ml_gen.navigator.settings import NavigatorConfig
 from mi_ml_gen.navigator.several import train_several
 from mi_ml_gen.navigator.spread import WalkerMean, over_walkers
@@ -337,11 +338,17 @@ def _caption(
         )
     elif has_training:
         text += " The verdict is that of the bound."
-    if any(not row.walker.several and row.bound_nats is not None for row in rows):
-        text += (
-            f" Of the bound of a single walker up to {math.log(2):.2f} nats may say that positives look like no "
-            "anchor; no verdict checks that."
-        )
+    alone = [row for row in rows if not row.walker.several and row.bound_nats is not None]
+    if alone:
+        bounds = [(str(row.walker.chunks), row.walker.bound) for row in alone]
+        unchecked = [chunks for chunks, bound in bounds if bound is None or NOT_CHECKED in bound.reason]
+        most = f"{math.log(2):.2f} nats"
+        text += f" Of the bound of a single walker up to {most} may say that positives look like no anchor"
+        if len(unchecked) == len(alone):
+            text += ", which was not checked."
+        else:
+            text += "; a discriminator has looked for that, and `marginals differ` says that it found much of it"
+            text += f" (chunks {', '.join(unchecked)}: not checked)." if unchecked else "."
     if has_smoothed:
         text += (
             " InfoNCE of published walkers is the mean of three losses, as published; beside it stands the mean over "

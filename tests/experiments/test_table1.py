@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +15,7 @@ import torch
 from mi_ml_gen.core.errors import CorruptCheckpointError, UsageError
 from mi_ml_gen.experiments import table1
 from mi_ml_gen.generators.registry import load_latent_space
+from mi_ml_gen.information.verdicts import CONSISTENT
 from mi_ml_gen.latents import Chunks, TruncatedNormal
 from mi_ml_gen.navigator import folders
 from mi_ml_gen.navigator.settings import NavigatorConfig
@@ -66,7 +68,10 @@ def test_the_table_says_the_same_in_every_form(trained, tmp_path):
         assert float(line["of independent"]) == pytest.approx(row.delta.mean / row.independent.mean)
         assert float(line["InfoNCE"]) == pytest.approx(row.walker.infonce) and "smoothed" not in line
     assert json.loads((tmp_path / "table1.json").read_text())
-    assert "positives look like no anchor" in (tmp_path / "table1.md").read_text()
+    assert "positives look like no anchor, which was not checked." in (tmp_path / "table1.md").read_text()
+    checked = dataclasses.replace(rows[0], walker=dataclasses.replace(rows[0].walker, bound=CONSISTENT))
+    assert "a discriminator has looked for that" in table1.to_table([checked]).caption
+    assert "(chunks 1_2: not checked)" in table1.to_table([checked, rows[1]]).caption
     latex = (tmp_path / "table1.tex").read_text()
     assert "chunk & mean & std & InfoNCE & verdict" in latex and f"{rows[0].delta.mean:.2f}" in latex
     assert str(rows[0].walker.bound.verdict) in latex
