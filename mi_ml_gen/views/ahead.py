@@ -1,7 +1,6 @@
 """Views of the next step, made in a second thread while an encoder learns from those of this one.
 
-What a step gives is a function of its number, so that nothing but the time changes, and the number of threads that
-each of the two works with.
+The views of a step are a function of its number. So they are the same as without this, and only the time changes.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class ViewsAhead:
-    """`sampler`, one step ahead, up to the last of `n_steps`; `started` makes one, and ends its thread.
+    """Gives the views of a step, as `sampler` does, and begins those of the next one, up to the last of `n_steps`.
 
-    Steps that are asked for in turn are ready or under way; any other is made when it is asked for. An error while
-    views are made is raised where they are asked for. One more batch of views is held in memory.
+    Make it by `started`, which ends the thread as well. Steps that are asked for in turn are ready or under way; any
+    other step is made when it is asked for. An error while views are made is raised where they are asked for. One more
+    batch of views is held in memory.
     """
 
     def __init__(self, sampler: ViewSampler, n_steps: int, thread: ThreadPoolExecutor) -> None:
