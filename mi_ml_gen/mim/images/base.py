@@ -153,6 +153,17 @@ class Pixels(NamedTuple):
             return densities.log_bernoulli(x, self.mean)
         return densities.log_logistic_256(x, self.mean, self.log_var)
 
+    def log_prob_of_pairs(self, x: Tensor) -> Tensor:
+        """log p(x_i|z_k) of n images and the K latents of this, (n, K): of binary pixels by two matrix products."""
+        if self.log_var is None:
+            return densities.log_bernoulli_of_pairs(x, self.mean)
+        k = len(self.mean)
+        parts = []
+        for own in x.split(16):  # all pairs at once would take gigabytes
+            mean, log_var = (part.repeat(len(own), 1, 1, 1) for part in (self.mean, self.log_var))
+            parts.append(densities.log_logistic_256(own.repeat_interleave(k, 0), mean, log_var).reshape(len(own), k))
+        return torch.cat(parts)
+
     def draw(self, uniforms: Tensor) -> Tensor:
         """Images, from uniform numbers in [0, 1) of their shape: 0 or 1, or the middle (k + 1/2) / 256 of a level."""
         if self.log_var is None:
@@ -395,12 +406,5 @@ class ImageModel(Shared):
             flat = functional.hardtanh(flat, 0.0, 1.0)
         z1 = self.spec.z1_size
         decoded = self.p_x(Latents(flat[:, :z1], flat[:, z1:] if self.has_two_levels else None))
-        per_latent = torch.cat([self._log_p_all(own, decoded) for own in x.split(16)])
+        per_latent = decoded.log_prob_of_pairs(x)
         return torch.logsumexp(per_latent, 1) - math.log(len(flat))
-
-    def _log_p_all(self, x: Tensor, decoded: Pixels) -> Tensor:
-        """log p(x_i|z_k), (n, K)."""
-        n, k = len(x), len(decoded.mean)
-        rows = x.repeat_interleave(k, 0)
-        log_var = None if decoded.log_var is None else decoded.log_var.repeat(n, 1, 1, 1)
-        return Pixels(decoded.mean.repeat(n, 1, 1, 1), log_var).log_prob(rows).reshape(n, k)
