@@ -6,8 +6,10 @@ latent dimension, as published: it cancels in log p(z) - log q(z|x).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -363,6 +365,19 @@ class ImageModel(Shared):
         return Latents(draw_normal(*self._p_lower(top), noise), top)
 
     # p(x|z)
+
+    @contextlib.contextmanager
+    def with_running_statistics(self) -> Iterator[None]:
+        """Within: batch norms, which an autoregressive decoder has, use their running statistics and do not change
+        them; gradients are as ever."""
+        was_training = self.training
+        if self.is_autoregressive:
+            self.eval()
+        try:
+            yield
+        finally:
+            if self.is_autoregressive:
+                self.train(was_training)
 
     def hidden(self, z: Latents, x: Tensor | None = None) -> Tensor:
         """The decoder's last hidden layer, (n, units) or (n, channels, H, W). x: the image, whose earlier pixels an
