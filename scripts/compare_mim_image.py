@@ -12,7 +12,6 @@ dimension), embeddings.* (from the encoder and from the decoder), cells.csv and 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cells, cli
@@ -30,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0 if arguments.report_only else cells.print_lines(run_comparison(settings))
     if failed and not report.read_cells(settings):
         return 1  # the lines above say why, and there is nothing to write
-    words = sys.argv[1:] if argv is None else argv
-    written = report.write_report(settings, cli.command("compare_mim_image", *words))
+    written = report.write_report(settings, cli.called("compare_mim_image", argv))
     print(report.main_table(report.read_cells(settings), settings).to_terminal())
     print("written: " + ", ".join(map(str, written)))
     return 1 if failed else 0

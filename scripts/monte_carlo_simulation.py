@@ -23,8 +23,6 @@ table1.md, .csv, .json, .tex and .png.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     written = table1.write_table(rows, out, found.notes)
     if a.page:
-        command = shlex.join(["python", "scripts/monte_carlo_simulation.py", *(sys.argv[1:] if argv is None else argv)])
+        command = cli.called("monte_carlo_simulation", argv)
         measured = table1.MeasuredGenerator(generator, rows, noise, a.seed, device, found.notes)
         written.append(table1.write_page(out / "table1.html", [measured], f"Table 1 of {found.name}", command))
     print("written: " + ", ".join(map(str, written)))

@@ -10,8 +10,6 @@ train_navigator.py. For tiny-nvae, the defaults are those of mi_ml_gen/configs/n
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cli, config
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"rank correlation of the KL divergence with {name}: {correlation}")
     noise = anchor_distribution(settings, generator)
     z = noise.sample((10, generator.noise_dim), runtime.stream(settings.seed, "page", 0, 0, device))
-    command = shlex.join(["python", "scripts/nvae_ablation.py", *(sys.argv[1:] if argv is None else argv)])
+    command = cli.called("nvae_ablation", argv)
     print(f"page: {nvae_ablation.write_page(out / 'index.html', generator, parts, z, command)}")
 
 

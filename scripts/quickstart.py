@@ -14,7 +14,6 @@ train_navigator.py overrides them. The same command resumes an interrupted run. 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Sequence
 
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures.save_chunks(folder / "chunks.png", generator, [one.walker for one in found], z)
         measured.append(table1.MeasuredGenerator(generator, rows, noise, own.seed, device))
 
-    command = shlex.join(["python", "scripts/quickstart.py", *(argv or [])])
+    command = cli.called("quickstart", argv)
     title = f"What each latent variable of {' and '.join(chosen)} does"
     page = table1.write_page(whole.out / "index.html", measured, title, command)
     print(f"done in {time.monotonic() - started:.0f} s; open {page}")

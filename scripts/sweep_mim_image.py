@@ -13,7 +13,6 @@ code is then 1.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from mi_ml_gen.core import cells, cli
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0 if arguments.report_only else cells.print_lines(sweep.run_sweep(settings))
     if failed and not sweep.read_results(settings):
         return 1  # the lines above say why, and there is nothing to write
-    written = sweep.write_report(settings, cli.command("sweep_mim_image", *(sys.argv[1:] if argv is None else argv)))
+    written = sweep.write_report(settings, cli.called("sweep_mim_image", argv))
     print(sweep.sweep_table(sweep.read_results(settings)).to_terminal())
     print("written: " + ", ".join(map(str, written)))
     return 1 if failed else 0

@@ -154,6 +154,11 @@ def command(script: str, *words: str) -> str:
     return shlex.join([*(["mi-ml-gen", script] if is_installed else ["python", f"scripts/{script}.py"]), *words])
 
 
+def called(script: str, argv: Sequence[str] | None) -> str:
+    """The command line that a script was called by, for what it writes. argv: what its `main` was given."""
+    return command(script, *(sys.argv[1:] if argv is None else argv))
+
+
 def loading(what: str = "torch") -> None:
     """Say "loading torch ..." on a terminal, before an import that takes seconds.
 

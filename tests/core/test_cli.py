@@ -222,3 +222,11 @@ def test_begin_reads_checks_and_answers_a_dry_run(capsys):
             cli.begin(argv, "About.", Few)
     with pytest.raises(errors.UsageError, match="unknown flag --report-only"):
         cli.begin(["--report-only"], "About.", Few)
+
+
+@pytest.mark.parametrize("argv", [None, ["--out", "a b"]])
+def test_the_command_that_a_script_writes_down_has_its_flags(monkeypatch, argv):
+    monkeypatch.setattr("sys.argv", ["scripts/quickstart.py", "--out", "a b"])
+    assert cli.called("quickstart", argv) == "python scripts/quickstart.py --out 'a b'"
+    monkeypatch.setattr("sys.argv", ["mi-ml-gen quickstart", "--out", "a b"])
+    assert cli.called("quickstart", argv) == "mi-ml-gen quickstart --out 'a b'"

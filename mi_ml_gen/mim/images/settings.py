@@ -24,9 +24,13 @@ PIXEL_SAMPLING_EVERY = 20
 
 @dataclass
 class MimImageConfig(Precise, Seeded, Resumed, InFolder):
-    """What `scripts/train_mim_image.py` takes; names and defaults are the published ones."""
+    """What `scripts/train_mim_image.py` takes; names and defaults are the published ones, but for the data set: the
+    default is one that is found everywhere."""
 
-    dataset_name: str = option("freyfaces", help=f"data set: {', '.join(DATASETS)}, or FILE.py:FUNCTION")
+    dataset_name: str = option(
+        "dynamic_fashion_mnist",
+        help=f"data set: {', '.join(DATASETS)}, or FILE.py:FUNCTION (published default: freyfaces)",
+    )
     data_root: str | None = option(None, free=True, flag="data_path", help="folder with the files of the data set")
     n_train: int | None = option(None, at_least=1, help="use only the first N training images")
     n_test: int | None = option(None, at_least=1, help="use only the first N validation and test images")
