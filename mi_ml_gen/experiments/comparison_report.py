@@ -12,17 +12,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mi_ml_gen.core import config
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, read_json
 from mi_ml_gen.core.student import MeanInterval, over_units, paired
 from mi_ml_gen.experiments.comparison_settings import REFERENCES, ComparisonConfig
+from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png, series_colors
 from mi_ml_gen.report.page import Page
+from mi_ml_gen.walkers.budget import miss
 
 READOUTS = {"sgd": "linear", "ridge": "ridge", "knn": "kNN"}
 """Readouts of probes, and their names in tables."""
 LABEL_SHARE = 0.045
 """Height of a label beside the figure, as a share of the axis."""
+FIGURE_CAPTION = (
+    "A small dot for each seed, a large one and a number for their mean, ± for the standard deviation over seeds."
+)
+NATS_CAPTION = (
+    "A small mark for each seed, a large one for their mean. Nats are lower bounds by a critic; > marks one that is "
+    "saturated, * one with another warning, and in both cases pairs may share much more. Levels belong to rows without "
+    "nats."
+)
 INK, SOFT, LINE = "#22262b", "#626973", "#dcdfe3"
 
 
@@ -58,6 +68,50 @@ def mean_nats(cells: Sequence[Cell], row: str) -> float | None:
     return statistics.fmean(found) if found else None
 
 
+class Shared(NamedTuple):
+    """What was found of the pairs of a row, once for all its seeds."""
+
+    nats: Estimate
+    asked_nats: float | None
+    """The budget, for a row that has one."""
+
+
+def shared_of(rows: Sequence[str], settings: ComparisonConfig) -> dict[str, Shared]:
+    """What the folder has for these rows; without those of which it has nothing."""
+    found = {}
+    for row in rows:
+        solved, measured = (settings.save_folder / what / f"{row}.json" for what in ("budgets", "nats"))
+        if solved.exists():
+            content = read_json(solved)
+            found[row] = Shared(Estimate.from_json(content["achieved"]), content["budget_nats"])
+        elif measured.exists():
+            found[row] = Shared(Estimate.from_json(read_json(measured)), None)
+    return found
+
+
+def mark(verdict: Verdict) -> str:
+    """What stands beside nats: > where they are saturated, * for another warning."""
+    return {Verdict.CONSISTENT: "", Verdict.SATURATED: ">"}.get(verdict, "*")
+
+
+def nats_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table | None:
+    """A line for each row with a walker: what its pairs share, and whether that may be believed."""
+    lines: list[list[report.Cell]] = []
+    for row, (nats, asked) in shared_of(rows_of(cells, settings), settings).items():
+        missed = None if asked is None else miss(asked, nats)
+        why = nats.reason if missed is None else f"{missed}; {nats.reason}"
+        lines.append([settings.methods[row].title, asked, nats.nats, nats.low_nats, str(nats.verdict), why])
+    if not lines:
+        return None
+    columns = ["views", "asked for", "nats", "at least (95%)", "verdict", "why"]
+    caption = (
+        "What image and perturbed image share before T_x: lower bounds, by critics made from other pairs; the interval "
+        "is over pairs. docs/information.md has the verdicts. With any but `consistent`, pairs may share much more, so "
+        "rows of equal nats may differ in what they share."
+    )
+    return report.Table(columns, lines, caption, dict.fromkeys(columns[1:4], ".2f"))
+
+
 def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
     """A line for each row: what it was trained on, and top-1 by each readout, mean and spread over seeds."""
     lines: list[list[report.Cell]] = []
@@ -80,9 +134,19 @@ def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repor
         + f"Other test images would move a number by up to {of_images:.1f} points (95%). "
         f"ResNet-{settings.depth} of width {settings.width}, SimCLR on {settings.samples:,} samples each; probes on at "
         f"most {settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
-        "before T_x."
+        f"before T_x{_warned(cells, settings)}."
     )
     return report.Table(columns, lines, caption, dict.fromkeys(columns[3:7], ".2f"))
+
+
+def _warned(cells: Sequence[Cell], settings: ComparisonConfig) -> str:
+    """How many rows have nats with a warning, and which."""
+    found = shared_of(rows_of(cells, settings), settings)
+    parts = []
+    for verdict in dict.fromkeys(one.nats.verdict for one in found.values() if one.nats.verdict.is_warning):
+        rows = [settings.methods[row].title for row, one in found.items() if one.nats.verdict is verdict]
+        parts.append(f"{verdict}: {', '.join(rows)}")
+    return f". Verdicts on them, which nats.md explains: {'; '.join(parts)}" if parts else ""
 
 
 def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table | None:
@@ -174,8 +238,9 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     if not cells:
         return
     accuracies, differences = comparison_table(cells, settings), differences_table(cells, settings)
-    shape = shape_table(cells, settings)
-    for name, table in (("comparison", accuracies), ("differences", differences), ("shape", shape)):
+    shape, shared = shape_table(cells, settings), nats_table(cells, settings)
+    tables = {"comparison": accuracies, "differences": differences, "shape": shape, "nats": shared}
+    for name, table in tables.items():
         if table is not None:
             table.write(folder, name)
     everything = [cell._asdict() for cell in cells]
@@ -191,12 +256,16 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     missing = [name for name, key in settings.cells.items() if key not in {(cell.row, cell.seed) for cell in cells}]
     if missing:
         page.text(f"Not finished, and not in the tables: {', '.join(missing)}.")
-    page.section("Accuracy").table(accuracies).figure(figures["comparison"], "Top-1 for each kind of views")
+    page.section("Accuracy").table(accuracies).figure(
+        figures["comparison"], "Top-1 for each kind of views", FIGURE_CAPTION
+    )
     if differences is not None:
         page.section("Differences").table(differences)
     if "nats" in figures:
         page.section("How many nats should a pair share?")
-        page.figure(figures["nats"], "Top-1 against the nats that pairs share")
+        page.figure(figures["nats"], "Top-1 against the nats that pairs share", NATS_CAPTION)
+    if shared is not None:
+        page.table(shared)
     if shape is not None:
         page.table(shape)
     page.section("Settings").code(config.to_yaml(settings, as_flags=True))
@@ -251,6 +320,7 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     rows = rows_of(cells, settings)
     by_chunks = budgets_by_chunks(cells, settings)
     walked = {row: nats for row in rows if (nats := mean_nats(cells, row)) is not None}
+    shared = shared_of(rows, settings)
     single = [row for row in walked if settings.methods[row].budget_nats is None]
     colors = iter(series_colors(len(by_chunks) + len(single)))
 
@@ -262,6 +332,10 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     def dots(row: str, color: str) -> None:
         own = [(cell.nats, 100 * cell.top1[readout]) for cell in cells if cell.row == row and cell.nats is not None]
         axes.plot(*zip(*own, strict=True), "o", color=color, markersize=4, alpha=0.5, zorder=2)
+        if row in shared and (text := mark(shared[row].nats.verdict)):
+            axes.annotate(
+                text, (walked[row], level(row)), (7, 4), textcoords="offset points", fontsize=9, color=color
+            )  # fmt: skip
 
     for chunks, members in by_chunks.items():
         color = next(colors)
@@ -288,7 +362,8 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
             textcoords=("axes fraction", "data"), va="center", fontsize=8, color=SOFT if row in REFERENCES else INK,
             arrowprops=dict(arrowstyle="-", color=SOFT, linewidth=0.6, shrinkA=2, shrinkB=0), annotation_clip=False,
         )  # fmt: skip
-    axes.set_xlabel("nats that image and perturbed image share (lower bound)", fontsize=9, color=SOFT)
+    marked = "; > saturated, * another warning" if any(mark(one.nats.verdict) for one in shared.values()) else ""
+    axes.set_xlabel(f"nats that image and perturbed image share (lower bound{marked})", fontsize=9, color=SOFT)
     axes.set_ylabel(f"top-1 by {_reading(readout)} (%)", fontsize=9, color=SOFT)
     axes.tick_params(labelsize=9, labelcolor=SOFT, color=SOFT)
     axes.spines[["top", "right"]].set_visible(False)
@@ -320,6 +395,7 @@ __all__ = [
     "differences_table",
     "figure",
     "nats_figure",
+    "nats_table",
     "shape_table",
     "write_report",
 ]

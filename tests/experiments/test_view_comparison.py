@@ -16,6 +16,7 @@ from scipy import stats
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.files import write_json
 from mi_ml_gen.core.runs import read_config
 from mi_ml_gen.data.splits import Splits, Subset
 from mi_ml_gen.experiments import comparison_report, table1, view_comparison
@@ -187,6 +188,42 @@ def test_an_inverse_u_is_told_from_a_slope_and_a_u(curvature, slope, verdict):
     assert linear[4] == pytest.approx(slope + 2 * curvature * 3 + 0.01)
     assert linear[7] == verdict
     assert comparison_report.shape_table(cells[:6], settings) is None  # a parabola goes through any two
+
+
+def estimate_of(nats, verdict):
+    return Estimate(nats, nats - 0.1, math.inf, 2048, "canonical critic", "", verdict, f"because of {nats}")
+
+
+def test_nats_that_may_not_be_believed_are_told_everywhere(tmp_path):
+    """A saturated bound, one that more pairs would raise, and a budget that was missed, beside one that is right."""
+    settings = ComparisonConfig(save_folder=tmp_path, budgets=[1.0, 2.0], budget_chunks=["all"])
+    estimates = {
+        "random": estimate_of(7.58, Verdict.SATURATED), "learned": estimate_of(1.5, Verdict.CONSISTENT),
+        "budget1_all": estimate_of(0.5, Verdict.NOT_TRUSTED), "budget2_all": estimate_of(2.0, Verdict.CONSISTENT),
+    }  # fmt: skip
+    for row, found in estimates.items():
+        if row.startswith("budget"):
+            write_json(tmp_path / "budgets" / f"{row}.json", budget.Solved("0_2", float(row[6]), 1.0, found).to_json())
+        else:
+            write_json(tmp_path / "nats" / f"{row}.json", found.to_json())
+    cells = [cell(row, seed, 0.5, one.nats) for row, one in estimates.items() for seed in (0, 1)]
+    comparison_report.write_report([*cells, cell("synth", 0, 0.5)], settings, tmp_path)
+    lines = {line["views"]: line for line in json.loads((tmp_path / "nats.json").read_text())}
+    assert len(lines) == 4 and lines["random walkers"]["verdict"] == "lower bound, saturated"
+    assert (
+        lines["random walkers"]["at least (95%)"] == pytest.approx(7.48)
+        and lines["random walkers"]["asked for"] is None
+    )
+    assert lines["1 nats shared, all chunks"]["why"].startswith(
+        "the check on new pairs finds 0.50 nats, less than asked"
+    )
+    assert lines["2 nats shared, all chunks"]["why"] == "because of 2.0"
+    table, page = (tmp_path / "comparison.md").read_text(), (tmp_path / "index.html").read_text()
+    for text in (table, page):
+        assert "lower bound, saturated: random walkers; not to be trusted: 1 nats shared, all chunks." in text
+    assert "less than asked for" in page
+    (axes,) = comparison_report.nats_figure(cells, settings).axes
+    assert sorted(text.get_text() for text in axes.texts) == ["*", ">"] and "> saturated" in axes.get_xlabel()
 
 
 def test_labels_beside_the_figure_do_not_cover_each_other():
