@@ -94,9 +94,9 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> Comparison:
     """Train and probe what is missing of the table; the same settings resume an interrupted comparison.
 
     Several processes, on one machine or several, may work on one folder: each takes the next cell that is free. Writes
-    comparison.md, .csv, .json, .tex, .png, differences.*, nats.png and cells.json into the folder after every cell. A
-    cell that fails leaves the others alone. Raises UsageError for settings that make no sense or differ from the
-    folder's, Preempted when a signal asked to stop, and EnvironmentFault for faults of the machine.
+    comparison.md, .csv, .json, .tex, .png, differences.*, nats.*, shape.*, index.html and cells.json into the folder
+    after every cell. A cell that fails leaves the others alone. Raises UsageError for settings that make no sense or
+    differ from the folder's, Preempted when a signal asked to stop, and EnvironmentFault for faults of the machine.
     """
     config.validate(settings)
     device = runtime.resolve_device(settings.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
 import math
@@ -183,11 +184,50 @@ def test_an_inverse_u_is_told_from_a_slope_and_a_u(curvature, slope, verdict):
     ]  # fmt: skip
     table = comparison_report.shape_table(cells, settings)
     linear = table.rows[0]
-    assert linear[0] == "noise on all chunks" and linear[1] == "linear" and linear[6] == 3
+    assert linear[0] == "noise on all chunks" and linear[1] == "linear" and linear[7] == 3
     assert linear[2] == pytest.approx(slope + 2 * curvature * 1 + 0.01)
     assert linear[4] == pytest.approx(slope + 2 * curvature * 3 + 0.01)
-    assert linear[7] == verdict
+    assert linear[8] == verdict
     assert comparison_report.shape_table(cells[:6], settings) is None  # a parabola goes through any two
+
+
+def test_a_curve_that_rises_and_stays_level_is_no_inverse_u():
+    """A parabola through it falls at its end, for every seed; what it goes through does not."""
+    settings = ComparisonConfig(budgets=[1.0, 2.0, 3.0, 4.0, 5.0], budget_chunks=["all"])
+    level = {1: 0.50, 2: 0.54, 3: 0.555, 4: 0.56, 5: 0.56}
+
+    def verdicts(values):
+        cells = [cell(f"budget{x}_all", seed, values[x] + 0.001 * ((x * seed) % 3), float(x))
+                 for x in values for seed in (0, 1, 2)]  # fmt: skip
+        table = comparison_report.shape_table(cells, settings)
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows], table.caption
+
+    (linear, *_), caption = verdicts(level)
+    assert linear["slope at the most nats"] < 0 and float(linear["its interval "].split(" to ")[1]) < 0
+    assert linear["inverse U"] == "not shown" and "Left out" not in caption
+    (linear, *_), caption = verdicts({1: 0.50, 2: 0.54, 3: 0.56, 4: 0.54})
+    assert linear["inverse U"] == "yes" and linear["best at"] == 3
+    assert caption.endswith('Left out, since they are not there: "5 nats shared, all chunks".')
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    """Rows without two seeds in common, cells that another command made, and hours that were not measured."""
+    settings = ComparisonConfig(save_folder=tmp_path, rows=["random", "synth", "learned", "pixels"], seeds=[0, 1])
+    cells = [cell(row, seed, 0.5 + 0.1 * seed) for row in ("random", "synth") for seed in (0, 1)]
+    cells = [one._replace(seconds=1800.0 * (one.seed + 1)) for one in cells] + [cell("learned", 0, 0.5)]
+    for name in ("real_seed0.json", "real_seed1.failed.json", "random_seed0.json"):
+        write_json(tmp_path / "cells" / name, {})
+    assert comparison_report.not_asked_for(settings) == ["real_seed0"]
+    comparison_report.write_report(cells, settings, tmp_path)
+    alone = 'Left out, for fewer than two seeds in common: "learned walkers, one per chunk".'
+    assert alone in (tmp_path / "differences.md").read_text()
+    took = "Training took 3.00 hours, summed over 4 encoders; not counted: 1 stopped on the way."
+    assert took in (tmp_path / "comparison.md").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert "In the folder, but not asked for and not in the tables: real_seed0." in page
+    comparison_report.write_report(cells[:2], settings, tmp_path)
+    assert "no other row shares two seeds with" in (tmp_path / "index.html").read_text()
+    assert not list(tmp_path.glob("differences.*")) and (tmp_path / "comparison.md").exists()
 
 
 def estimate_of(nats, verdict):
@@ -219,8 +259,8 @@ def test_nats_that_may_not_be_believed_are_told_everywhere(tmp_path):
     )
     assert lines["2 nats shared, all chunks"]["why"] == "because of 2.0"
     table, page = (tmp_path / "comparison.md").read_text(), (tmp_path / "index.html").read_text()
-    for text in (table, page):
-        assert "lower bound, saturated: random walkers; not to be trusted: 1 nats shared, all chunks." in text
+    told = 'lower bound, saturated: "random walkers"; not to be trusted: "1 nats shared, all chunks".'
+    assert told in table and html.escape(told) in page
     assert "less than asked for" in page
     (axes,) = comparison_report.nats_figure(cells, settings).axes
     assert sorted(text.get_text() for text in axes.texts) == ["*", ">"] and "> saturated" in axes.get_xlabel()
