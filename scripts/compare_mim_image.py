@@ -12,7 +12,6 @@ dimension), embeddings.* (from the encoder and from the decoder), cells.csv and 
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mi_ml_gen.experiments.mim_image_comparison import run_comparison
 
     failed = 0 if arguments.report_only else cells.print_lines(run_comparison(settings))
-    command = shlex.join(["python", "scripts/compare_mim_image.py", *(sys.argv[1:] if argv is None else argv)])
-    written = report.write_report(settings, command)
+    if failed and not report.read_cells(settings):
+        return 1  # the lines above say why, and there is nothing to write
+    words = sys.argv[1:] if argv is None else argv
+    written = report.write_report(settings, cli.command("compare_mim_image", *words))
     print(report.main_table(report.read_cells(settings), settings).to_terminal())
     print("written: " + ", ".join(map(str, written)))
     return 1 if failed else 0

@@ -5,7 +5,7 @@
     python scripts/eval_mim_image.py RUN --S 500 --n_likelihood 1000        # a quick look
 
 Writes evaluation.json and images/samples.png, reconstructions.png and latents.png into each run folder. What was
-measured before is read back.
+measured before of the same model with the same settings is read back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_run(Path(run))
 
     for run in arguments.runs:
-        results = evaluate_run(run, settings)
+        results = evaluate_run(run, settings, progress=True)
         print(f"{results['model_name']} on {results['dataset']}: {run}\n")
         print(to_table(results).to_terminal(), flush=True)
 

@@ -36,7 +36,14 @@ from mi_ml_gen.core.cells import Cells, Done
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.schedules import LearningRate
 from mi_ml_gen.core.workers import side_by_side
-from mi_ml_gen.experiments.mim_image_learners import Draws, Generative, Learner, augmentation, make_learner
+from mi_ml_gen.experiments.mim_image_learners import (
+    Draws,
+    Generative,
+    Learner,
+    augmentation,
+    make_learner,
+    needs_views,
+)
 from mi_ml_gen.experiments.mim_image_settings import Cell, MimComparisonConfig
 from mi_ml_gen.mim.images.base import ImageModel
 from mi_ml_gen.mim.images.clustering import cluster_agreement
@@ -50,6 +57,7 @@ from mi_ml_gen.report.images import image_grid, save_png
 
 logger = logging.getLogger(__name__)
 
+RESULTS = "results.json"
 LOG_INTERVAL = 50
 SHARED = ("seeds", "methods", "workers", "device", "data_path", "save_folder", "state_interval_s")
 """Settings that may change when a comparison goes on."""
@@ -75,10 +83,9 @@ def train_cell(
     runtime.set_precision(settings.precision)
     learner = make_learner(cell.method, settings, sets, cell.seed)
     learner = learner.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    augment = augmentation(sets)
+    check_data(settings, sets)
+    augment = augmentation(sets) if needs_views(cell.method) else None
     n_images = len(sets.train)
-    if n_images < settings.batch_size:
-        raise UsageError(f"--batch_size {settings.batch_size}: there are only {n_images} training images")
     per_epoch = n_images // settings.batch_size
     n_steps = settings.epochs * per_epoch
     rate = LearningRate(settings.lr, n_steps, min(n_steps, per_epoch) // 2)
@@ -216,18 +223,21 @@ def run_comparison(settings: MimComparisonConfig, progress: bool = True) -> Iter
     """Train and measure what is missing, and give each cell as it ends.
 
     A cell that fails leaves the others alone; the same call tries it again. Raises UsageError where the folder was made
-    with other settings or the data set is not there, and Preempted when a signal asked to stop: what is trained is
-    saved.
+    with other settings, or the data set is not there or does not fit; Preempted when a signal asked to stop: what is
+    trained is saved.
     """
     runtime.resolve_device(settings.device)
+    sets = None
+    if any(not (cell.folder(settings) / RESULTS).exists() for cell in settings.cells):
+        sets = _load(settings)
+        check_data(settings, sets)  # what is wrong with the data is said once, before anything is written
     queue = cells_of(settings)
     reopened = config.resuming(MimComparisonConfig) | {"free": SHARED}
     with queue.alone("folder"), runs.RunFolder.open(settings.save_folder, config.to_dict(settings), **reopened):
         pass  # the settings agree with the folder's
     waiting = queue.waiting([cell.name for cell in settings.cells])
-    if settings.workers > 1 and waiting:
-        _load(settings)  # what is wrong with the data is said once
-    start = functools.partial(worker, settings, progress and settings.workers == 1)
+    is_alone = settings.workers == 1
+    start = functools.partial(worker, settings, progress and is_alone, sets if is_alone else None)
     for done in side_by_side(waiting, settings.workers, start, Done.lost):
         if done is not None:
             yield done
@@ -236,12 +246,23 @@ def run_comparison(settings: MimComparisonConfig, progress: bool = True) -> Iter
 def cells_of(settings: MimComparisonConfig) -> Cells:
     folders = {cell.name: cell.folder(settings) for cell in settings.cells}
     folder = Path(settings.save_folder) / "cells"
-    return Cells(folder, most_failures=10**6, file=lambda name: folders[name] / "results.json")
+    return Cells(folder, most_failures=10**6, file=lambda name: folders[name] / RESULTS)
 
 
-def worker(settings: MimComparisonConfig, progress: bool) -> Callable[[str], Done | None]:
-    """What a process does with the name of a cell; None where another process has it in work."""
-    sets = _load(settings).to(runtime.resolve_device(settings.device))
+def check_data(settings: MimComparisonConfig, sets: ImageSets) -> None:
+    """Raise UsageError for images that are fewer than a batch, or that have no views where a method needs them."""
+    if len(sets.train) < settings.batch_size:
+        raise UsageError(f"--batch_size {settings.batch_size}: there are only {len(sets.train)} training images")
+    if any(map(needs_views, settings.methods)):
+        augmentation(sets)
+
+
+def worker(
+    settings: MimComparisonConfig, progress: bool, sets: ImageSets | None = None
+) -> Callable[[str], Done | None]:
+    """What a process does with the name of a cell; None where another process has it in work. sets: where they are
+    loaded already."""
+    sets = (_load(settings) if sets is None else sets).to(runtime.resolve_device(settings.device))
     queue = cells_of(settings)
     cells = {cell.name: cell for cell in settings.cells}
 

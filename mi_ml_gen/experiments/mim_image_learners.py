@@ -37,7 +37,7 @@ PROJECTIONS = {"simclr": (128, 128), "simsiam": (256, 64), "byol": (128, 128)}
 class Draws:
     """The images of one step: a function of (seed, step), whatever the method makes of them."""
 
-    def __init__(self, sets: ImageSets, augment: Augment, rows: Tensor, seed: int, step: int) -> None:
+    def __init__(self, sets: ImageSets, augment: Augment | None, rows: Tensor, seed: int, step: int) -> None:
         self.sets, self.augment, self.rows = sets, augment, rows
         self.device = sets.train.x.device
         self._key = seed, step
@@ -53,6 +53,7 @@ class Draws:
     def views(self) -> tuple[Tensor, Tensor]:
         """Two augmented views of each image, (n, C, H, W) each; binary ones are drawn from the augmented pixels, so
         that the encoder sees the kind of images that it will be tested on."""
+        assert self.augment is not None, "see needs_views"
         rng = self.rng("views")
         pixels = self.sets.train.pixels(self.rows)
         found = []
@@ -64,8 +65,13 @@ class Draws:
         return found[0], found[1]
 
 
+def needs_views(method: str) -> bool:
+    """Whether a method compares two views of each image."""
+    return method not in GENERATIVE or OBJECTIVES[method].contrast == "views"
+
+
 def augmentation(sets: ImageSets) -> Augment:
-    """Random crops and mirroring; colours too where there are any."""
+    """Random crops and mirroring; colours too where there are any. Raises UsageError for images that are not square."""
     channels, height, width = sets.shape
     if height != width:
         raise UsageError(f"{sets.name}: images of {height} x {width} px; the views need square ones")
@@ -220,4 +226,4 @@ def make_learner(method: str, settings: MimComparisonConfig, sets: ImageSets, se
     return kind(method, settings, sets, seed)
 
 
-__all__ = ["Draws", "Generative", "Learner", "OnViews", "augmentation", "make_learner"]
+__all__ = ["Draws", "Generative", "Learner", "OnViews", "augmentation", "make_learner", "needs_views"]

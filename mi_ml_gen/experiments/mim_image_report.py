@@ -15,6 +15,7 @@ from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.student import MeanInterval, over_units, paired
 from mi_ml_gen.experiments.mim_image_settings import GENERATIVE, METHODS, Cell, MimComparisonConfig
+from mi_ml_gen.mim.images.likelihood import FEW_DRAWS
 from mi_ml_gen.report.figures import bars, curves
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.report.tables import Estimate, Table
@@ -94,10 +95,23 @@ def main_table(cells: Sequence[Measured], settings: MimComparisonConfig) -> Tabl
     seen = f"{min(n):,}" if len(n) == 1 else f"{min(n):,} to {max(n):,}"
     width = int(cells[0].value("embeddings", OWN, "dimensions") or 0)
     caption = (
-        f"{settings.dataset_name}, {settings.model_name}: mean ± standard error over seeds. Each method saw {seen} "
-        f"images. Embeddings: the encoder's mean, {width} numbers; decoder: its states."
+        f"{settings.dataset_name}, {settings.model_name}: mean ± standard error over seeds; a number without ± is of "
+        f"one seed. Each method saw {seen} images. Embeddings: the encoder's mean, {width} numbers; decoder: its "
+        f"states.{of_few_draws(cells)}"
     )
     return Table(columns, rows, caption, formats)
+
+
+def of_few_draws(cells: Sequence[Measured]) -> str:
+    """How many estimates of log p(x) rest on few draws, as a sentence behind others; empty where there are none."""
+    known = [one.results["likelihood"] for one in cells if "likelihood" in one.results]
+    n_uncertain, n_images = (sum(own[name] for own in known) for name in ("n_uncertain", "n_images"))
+    if not n_images:
+        return ""
+    return (
+        f" {n_uncertain:,} of the {n_images:,} estimates of log p(x) rest on fewer than {FEW_DRAWS:.0f} effective "
+        "draws, and are too low."
+    )
 
 
 def embedding_table(cells: Sequence[Measured]) -> Table:
@@ -111,7 +125,7 @@ def embedding_table(cells: Sequence[Measured]) -> Table:
             ]
             rows.append([METHODS[method], name, int(own[0].value("embeddings", name, "dimensions") or 0), *scores])
     columns = ["method", "embedding", "dimensions", "linear (%)", "kNN (%)", "NMI (%)"]
-    caption = "What embeddings are read from: mean ± standard error over seeds."
+    caption = "What embeddings are read from: mean ± standard error over seeds; a number without ± is of one seed."
     return Table(columns, rows, caption, {name: ".2f" for name in columns[3:]})
 
 
@@ -122,12 +136,14 @@ def cell_table(cells: Sequence[Measured]) -> Table:
         row: list[Any] = [one.cell.method, one.cell.seed]
         for kind in ("ridge", "knn", "nmi"):
             row += [one.value("embeddings", OWN, kind, part) for part in ("value", "low", "high")]
-        row += [one.value("likelihood", key) for key in ("nats", "nats_error", "draws_error", "bound_nats", "kl_nats")]
+        row += [one.value("likelihood", key) for key in ("nats", "nats_error", "draws_error", "n_uncertain")]
+        row += [one.value("likelihood", key) for key in ("bound_nats", "kl_nats")]
         row += [one.value("likelihood", "bits_per_dimension"), one.value("train_s"), one.value("n_parameters")]
         rows.append(row)
     columns = ["method", "seed"]
     columns += [f"{kind}{part}" for kind in ("linear", "knn", "nmi") for part in ("", " low", " high")]
-    columns += ["log p(x)", "its error", "error of draws", "bound", "KL", "bits/dim", "training s", "parameters"]
+    columns += ["log p(x)", "its error", "error of draws", "images with few effective draws", "bound", "KL"]
+    columns += ["bits/dim", "training s", "parameters"]
     return Table(columns, rows)
 
 
@@ -174,7 +190,7 @@ def answers(cells: Sequence[Measured]) -> list[str]:
     for method in ("amim", "smim", "cmim"):
         gap = difference(cells, method, "vae", lambda one: one.value("likelihood", "nats"))
         if gap is not None:
-            found.append(f"Log-likelihood of {METHODS[method]} less that of VAE, in nats: {told(gap)}")
+            found.append(f"Estimated log-likelihood of {METHODS[method]} less that of VAE, in nats: {told(gap)}")
     gains = []
     for one in cells:
         own, states = _percent(one, OWN, "ridge"), _percent(one, one.from_decoder or "", "ridge")
@@ -220,8 +236,8 @@ def write_report(settings: MimComparisonConfig, command: str = "") -> list[Path]
     page.text(
         "linear: ridge regression on the embeddings of all training images, its penalty chosen on validation images. "
         "kNN: 20 neighbours by cosine. NMI: k-means with as many clusters as classes. log p(x): importance sampling, "
-        f"{settings.S:,} draws for each of {settings.n_likelihood:,} test images. cells.csv has an interval of 95% "
-        "over test images for each cell. A method on views has no likelihood and no decoder."
+        f"{settings.S:,} draws for each of at most {settings.n_likelihood:,} test images. cells.csv has an interval of "
+        "95% over test images for each cell. A method on views has no likelihood and no decoder."
     )
     shown = {METHODS[name]: over_seeds([_percent(one, OWN, "ridge") for one in own]) for name, own in
              by_method(cells).items()}  # fmt: skip

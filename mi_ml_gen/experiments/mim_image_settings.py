@@ -28,7 +28,7 @@ class MimComparisonConfig(Precise, Resumed, InFolder):
 
     methods: list[str] = option(list(METHODS), free=True, help=f"methods to train: {', '.join(METHODS)}")
     seeds: int = option(3, at_least=1, free=True, help="number of seeds of each method, starting with seed 0")
-    dataset_name: str = option("dynamic_fashion_mnist", help="data set; docs/mim.md lists them")
+    dataset_name: str = option("dynamic_fashion_mnist", help="data set; docs/mim_images.md lists them")
     data_path: str | None = option(None, free=True, help="folder with the files of the data set")
     n_train: int | None = option(None, at_least=20, help="use only the first training images (default: all)")
     n_test: int | None = option(None, at_least=20, help="use only the first validation and test images (default: all)")
@@ -51,7 +51,7 @@ class MimComparisonConfig(Precise, Resumed, InFolder):
     target_momentum: float = option(0.99, at_least=0, at_most=1, help="share of BYOL's target that each step keeps")
 
     n_likelihood: int = option(1000, at_least=2, help="test images whose likelihood is estimated")
-    S: int = option(1000, at_least=1, help="importance samples for each of them")
+    S: int = option(1000, at_least=2, help="importance samples for each of them")
     n_probe: int | None = option(None, at_least=20, help="training images of the readouts (default: all)")
     workers: int = option(1, at_least=1, free=True, help="processes that train side by side on the device")
     save_folder: Path = redefined(

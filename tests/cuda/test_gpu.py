@@ -21,6 +21,7 @@ from tests.cuda.test_draws import DRAWS
 from tests.encoders.test_training import SETTINGS as ENCODER
 from tests.faults import trainers
 from tests.mim.test_training import SETTINGS as MIM
+from tests.mim.test_training import TinyData
 from tests.navigator.test_training import SETTINGS as NAVIGATOR
 
 
@@ -169,7 +170,8 @@ def test_every_trainer(tmp_path):
     """To the end, pictures, tables and states included."""
     for name in ("navigator", "several", "encoder", "probe", "mim image", "gan", "nvae", "diffusion", "calibration"):
         trainers.TRAINERS[name].train(tmp_path / name / "run", device=CUDA)
-    train_seeds(dataclasses.replace(MIM, device=CUDA), [1, 2], tmp_path / "mim", neighbours=False, progress=False)
+    toy = dataclasses.replace(MIM, device=CUDA)
+    train_seeds(toy, [1, 2], tmp_path / "mim", TinyData(), neighbours=False, progress=False)
 
 
 def test_grey_stored_images(tmp_path):

@@ -59,6 +59,7 @@ def test_methods_and_seeds_become_one_table_and_one_page(tmp_path, sets):
     assert of == ["encoder mean", "encoder, hidden layers", "decoder states"]
     page = (tmp_path / "index.html").read_text()
     assert written[-1] == tmp_path / "index.html" and "Not finished" in page and "VAE, seed 1" in page
+    assert "20 of the 20 estimates of log p(x) rest on fewer than 10 effective draws" in page  # 5 draws of each
     assert "samples of cMIM" in page and (tmp_path / "cells.csv").read_text().count("\n") == 7
 
     with pytest.raises(UsageError, match="made with temperature"):
@@ -130,6 +131,20 @@ def test_data_that_are_not_there_are_said_once(tmp_path):
     settings = settings_in(tmp_path, workers=3, data_path=str(tmp_path / "none"), dataset_name="omniglot")
     with pytest.raises(UsageError, match="omniglot"):
         list(comparison.run_comparison(settings))
+    assert not any(tmp_path.iterdir())
+
+
+def test_data_that_do_not_fit_are_said_once_and_leave_nothing(tmp_path, sets, monkeypatch):
+    with pytest.raises(UsageError, match="--batch_size 61: there are only 60 training images"):
+        list(comparison.run_comparison(settings_in(tmp_path, batch_size=61)))
+    parts = (dataclasses.replace(part, x=part.x[..., :6]) for part in (sets.train, sets.validation, sets.test))
+    narrow = dataclasses.replace(sets, **dict(zip(("train", "validation", "test"), parts, strict=True)))
+    monkeypatch.setattr(comparison, "_load", lambda settings: narrow)
+    with pytest.raises(UsageError, match="images of 8 x 6 px; the views need square ones"):
+        list(comparison.run_comparison(settings_in(tmp_path, methods=["vae", "infonce_mim"])))
+    assert not any(tmp_path.iterdir())
+    [found] = comparison.run_comparison(settings_in(tmp_path, methods=["cmim"], epochs=1), progress=False)
+    assert found.failure is None, "without views any shape will do"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ latent dimension, as published: it cancels in log p(z) - log q(z|x).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -152,6 +154,17 @@ class Pixels(NamedTuple):
         if self.log_var is None:
             return densities.log_bernoulli(x, self.mean)
         return densities.log_logistic_256(x, self.mean, self.log_var)
+
+    def log_prob_of_pairs(self, x: Tensor) -> Tensor:
+        """log p(x_i|z_k) of n images and the K latents of this, (n, K): of binary pixels by two matrix products."""
+        if self.log_var is None:
+            return densities.log_bernoulli_of_pairs(x, self.mean)
+        k = len(self.mean)
+        parts = []
+        for own in x.split(16):  # all pairs at once would take gigabytes
+            mean, log_var = (part.repeat(len(own), 1, 1, 1) for part in (self.mean, self.log_var))
+            parts.append(densities.log_logistic_256(own.repeat_interleave(k, 0), mean, log_var).reshape(len(own), k))
+        return torch.cat(parts)
 
     def draw(self, uniforms: Tensor) -> Tensor:
         """Images, from uniform numbers in [0, 1) of their shape: 0 or 1, or the middle (k + 1/2) / 256 of a level."""
@@ -353,6 +366,19 @@ class ImageModel(Shared):
 
     # p(x|z)
 
+    @contextlib.contextmanager
+    def with_running_statistics(self) -> Iterator[None]:
+        """Within: batch norms, which an autoregressive decoder has, use their running statistics and do not change
+        them; gradients are as ever."""
+        was_training = self.training
+        if self.is_autoregressive:
+            self.eval()
+        try:
+            yield
+        finally:
+            if self.is_autoregressive:
+                self.train(was_training)
+
     def hidden(self, z: Latents, x: Tensor | None = None) -> Tensor:
         """The decoder's last hidden layer, (n, units) or (n, channels, H, W). x: the image, whose earlier pixels an
         autoregressive decoder sees; others do without."""
@@ -395,12 +421,5 @@ class ImageModel(Shared):
             flat = functional.hardtanh(flat, 0.0, 1.0)
         z1 = self.spec.z1_size
         decoded = self.p_x(Latents(flat[:, :z1], flat[:, z1:] if self.has_two_levels else None))
-        per_latent = torch.cat([self._log_p_all(own, decoded) for own in x.split(16)])
+        per_latent = decoded.log_prob_of_pairs(x)
         return torch.logsumexp(per_latent, 1) - math.log(len(flat))
-
-    def _log_p_all(self, x: Tensor, decoded: Pixels) -> Tensor:
-        """log p(x_i|z_k), (n, K)."""
-        n, k = len(x), len(decoded.mean)
-        rows = x.repeat_interleave(k, 0)
-        log_var = None if decoded.log_var is None else decoded.log_var.repeat(n, 1, 1, 1)
-        return Pixels(decoded.mean.repeat(n, 1, 1, 1), log_var).log_prob(rows).reshape(n, k)

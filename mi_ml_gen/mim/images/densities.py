@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from mi_ml_gen.core import runtime
+
 SMALLEST_PROB = 1e-5
 """Probabilities of pixels are kept this far from 0 and 1."""
 BINS = 256
@@ -41,6 +43,13 @@ def log_bernoulli(x: Tensor, mean: Tensor) -> Tensor:
     return summed(x * torch.log(mean) + (1 - x) * torch.log1p(-mean))
 
 
+def log_bernoulli_of_pairs(x: Tensor, mean: Tensor) -> Tensor:
+    """log Bernoulli(x_i; mean_k) of n images and K means of one shape, (n, K)."""
+    with runtime.full_precision(x.device):
+        x, mean = x.flatten(1), mean.flatten(1).clamp(SMALLEST_PROB, 1 - SMALLEST_PROB)
+        return x @ torch.log(mean).T + (1 - x) @ torch.log1p(-mean).T
+
+
 def log_logistic_256(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """Log-probability of the brightness levels floor(256 x) under logistic densities of scale exp(log_var).
 
@@ -56,4 +65,12 @@ def log_logistic_256(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     return summed(torch.log(share + BIN_FLOOR))
 
 
-__all__ = ["BINS", "log_bernoulli", "log_logistic_256", "log_normal_diag", "log_normal_standard", "summed"]
+__all__ = [
+    "BINS",
+    "log_bernoulli",
+    "log_bernoulli_of_pairs",
+    "log_logistic_256",
+    "log_normal_diag",
+    "log_normal_standard",
+    "summed",
+]

@@ -7,6 +7,7 @@ nearest neighbours and clusters in latent space, mutual information, pictures.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from mi_ml_gen.mim.evaluate import NEIGHBOURS, published_ksg
 from mi_ml_gen.mim.images import pictures
 from mi_ml_gen.mim.images.base import ImageModel
 from mi_ml_gen.mim.images.clustering import cluster_agreement, neighbours
-from mi_ml_gen.mim.images.datasets import load
 from mi_ml_gen.mim.images.evaluation_settings import ImageEvaluationConfig
 from mi_ml_gen.mim.images.information import information_bounds
-from mi_ml_gen.mim.images.likelihood import LogLikelihood, log_likelihood
+from mi_ml_gen.mim.images.likelihood import FEW_DRAWS, LogLikelihood, log_likelihood
 from mi_ml_gen.mim.images.networks import load_model
 from mi_ml_gen.mim.images.sets import Images, ImageSets
 from mi_ml_gen.mim.images.settings import MimImageConfig
+from mi_ml_gen.mim.images.training import BEST, load_sets
 from mi_ml_gen.report.figures import figure_png
 from mi_ml_gen.report.images import save_png
 from mi_ml_gen.report.tables import Estimate, Table
@@ -39,53 +40,62 @@ RESULTS = "evaluation.json"
 
 def check_run(folder: Path) -> None:
     """Raise UsageError where a folder is no run of `train_mim_image`, or has no model yet."""
-    if not (folder / "best.safetensors").is_file():
-        raise UsageError(f"{folder}: no run of train_mim_image.py, or none that has ended an epoch (best.safetensors)")
+    if not (folder / BEST).is_file():
+        raise UsageError(f"{folder}: no run of train_mim_image.py, or none that has ended an epoch ({BEST})")
 
 
 def evaluate_run(
-    folder: str | Path, settings: ImageEvaluationConfig | None = None, sets: ImageSets | None = None
+    folder: str | Path,
+    settings: ImageEvaluationConfig | None = None,
+    sets: ImageSets | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Measure the best model of a run of `train_mim_image`, on the test images of its data set; what is measured
-    already with the same settings is read back.
+    already of the same model with the same settings is read back.
 
-    sets: where they are loaded already. Raises UsageError where the folder is no such run or has no model yet, and what
-    `load` and `load_model` raise.
+    sets: where they are loaded already. progress: show a bar for the likelihood. Raises UsageError where the folder is
+    no such run or has no model yet, and what `load` and `load_model` raise.
     """
     folder = Path(folder)
     settings = ImageEvaluationConfig() if settings is None else settings
     check_run(folder)
     how = {name: value for name, value in config.to_dict(settings).items() if name not in ("device", "again")}
     path = folder / RESULTS
+    of_model = {"settings": how, "model_sha256": hashlib.sha256((folder / BEST).read_bytes()).hexdigest()}
     if path.exists() and not settings.again:
         found = runs.read_json(path)
-        if found["settings"] == how:
+        if all(found.get(name) == value for name, value in of_model.items()):  # training may have gone on since
             return found
     known = {field.name for field in dataclasses.fields(MimImageConfig)}
     about = {name: value for name, value in runs.read_config(folder).items() if name in known}
     trained = config.load(MimImageConfig, None, about)
     if sets is None:
-        root = settings.data_path or trained.data_root
-        sets = load(trained.dataset_name, root, trained.seed).smaller(trained.n_train, trained.n_test)
+        sets = load_sets(dataclasses.replace(trained, data_root=settings.data_path or trained.data_root))
     device = runtime.resolve_device(settings.device)
-    model = load_model(folder / "best.safetensors").to(device)
-    results = evaluate_model(model, sets.to(device), settings, folder / "images")
-    results |= {"settings": how, "model_name": trained.model_name, "dataset": trained.dataset_name, "run": folder.name}
+    model = load_model(folder / BEST).to(device)
+    results = evaluate_model(model, sets.to(device), settings, folder / "images", progress)
+    results |= of_model | {"model_name": trained.model_name, "dataset": trained.dataset_name, "run": folder.name}
     write_json(path, results)
     return results
 
 
 @torch.no_grad()
 def evaluate_model(
-    model: ImageModel, sets: ImageSets, settings: ImageEvaluationConfig, images: Path | None = None
+    model: ImageModel,
+    sets: ImageSets,
+    settings: ImageEvaluationConfig,
+    images: Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """All measurements of a model as plain values; pictures go into the folder `images`. model, sets: on one device.
+    progress: show a bar for the likelihood, which takes most of the time.
 
     An estimate is a mapping of value, low and high (an interval of 95%), or of value and error (a standard error).
     """
     model.eval()
     x = sets.test.pixels(slice(settings.n_likelihood))
-    results: dict[str, Any] = {"likelihood": likelihood_values(log_likelihood(model, x, settings.S, settings.seed))}
+    likelihood = log_likelihood(model, x, settings.S, settings.seed, progress=progress)
+    results: dict[str, Any] = {"likelihood": likelihood_values(likelihood)}
     train, test = (part.rows(slice(settings.n_embedded)) for part in (sets.train, sets.test))
     codes = embed(model, sets, test, settings.seed)
     if sets.n_classes:
@@ -175,8 +185,10 @@ def to_table(results: dict[str, Any]) -> Table:
     for key, name in names.items():
         found = likelihood[key]
         rows.append([name, found["value"], f"± {found['error']:.3g} (standard error over images)"])
-    of_draws, few = likelihood["error_of_draws"], likelihood["n_uncertain"]
-    rows.append(["error of log p(x) from its draws", of_draws, f"{few} images rest on few draws"])
+    few, n_images, n_draws = (likelihood[name] for name in ("n_uncertain", "n_images", "n_draws"))
+    told = f"{few:,} of {n_images:,} images have fewer than {FEW_DRAWS:.0f} effective draws of {n_draws:,}"
+    told += ": log p(x) is too low" if few else ""
+    rows.append(["error of log p(x) from its draws", likelihood["error_of_draws"], told])
     for key, name in ((f"knn{k}", f"{k} nearest neighbours") for k in NEIGHBOURS):
         if key in results:
             rows.append([f"accuracy of {name}", results[key]["value"], _interval(results[key])])

@@ -12,7 +12,7 @@ from mi_ml_gen.core.settings import OnDevice, Seeded
 class ImageEvaluationConfig(OnDevice, Seeded):
     """What `scripts/eval_mim_image.py` takes."""
 
-    S: int = option(5000, at_least=1, help="importance samples for each image")
+    S: int = option(5000, at_least=2, help="importance samples for each image")
     n_likelihood: int | None = option(None, at_least=2, help="test images whose likelihood is estimated (default: all)")
     n_embedded: int | None = option(
         None, at_least=50, help="training and test images whose embeddings are measured (default: all)"

@@ -31,7 +31,9 @@ N_CANDIDATES = 1000
 """Images whose pairs are compared in all latents: each pair takes a pass of q(z1|x, z2)."""
 ENCODED_AT_ONCE = 256
 ROWS_AT_ONCE = 8192
-"""Pairs (z, x) whose densities are computed at a time."""
+"""Pairs (z, x) whose densities are computed at a time by passes of q(z1|x, z2)."""
+PAIRS_AT_ONCE = 2**22
+"""Pairs whose densities are computed at a time by matrix products: a table of all test images would take gigabytes."""
 
 
 class WithDensity(Measurable, Protocol):
@@ -90,10 +92,9 @@ def information_bounds(
     )
     drawn = model.q_z(seen, model.noise(n_top, runtime.stream(seed, "information draws", 0, 0, images.device)))
     prior = top_density(model)(drawn.z.top) + model.log_p_lower(drawn.z)
-    top = top_log_q(seen, drawn.z.top)
     some = slice(min(n_top, n_candidates))
     if seen.lower is None:
-        table = top[some, some]
+        table = top_log_q(seen.rows(some), drawn.z.top[some])
     else:
         table = pairwise_log_q(model, seen.rows(some), drawn.z.rows(some))
     n = len(table)
@@ -103,15 +104,26 @@ def information_bounds(
         lower=_over_images(own - torch.logsumexp(table, 1) + math.log(n)),
         upper=_over_images(own - torch.logsumexp(without, 1) + math.log(n - 1)),
         rate=_over_images(runtime.in_float64(drawn.log_q) - prior),
-        top_lower=_over_images(top.diagonal() - torch.logsumexp(top, 1) + math.log(n_top)),
+        top_lower=_over_images(top_ratios(seen, drawn.z.top)),
         n=n,
         n_top=n_top,
     )
 
 
+def top_ratios(seen: Features, z: Tensor) -> Tensor:
+    """log q(z_i|x_i) - log( mean_j q(z_i|x_j) ) of the top latents (n, d) alone, float64 (n,)."""
+    n = len(z)
+    at_once = max(1, PAIRS_AT_ONCE // n)
+    parts = []
+    for start in range(0, n, at_once):
+        table = top_log_q(seen, z[start : start + at_once])
+        parts.append(table.diagonal(start) - torch.logsumexp(table, 1))
+    return torch.cat(parts) + math.log(n)
+
+
 def top_log_q(seen: Features, z: Tensor) -> Tensor:
-    """log q of each top latent (n, d) under each image's density, float64 (n, n), by matrix products; without
-    constants."""
+    """log q of each top latent (k, d) under the density of each of n images, float64 (k, n), by matrix products;
+    without constants."""
     mean, log_var, z = (runtime.in_float64(part) for part in (seen.mean, seen.log_var, z))
     precision = torch.exp(-log_var)
     constant = -0.5 * (log_var + mean.square() * precision).sum(1)
@@ -136,4 +148,4 @@ def _over_images(values: Tensor) -> Estimate:
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
-__all__ = ["InformationBounds", "information_bounds", "pairwise_log_q", "top_log_q"]
+__all__ = ["InformationBounds", "information_bounds", "pairwise_log_q", "top_log_q", "top_ratios"]

@@ -55,7 +55,8 @@ class LogLikelihood:
     nats: Tensor
     """(n,): log mean w. Its expectation is below log p(x), by about half its variance."""
     errors: Tensor
-    """(n,): standard error of `nats` from the draws of z alone."""
+    """(n,): standard error of `nats` from the draws of z alone, by the delta method; nan for one draw. It is never
+    above 1, so it is too small for an image with few effective draws."""
     bounds: Tensor
     """(n,): mean log w, of which the expectation is the evidence lower bound."""
     reconstruction: Tensor
@@ -138,10 +139,11 @@ def log_likelihood(
             found.append(_summary(log_w, log_p_x).cpu())
             bar.update(len(x))
     table = torch.cat(found, 1)
-    if not table.isfinite().all():
-        index = int((~table.isfinite()).any(0).nonzero()[0, 0])
-        raise NonFiniteError(f"the likelihood of image {index} is no finite number: its weights are nan or all 0")
     nats, errors, bounds, reconstruction, effective = table
+    is_wrong = ~torch.stack([nats, bounds, reconstruction, effective]).isfinite().all(0)
+    if is_wrong.any():
+        index = int(is_wrong.nonzero()[0, 0])
+        raise NonFiniteError(f"the likelihood of image {index} is no finite number: its weights are nan or all 0")
     return LogLikelihood(nats, errors, bounds, reconstruction, effective, n_draws, images[0].numel())
 
 
@@ -175,6 +177,8 @@ def _summary(log_w: Tensor, log_p_x: Tensor) -> Tensor:
     squares = (2 * log_w).logsumexp(1)
     effective = (2 * total - squares).exp().clamp(1, n_draws)
     errors = ((n_draws / effective - 1) / n_draws).sqrt()  # of log mean w, by the delta method
+    if n_draws == 1:
+        errors = torch.full_like(errors, math.nan)
     return torch.stack([total - math.log(n_draws), errors, log_w.mean(1), log_p_x.mean(1), effective])
 
 

@@ -194,16 +194,14 @@ class PixelHVAE(Convolutional):
         uniforms: in [0, 1), of the images' shape; pixel (i, j) uses those at (i, j), whatever the order. The batch
         norms use their running statistics.
         """
-        was_training = self.training
-        self.eval()
         maps = self.maps(z)
         x = torch.zeros_like(uniforms)
-        for row in range(self.spec.shape[1]):
-            for column in range(self.spec.shape[2]):
-                at = (..., slice(row, row + 1), slice(column, column + 1))
-                hidden = self.pixelcnn(torch.cat((x, maps), 1))[at]
-                x[at] = self._at_pixel(hidden).draw(uniforms[at])
-        self.train(was_training)
+        with self.with_running_statistics():
+            for row in range(self.spec.shape[1]):
+                for column in range(self.spec.shape[2]):
+                    at = (..., slice(row, row + 1), slice(column, column + 1))
+                    hidden = self.pixelcnn(torch.cat((x, maps), 1))[at]
+                    x[at] = self._at_pixel(hidden).draw(uniforms[at])
         return x
 
     def _at_pixel(self, hidden: Tensor) -> Pixels:

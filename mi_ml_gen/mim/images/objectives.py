@@ -122,6 +122,9 @@ def sampling_half(
     loss of all others, of all processes, which leaves the expectation of the gradient as it is. The gradient is then
     unbiased, but noisier by far than that of the data half. as_published: the term without that mean, on mean images.
     There it has no effect, as the gradient of log p(x|z) at its own mean x is 0. Grey mean images carry a gradient.
+
+    An autoregressive decoder has batch norms. Its draws are made with their running statistics, so log p(x|z) of these
+    draws is, too; and the draws leave the running statistics, with which images are measured, to the data alone.
     """
     z = model.from_prior(sampled.noise, components)
     x = sampled.x
@@ -129,7 +132,8 @@ def sampling_half(
         mean = model.p_x(z).mean
         x = mean.detach() if model.binary else mean
     # At draws x, the gradient of log p(x|z) itself has the expectation 0: it would only add noise, and take time.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and (score_function or as_published)):
+    has_gradient = torch.is_grad_enabled() and (score_function or as_published)
+    with torch.set_grad_enabled(has_gradient), model.with_running_statistics():
         log_p_x = model.log_p_x(x, z)
     log_q = model.log_q(model.features(x), z)
     terms = Terms(log_p_x, model.log_p_lower(z), model.log_p_top(z.top, components), log_q)

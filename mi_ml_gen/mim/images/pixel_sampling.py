@@ -45,11 +45,8 @@ def sample(model: PixelHVAE, z: Latents, uniforms: Tensor) -> Tensor:
 
     The batch norms use their running statistics.
     """
-    was_training = model.training
-    model.eval()
-    x = _sample(model, z, uniforms)
-    model.train(was_training)
-    return x
+    with model.with_running_statistics():
+        return _sample(model, z, uniforms)
 
 
 def _sample(model: PixelHVAE, z: Latents, uniforms: Tensor) -> Tensor:

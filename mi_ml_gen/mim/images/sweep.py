@@ -64,21 +64,32 @@ def run_sweep(settings: ImageSweepConfig, progress: bool = True) -> Iterator[Don
     """Train and measure what is missing, and give each run as it ends.
 
     A run that fails leaves the others alone; the same call tries it again. Raises UsageError where the folder was made
-    with other settings or a data set is not there, Preempted when a signal asked to stop: what is trained is saved.
+    with other settings, a data set is not there or smaller than a batch; Preempted when a signal asked to stop: what is
+    trained is saved.
     """
     stop_at_s = None if settings.train_seconds is None else time.monotonic() + settings.train_seconds
     runtime.resolve_device(settings.device)
-    points = {point.name: point for point in settings.points}
+    check_data(settings)
     queue = cells_of(settings)
     with queue.alone("folder"), open_folder(settings):
         pass  # the settings agree with the folder's
-    waiting = queue.waiting(list(points))
-    for point in {points[name].dataset: points[name] for name in reversed(waiting)}.values():
-        training.load_sets(settings.settings_of(point))  # what is wrong with the data is said once
+    waiting = queue.waiting([point.name for point in settings.points])
     start = functools.partial(worker, settings, stop_at_s, progress and settings.workers == 1)
     for done in side_by_side(waiting, settings.workers, start, Done.lost):
         if done is not None:
             yield done
+
+
+def check_data(settings: ImageSweepConfig) -> None:
+    """Load the data sets of what is not measured yet, so that what is wrong with them is said once, before anything is
+    written. Raises as `training.load_sets` and `training.check_sizes`."""
+    sets: dict[str, ImageSets] = {}
+    for point in settings.points:
+        own = settings.settings_of(point)
+        if not (own.folder / RESULTS).exists():
+            if point.dataset not in sets:
+                sets[point.dataset] = training.load_sets(own)
+            training.check_sizes(own, sets[point.dataset])
 
 
 def open_folder(settings: ImageSweepConfig) -> runs.RunFolder:
@@ -220,7 +231,10 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
             _over_seeds([one.get(f"knn{N_NEIGHBOURS}") for one in own], 100),
             _over_seeds([one.get("nmi") for one in own]),
         ])  # fmt: skip
-    caption = "Test images. ±: standard error, over seeds where there are several, otherwise over test images."
+    caption = (
+        "Test images. ±: standard error, over seeds where there are several, otherwise over test images. "
+        f"{_of_few_draws(found)}"
+    )
     formats = dict.fromkeys(columns[5:8], ".1f") | dict.fromkeys(columns[8:10], ".2f")
     return report.Table(columns, lines, caption, formats | {columns[10]: ".1f", columns[11]: ".3f"})
 
@@ -262,10 +276,21 @@ def differences_table(found: Sequence[Measured]) -> report.Table | None:
         columns += [name, f"{name.partition(' (')[0]}: interval"]
     caption = (
         "Difference from the VAE of the same networks and prior, paired by seed: mean, and Student's 95% interval over "
-        "seeds. The seeds share the test images, so the intervals are about other seeds alone."
+        "seeds. Where a data set comes with its test images, all seeds share them, and the intervals are about other "
+        "seeds alone."
     )
     formats = {name: f"+{form}" for name, (_, form) in quantities.items()}
     return report.Table([*columns, "seeds"], lines, caption, formats)
+
+
+def _of_few_draws(found: Sequence[Measured]) -> str:
+    """How many estimates of log p(x) rest on few draws, in a sentence."""
+    known = [one.results["likelihood"] for one in found]
+    n_uncertain, n_images = (sum(own[name] for own in known) for name in ("n_uncertain", "n_images"))
+    return (
+        f"{n_uncertain:,} of the {n_images:,} estimates of log p(x) rest on fewer than {likelihood.FEW_DRAWS:.0f} "
+        "effective draws, and are too low."
+    )
 
 
 def _percent(found: dict[str, float] | None) -> float | None:
@@ -308,14 +333,12 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
     differences = differences_table(found)
     if differences is not None:
         page.table(_without_data(differences))
-    likelihoods = [one.results["likelihood"] for one in found]
-    n_uncertain, n_images = (sum(own[name] for own in likelihoods) for name in ("n_uncertain", "n_images"))
+    n_images = sorted({one.results["likelihood"]["n_images"] for one in found})
     page.text(
-        f"log p(x): importance sampling, {settings.S:,} draws for each of {settings.n_likelihood:,} test images. The "
-        f"estimate is too low, and more so where few draws carry most of the weight: {n_uncertain:,} of these "
-        f"{n_images:,} estimates rest on fewer than ten effective draws. bound: the evidence lower bound. I(x; z): a "
-        f"lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an upper bound. KNN and NMI: of the "
-        f"means of the encoder, {settings.n_embedded:,} training images at most."
+        f"log p(x): importance sampling, {settings.S:,} draws for each of {' or '.join(f'{n:,}' for n in n_images)} "
+        "test images. The estimate is too low, and more so where few draws carry most of the weight. bound: the "
+        f"evidence lower bound. I(x; z): a lower bound, which cannot exceed {' or '.join(ceilings)} nats here, and an "
+        f"upper bound. KNN and NMI: of the means of the encoder, {settings.n_embedded:,} training images at most."
     )
     shown = [one for one in found if one.point.seed == settings.points[0].seed]
     rows = {one.point: runs.read_metrics(one.path, whole=True) for one in shown}
@@ -329,7 +352,11 @@ def write_report(settings: ImageSweepConfig, command: str = "") -> list[Path]:
                 if (point.dataset, point.model.partition("-")[0]) == (data, family)
             }
             page.figure(curves(own, tuple(labels), "epoch", "epoch", labels), f"Course of {family} on {data}")
-    page.section("Pictures").text("Test images and their reconstructions; draws of the model; latents of test images.")
+    page.section("Pictures").text(
+        "reconstructions: rows of test images, each above the row of their reconstructions. A PixelCNN sees the true "
+        "earlier pixels there, so its reconstructions say little about its latents. samples: images at draws z of the "
+        "prior, the means of p(x|z), of a PixelCNN draws x. latents: the encoder's means for test images, in the plane."
+    )
     for one in shown:
         for name in ("reconstructions", "samples", "latents"):
             file = one.path / "images" / f"{name}.png"

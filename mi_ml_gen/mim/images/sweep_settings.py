@@ -52,7 +52,7 @@ class ImageSweepConfig(Precise, InFolder):
     )
     data_root: str | None = option(None, free=True, flag="data_path", help="folder with the files of the data sets")
 
-    S: int = option(500, at_least=1, help="importance samples for each image of the likelihood")
+    S: int = option(500, at_least=2, help="importance samples for each image of the likelihood")
     n_likelihood: int = option(200, at_least=2, help="test images whose likelihood is estimated")
     n_embedded: int = option(
         10000, at_least=50, help="training images, and test images at most, of nearest neighbours and clusters"

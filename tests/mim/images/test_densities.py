@@ -35,6 +35,20 @@ def test_densities_are_the_published_ones(golden):
     torch.testing.assert_close(each[0], golden["neg_log_Logistic_256_elementwise"].flatten(), rtol=1e-9, atol=0)
 
 
+def test_pairs_of_images_and_means():
+    """In full precision, whatever the precision of the layers before."""
+    rng = torch.Generator().manual_seed(0)
+    x, mean = (torch.rand(5, 1, 4, 4, generator=rng) < 0.5).float(), torch.rand(3, 1, 4, 4, generator=rng)
+    mean[0, 0, 0, 0], mean[1, 0, 0, 0] = 0, 1
+    expected = torch.stack([densities.log_bernoulli(x, one) for one in mean], 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(densities.log_bernoulli_of_pairs(x, mean), expected)
+        torch.testing.assert_close(Pixels(mean, None).log_prob_of_pairs(x), expected)
+    log_var = torch.full_like(mean, -2.0)
+    each = torch.stack([Pixels(m[None], v[None]).log_prob(x) for m, v in zip(mean, log_var, strict=True)], 1)
+    torch.testing.assert_close(Pixels(mean, log_var).log_prob_of_pairs(x), each)
+
+
 def test_a_colour_image_is_the_sum_over_its_channels():
     x, mean = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
     log_var = torch.full_like(mean, -2.0)

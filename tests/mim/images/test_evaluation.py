@@ -77,6 +77,23 @@ def test_a_run_is_measured_once_with_pictures(tmp_path, monkeypatch):
         evaluate_run(tmp_path)
 
 
+def test_a_model_that_was_trained_further_is_measured_again(tmp_path):
+    sets = striped_sets(60, 60)
+    run = trained(tmp_path, sets, "vae", prior="standard")
+    settings = ImageEvaluationConfig(S=5, n_likelihood=10, device="cpu")
+    first = evaluate_run(run, settings, sets)
+    few = first["likelihood"]["n_uncertain"]
+    assert f"{few} of 10 images have fewer than 10 effective draws of 5: log p(x) is too low" in to_table(
+        first
+    ).to_terminal().replace("\n", " ")
+    other = trained(tmp_path / "other", sets, "vae", prior="standard", seed=15)
+    for name in ("best.safetensors", "best.safetensors.sha256"):
+        (run / name).write_bytes((other / name).read_bytes())
+    second = evaluate_run(run, settings, sets)
+    assert second["likelihood"]["mean"] != first["likelihood"]["mean"]
+    assert evaluate_run(run, settings, sets) == second
+
+
 def test_a_set_without_labels_and_an_autoregressive_decoder(tmp_path, monkeypatch):
     sets = striped_sets(60, 45, "gray")
     parts = (Images(part.x) for part in (sets.train, sets.validation, sets.test))

@@ -71,6 +71,25 @@ def test_pairs_have_their_densities(family: str, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(found - found.mean(), scores - scores.mean(), rtol=1e-4, atol=1e-4)
 
 
+def test_no_table_of_all_test_images_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LinearModel(exact=True)
+    x = model.draw(60, torch.Generator().manual_seed(0))
+    whole, sizes, plain = information_bounds(model, x, n_candidates=10), [], top_log_q
+
+    def counted(seen, z):
+        sizes.append(len(z) * len(seen.mean))
+        return plain(seen, z)
+
+    monkeypatch.setattr(information, "PAIRS_AT_ONCE", 60 * 7)
+    monkeypatch.setattr(information, "top_log_q", counted)
+    found = information_bounds(model, x, n_candidates=10)
+    assert max(sizes) == 60 * 7 and sum(sizes) == 60 * 60 + 10 * 10
+    for name in ("lower", "upper", "rate", "top_lower"):
+        assert getattr(found, name).value == pytest.approx(getattr(whole, name).value, rel=1e-12)
+    table = plain(model.features(x), model.q_z(model.features(x), model.noise(60, torch.Generator())).z.top)
+    assert table.shape == (60, 60)
+
+
 def test_one_image_says_nothing() -> None:
     with pytest.raises(UsageError, match="at least two"):
         information_bounds(small_model("vae"), small_images(1))

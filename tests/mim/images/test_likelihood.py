@@ -88,6 +88,13 @@ def test_what_cannot_be_measured_is_said():
         log_likelihood(model, x, 5)
 
 
+def test_one_draw_tells_nothing_about_its_error():
+    model = LinearModel(exact=False)
+    found = log_likelihood(model, model.draw(4, torch.Generator().manual_seed(0)), 1)
+    assert found.errors.isnan().all() and math.isnan(found.draws_error)
+    torch.testing.assert_close(found.nats, found.bounds)
+
+
 def test_noise_belongs_to_an_image():
     model = LinearModel(exact=False)
     x = model.draw(5, torch.Generator().manual_seed(0))

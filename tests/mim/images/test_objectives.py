@@ -137,6 +137,26 @@ def test_the_sampling_half_is_the_gradient_of_an_expectation() -> None:
     assert (errors[False] < errors[True]).all()
 
 
+@pytest.mark.parametrize("score_function", [False, True])
+def test_a_sampling_half_leaves_the_norms_to_the_data(score_function: bool) -> None:
+    """The running statistics of a PixelCNN are those of a run without the half, and the half is of the decoder that the
+    draws are made with."""
+    x, drawn = small_images(), torch.zeros(5, 1, 8, 8)  # unlike the data
+    losses, norms = {}, {}
+    for has_half in (False, True):
+        model = small_model("pixelhvae_2level").train()
+        noise = model.noise(5, runtime.stream(0, "noise", 0, 0))
+        sampled = Sampled(model.prior_noise(5, runtime.stream(0, "z", 0, 0)), drawn)
+        batch_loss(model, OBJECTIVES["smim"], x, noise, 1.0, sampled if has_half else None)
+        assert model.training
+        norms[has_half] = {name: value.clone() for name, value in model.named_buffers() if "mask" not in name}
+        for mode in (True, False):
+            half = objectives.sampling_half(model.train(mode), sampled, 1.0, model.components(), score_function)
+            losses[mode] = half.detach()
+    assert norms[True] and all(torch.equal(value, norms[False][name]) for name, value in norms[True].items())
+    torch.testing.assert_close(losses[True], losses[False])
+
+
 def test_a_sampling_half_as_published_passes_gradients_through_grey_images() -> None:
     """And through the latents that they come from."""
     gradients = {}

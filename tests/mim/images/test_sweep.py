@@ -130,6 +130,7 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
                            run_settings=[*RUN, "q_x_prior=vampprior"])  # fmt: skip
     first, second = sweep.run_sweep(settings, progress=False)
     assert "pixelhvae_2level cannot decode" in first.failure.error and second.failure is None
+    assert main_of_script()(as_flags(settings)) == 1, "a run that failed is not passed over in silence"
 
 
 def test_data_that_are_not_there_are_said_once_and_leave_nothing(tmp_path: Path, monkeypatch) -> None:
@@ -139,7 +140,13 @@ def test_data_that_are_not_there_are_said_once_and_leave_nothing(tmp_path: Path,
     monkeypatch.setattr(training, "load_sets", missing)
     with pytest.raises(UsageError, match="no files of that set"):
         list(sweep.run_sweep(settings_in(tmp_path), progress=False))
-    assert not (tmp_path / "runs").exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_set_smaller_than_a_batch_is_said_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--batch_size 65: more than the 64"):
+        list(sweep.run_sweep(settings_in(tmp_path, run_settings=[*RUN, "batch_size=65"]), progress=False))
+    assert not any(tmp_path.iterdir())
 
 
 def test_pictures_are_those_of_the_first_seed(tmp_path: Path) -> None:
@@ -152,12 +159,15 @@ def test_pictures_are_those_of_the_first_seed(tmp_path: Path) -> None:
 def test_several_seeds_are_one_line() -> None:
     def one(seed: int, nats: float) -> sweep.Measured:
         likelihood = {name: {"value": nats, "error": 9.0} for name in ("mean", "bound", "kl")}
+        likelihood |= {"n_images": 1000, "n_uncertain": 700 + seed}
         information = {"lower": {"value": 1.0, "error": 0.1}, "at_most": {"value": 2.0, "error": 0.1}}
         results = {"epochs": seed, "likelihood": likelihood, "information": information}
         results |= {"knn5": {"value": 0.5, "low": 0.4, "high": 0.6}}
         return sweep.Measured(Point("data", "vae", "standard", seed), Path(), results)
 
-    (line,) = sweep.sweep_table([one(14, -90.0), one(15, -92.0)]).rows
+    table = sweep.sweep_table([one(14, -90.0), one(15, -92.0)])
+    assert "1,429 of the 2,000 estimates of log p(x) rest on fewer than 10 effective draws" in table.caption
+    (line,) = table.rows
     assert line[3:5] == [2, "14 to 15"]
     assert (line[5].value, line[5].spread) == pytest.approx((-91.0, 1.0))
     (alone,) = sweep.sweep_table([one(14, -90.0)]).rows
@@ -182,13 +192,26 @@ def test_differences_from_the_vae_are_paired_by_seed() -> None:
     assert sweep.differences_table(found[:1] + found[3:4]) is None
 
 
-def test_the_script(tmp_path: Path, capsys, monkeypatch) -> None:
+def main_of_script():
     spec = importlib.util.spec_from_file_location("script_sweep_mim_image", ROOT / "scripts" / "sweep_mim_image.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    flags = ["--models", "vae-smim", "--priors", "standard", "--n_likelihood", "4", "--S", "3"]
-    script.main([*flags, "--n_embedded", "64", "--device", "cpu", "--out", str(tmp_path), "--set", *RUN])
+    return script.main
+
+
+def as_flags(settings: ImageSweepConfig) -> list[str]:
+    sizes = ["--n_likelihood", "4", "--S", "3", "--n_embedded", "64", "--device", "cpu"]
+    return [
+        "--models", *settings.models, "--priors", *settings.priors, *sizes, "--out", settings.save_folder,
+        "--set", *settings.run_settings,
+    ]  # fmt: skip
+
+
+def test_the_script(tmp_path: Path, capsys) -> None:
+    main, folder = main_of_script(), tmp_path / "a folder"
+    assert main(as_flags(settings_in(folder, models=["vae-smim"], priors=["standard"]))) == 0
     output = capsys.readouterr().out
     assert "finished" in output and "index.html" in output
+    assert f"--out '{folder}'" in (folder / "index.html").read_text().replace("&#x27;", "'")
     with pytest.raises(UsageError, match="no run is measured"):
-        script.main(["--report-only", "--out", str(tmp_path / "none")])
+        main(["--report-only", "--out", str(tmp_path / "none")])
