@@ -7,9 +7,10 @@
     python scripts/compare_views.py --budgets 1 2 3 4 --budget_chunks fine all
 
 Trains a SimCLR encoder for every row and seed, and probes it on real images. Also trains a walker for each chunk if
-you give none. Each encoder adds to comparison.md, differences.md (paired by seed), comparison.png and nats.png. The
-same command resumes after a stop, and you can add --seeds, --rows and --budgets later. Start it in several processes,
-or on several machines that share the folder, and they divide the work.
+you give none. Each encoder adds to comparison.md, differences.md (paired by seed), nats.md (what pairs share, and
+whether that may be believed), shape.md (is it an inverse U?), comparison.png, nats.png and index.html. The same
+command resumes after a stop, and you can add --seeds, --rows and --budgets later. Start it in several processes, or on
+several machines that share the folder, and they divide the work.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if begun is None:
         return 0
     settings, _ = begun
-    from mi_ml_gen.experiments.comparison_report import comparison_table
+    from mi_ml_gen.experiments.comparison_report import comparison_table, not_asked_for
     from mi_ml_gen.experiments.view_comparison import compare
 
     found = compare(settings)
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(comparison_table(found.cells, settings).to_terminal())
     for name in found.in_work:
         print(f"in work elsewhere: {name}")
+    if others := not_asked_for(settings):
+        print(f"in the folder, but not asked for: {', '.join(others)}")
     n_failed = cells.print_failures(found.failures)
     print(f"folder: {settings.save_folder}")
     return 1 if n_failed else 0

@@ -26,6 +26,7 @@ FLOOR_TFLOPS = 400.0
 SHARES = (0.3, 0.45, 0.6)
 """Shares of the floor that a sheet shows; measured steps at batch 64 reach 0.37 to 0.57."""
 N_GPUS = (1, 8, 64)
+SLOWER = "this run is in {}: it takes longer than these hours, which are those of --precision bf16"
 MEMORY = (
     "hours are those of GPUs that wait for nothing; memory is counted with a CPU's operators, which keep more for the "
     "backward pass than the kernels for GPUs do"
@@ -145,7 +146,8 @@ class RunCost:
             gpus = f"{n_gpus} GPU{'s' if n_gpus > 1 else ''}"
             found.append(f"  {gpus}: {hours} hours; at most {memory:.1f} GiB each ({each})")
         files = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in self.files.items())
-        return [*found, f"files: {files}", MEMORY, *self.notes]
+        slower = [] if self.precision == "bf16" else [SLOWER.format(self.precision)]
+        return [*found, f"files: {files}", *slower, MEMORY, *self.notes]
 
 
 def lines_or_reason(count: Callable[[], RunCost]) -> list[str]:

@@ -12,17 +12,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mi_ml_gen.core import config
-from mi_ml_gen.core.files import atomic_write
+from mi_ml_gen.core.files import atomic_write, read_json
 from mi_ml_gen.core.student import MeanInterval, over_units, paired
 from mi_ml_gen.experiments.comparison_settings import REFERENCES, ComparisonConfig
+from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.report import tables as report
 from mi_ml_gen.report.figures import figure_png, series_colors
 from mi_ml_gen.report.page import Page
+from mi_ml_gen.walkers.budget import miss
 
 READOUTS = {"sgd": "linear", "ridge": "ridge", "knn": "kNN"}
 """Readouts of probes, and their names in tables."""
 LABEL_SHARE = 0.045
 """Height of a label beside the figure, as a share of the axis."""
+FIGURE_CAPTION = (
+    "A small dot for each seed, a large one and a number for their mean, ± for the standard deviation over seeds."
+)
+NATS_CAPTION = (
+    "A small mark for each seed, a large one for their mean. Nats are lower bounds by a critic; > marks one that is "
+    "saturated, * one with another warning, and in both cases pairs may share much more. Levels belong to rows without "
+    "nats."
+)
 INK, SOFT, LINE = "#22262b", "#626973", "#dcdfe3"
 
 
@@ -58,6 +68,50 @@ def mean_nats(cells: Sequence[Cell], row: str) -> float | None:
     return statistics.fmean(found) if found else None
 
 
+class Shared(NamedTuple):
+    """What was found of the pairs of a row, once for all its seeds."""
+
+    nats: Estimate
+    asked_nats: float | None
+    """The budget, for a row that has one."""
+
+
+def shared_of(rows: Sequence[str], settings: ComparisonConfig) -> dict[str, Shared]:
+    """What the folder has for these rows; without those of which it has nothing."""
+    found = {}
+    for row in rows:
+        solved, measured = (settings.save_folder / what / f"{row}.json" for what in ("budgets", "nats"))
+        if solved.exists():
+            content = read_json(solved)
+            found[row] = Shared(Estimate.from_json(content["achieved"]), content["budget_nats"])
+        elif measured.exists():
+            found[row] = Shared(Estimate.from_json(read_json(measured)), None)
+    return found
+
+
+def mark(verdict: Verdict) -> str:
+    """What stands beside nats: > where they are saturated, * for another warning."""
+    return {Verdict.CONSISTENT: "", Verdict.SATURATED: ">"}.get(verdict, "*")
+
+
+def nats_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table | None:
+    """A line for each row with a walker: what its pairs share, and whether that may be believed."""
+    lines: list[list[report.Cell]] = []
+    for row, (nats, asked) in shared_of(rows_of(cells, settings), settings).items():
+        missed = None if asked is None else miss(asked, nats)
+        why = nats.reason if missed is None else f"{missed}; {nats.reason}"
+        lines.append([settings.methods[row].title, asked, nats.nats, nats.low_nats, str(nats.verdict), why])
+    if not lines:
+        return None
+    columns = ["views", "asked for", "nats", "at least (95%)", "verdict", "why"]
+    caption = (
+        "What image and perturbed image share before T_x: lower bounds, by critics made from other pairs; the interval "
+        "is over pairs. docs/information.md has the verdicts. With any but `consistent`, pairs may share much more, so "
+        "rows of equal nats may differ in what they share."
+    )
+    return report.Table(columns, lines, caption, dict.fromkeys(columns[1:4], ".2f"))
+
+
 def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table:
     """A line for each row: what it was trained on, and top-1 by each readout, mean and spread over seeds."""
     lines: list[list[report.Cell]] = []
@@ -80,9 +134,33 @@ def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repor
         + f"Other test images would move a number by up to {of_images:.1f} points (95%). "
         f"ResNet-{settings.depth} of width {settings.width}, SimCLR on {settings.samples:,} samples each; probes on at "
         f"most {settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
-        "before T_x."
+        f"before T_x{_warned(cells, settings)}.{_hours(cells)}"
     )
     return report.Table(columns, lines, caption, dict.fromkeys(columns[3:7], ".2f"))
+
+
+def _warned(cells: Sequence[Cell], settings: ComparisonConfig) -> str:
+    """How many rows have nats with a warning, and which."""
+    found = shared_of(rows_of(cells, settings), settings)
+    parts = []
+    for verdict in dict.fromkeys(one.nats.verdict for one in found.values() if one.nats.verdict.is_warning):
+        rows = [row for row, one in found.items() if one.nats.verdict is verdict]
+        parts.append(f"{verdict}: {_titles(rows, settings)}")
+    return f". Verdicts on them, which nats.md explains: {'; '.join(parts)}" if parts else ""
+
+
+def _titles(rows: Sequence[str], settings: ComparisonConfig) -> str:
+    return ", ".join(f'"{settings.methods[row].title}"' for row in rows)
+
+
+def _hours(cells: Sequence[Cell]) -> str:
+    """What the training of the encoders took, in a sentence; nothing where none was trained."""
+    own = [cell for cell in cells if cell.row not in REFERENCES]
+    seconds = [cell.seconds for cell in own if cell.seconds is not None]
+    if not seconds:
+        return ""
+    left_out = f"; not counted: {len(own) - len(seconds)} stopped on the way" if len(seconds) < len(own) else ""
+    return f" Training took {sum(seconds) / 3600:.2f} hours, summed over {len(seconds)} encoders{left_out}."
 
 
 def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Table | None:
@@ -94,11 +172,15 @@ def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repo
         for readout in READOUTS
     }
     lines: list[list[report.Cell]] = []
+    alone = []
     for row in rows_of(cells, settings):
         line: list[report.Cell] = [settings.methods[row].title]
         for readout in READOUTS:
             found = paired(values[row, readout], values.get((settings.against, readout), {}))
-            if row == settings.against or found is None or found.n < 2:
+            if row == settings.against:
+                break
+            if found is None or found.n < 2:
+                alone.append(row)
                 break
             line += [found.mean, _interval(found), found.p]
         else:
@@ -109,13 +191,15 @@ def differences_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repo
     formats: dict[str, str] = {}
     for name in READOUTS.values():
         columns += [name, f"{name}: interval", f"{name}: p"]
-        formats |= {name: "+.2f", f"{name}: p": ".3f"}
+        formats |= {name: "+.2f", f"{name}: p": ".2g"}
     title = settings.methods[settings.against].title
     caption = (
         f'Difference from "{title}" in points of top-1, paired by seed: mean, 95% interval and two-sided p of '
         "Student's t over the seeds that both rows have. The seeds share walkers and test images, so the intervals are "
         "about other seeds alone. No p is corrected for the number of rows."
     )
+    if alone:
+        caption += f" Left out, for fewer than two seeds in common: {_titles(alone, settings)}."
     return report.Table([*columns, "seeds"], lines, caption, formats)
 
 
@@ -124,7 +208,9 @@ def shape_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Tab
     two seeds.
 
     A parabola is fitted for each seed. The table has its slopes at the least and the most nats, as means over the seeds
-    with their intervals. It is an inverse U where the first is above 0 and the second below (Lind and Mehlum 2010).
+    with their intervals. It is an inverse U where the first is above 0 and the second below (Lind and Mehlum 2010), and
+    where the best budget lies between the ends and is better than both, paired by seed. Without the latter a curve that
+    rises and then stays level would pass for one, since a parabola through it falls at its end (Simonsohn 2018).
     """
     lines: list[list[report.Cell]] = []
     for chunks, rows in budgets_by_chunks(cells, settings).items():
@@ -137,18 +223,25 @@ def shape_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Tab
             x = np.array(list(nats.values()))
             fits = [np.polyfit(x, [top1[row, seed] for row in nats], 2) for seed in seeds]
             left, right = (over_units([2 * fit[0] * at + fit[1] for fit in fits]) for at in (x.min(), x.max()))
-            is_one = left.low > 0 and right.high < 0
-            lines.append([_noise_on(chunks), name, left.mean, _interval(left), right.mean, _interval(right), len(seeds),
-                          "yes" if is_one else "not shown"])  # fmt: skip
+            ends = min(nats, key=nats.__getitem__), max(nats, key=nats.__getitem__)
+            best = max(nats, key=lambda row: statistics.fmean(top1[row, seed] for seed in seeds))
+            gains = [over_units([top1[best, seed] - top1[end, seed] for seed in seeds]) for end in ends]
+            is_one = left.low > 0 and right.high < 0 and all(gain.low > 0 for gain in gains)
+            lines.append([_noise_on(chunks), name, left.mean, _interval(left), right.mean, _interval(right),
+                          nats[best], len(seeds), "yes" if is_one else "not shown"])  # fmt: skip
     if not lines:
         return None
     columns = ["pairs", "readout", "slope at the least nats", "its interval", "slope at the most nats", "its interval ",
-               "seeds", "inverse U"]  # fmt: skip
+               "best at", "seeds", "inverse U"]  # fmt: skip
     caption = (
         "Is accuracy over shared nats an inverse U? Slopes, in points for each nat, of a parabola for each seed; mean "
-        "and 95% interval of Student's t over seeds. It is one where the first is above 0 and the second below."
+        "and 95% interval of Student's t over seeds. It is one where the first is above 0 and the second below, and "
+        "where the best budget is better than those at both ends, paired by seed."
     )
-    return report.Table(columns, lines, caption, {columns[2]: "+.2f", columns[4]: "+.2f"})
+    asked = [row for row, method in settings.methods.items() if method.budget_nats is not None]
+    if missing := [row for row in asked if row not in rows_of(cells, settings)]:
+        caption += f" Left out, since they are not there: {_titles(missing, settings)}."
+    return report.Table(columns, lines, caption, {columns[2]: "+.2f", columns[4]: "+.2f", "best at": ".2f"})
 
 
 def budgets_by_chunks(cells: Sequence[Cell], settings: ComparisonConfig) -> dict[str, list[str]]:
@@ -168,16 +261,26 @@ def _interval(found: MeanInterval) -> str:
     return f"{found.low:+.2f} to {found.high:+.2f}"
 
 
+def not_asked_for(settings: ComparisonConfig) -> list[str]:
+    """Finished cells in the folder that the settings do not name."""
+    found = sorted(path.stem for path in (settings.save_folder / "cells").glob("*.json"))
+    return [name for name in found if name not in settings.cells and not name.endswith(".failed")]
+
+
 def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path) -> None:
     """The tables as Markdown, CSV, JSON and LaTeX, all single results as cells.json, the figures, and the page
     index.html with all of it; nothing where there is no cell."""
     if not cells:
         return
     accuracies, differences = comparison_table(cells, settings), differences_table(cells, settings)
-    shape = shape_table(cells, settings)
-    for name, table in (("comparison", accuracies), ("differences", differences), ("shape", shape)):
+    shape, shared = shape_table(cells, settings), nats_table(cells, settings)
+    tables = {"comparison": accuracies, "differences": differences, "shape": shape, "nats": shared}
+    for name, table in tables.items():
         if table is not None:
             table.write(folder, name)
+            continue
+        for ending in ("md", "csv", "json", "json.sha256", "tex"):  # of rows that were asked for before
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
     everything = [cell._asdict() for cell in cells]
     atomic_write(folder / "cells.json", (json.dumps(everything, indent=2) + "\n").encode())
     figures = {"comparison": figure(cells, settings)}
@@ -191,12 +294,21 @@ def write_report(cells: Sequence[Cell], settings: ComparisonConfig, folder: Path
     missing = [name for name, key in settings.cells.items() if key not in {(cell.row, cell.seed) for cell in cells}]
     if missing:
         page.text(f"Not finished, and not in the tables: {', '.join(missing)}.")
-    page.section("Accuracy").table(accuracies).figure(figures["comparison"], "Top-1 for each kind of views")
+    if others := not_asked_for(settings):
+        page.text(f"In the folder, but not asked for and not in the tables: {', '.join(others)}.")
+    page.section("Accuracy").table(accuracies).figure(
+        figures["comparison"], "Top-1 for each kind of views", FIGURE_CAPTION
+    )
+    page.section("Differences")
     if differences is not None:
-        page.section("Differences").table(differences)
+        page.table(differences)
+    else:
+        page.text(f"None: no other row shares two seeds with `{settings.against}`, which `--against` names.")
     if "nats" in figures:
         page.section("How many nats should a pair share?")
-        page.figure(figures["nats"], "Top-1 against the nats that pairs share")
+        page.figure(figures["nats"], "Top-1 against the nats that pairs share", NATS_CAPTION)
+    if shared is not None:
+        page.table(shared)
     if shape is not None:
         page.table(shape)
     page.section("Settings").code(config.to_yaml(settings, as_flags=True))
@@ -251,6 +363,7 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     rows = rows_of(cells, settings)
     by_chunks = budgets_by_chunks(cells, settings)
     walked = {row: nats for row in rows if (nats := mean_nats(cells, row)) is not None}
+    shared = shared_of(rows, settings)
     single = [row for row in walked if settings.methods[row].budget_nats is None]
     colors = iter(series_colors(len(by_chunks) + len(single)))
 
@@ -262,6 +375,10 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
     def dots(row: str, color: str) -> None:
         own = [(cell.nats, 100 * cell.top1[readout]) for cell in cells if cell.row == row and cell.nats is not None]
         axes.plot(*zip(*own, strict=True), "o", color=color, markersize=4, alpha=0.5, zorder=2)
+        if row in shared and (text := mark(shared[row].nats.verdict)):
+            axes.annotate(
+                text, (walked[row], level(row)), (7, 4), textcoords="offset points", fontsize=9, color=color
+            )  # fmt: skip
 
     for chunks, members in by_chunks.items():
         color = next(colors)
@@ -288,7 +405,8 @@ def nats_figure(cells: Sequence[Cell], settings: ComparisonConfig, readout: str 
             textcoords=("axes fraction", "data"), va="center", fontsize=8, color=SOFT if row in REFERENCES else INK,
             arrowprops=dict(arrowstyle="-", color=SOFT, linewidth=0.6, shrinkA=2, shrinkB=0), annotation_clip=False,
         )  # fmt: skip
-    axes.set_xlabel("nats that image and perturbed image share (lower bound)", fontsize=9, color=SOFT)
+    marked = "\n> saturated, * another warning" if any(mark(one.nats.verdict) for one in shared.values()) else ""
+    axes.set_xlabel(f"nats that image and perturbed image share (lower bound){marked}", fontsize=9, color=SOFT)
     axes.set_ylabel(f"top-1 by {_reading(readout)} (%)", fontsize=9, color=SOFT)
     axes.tick_params(labelsize=9, labelcolor=SOFT, color=SOFT)
     axes.spines[["top", "right"]].set_visible(False)
@@ -320,6 +438,8 @@ __all__ = [
     "differences_table",
     "figure",
     "nats_figure",
+    "nats_table",
+    "not_asked_for",
     "shape_table",
     "write_report",
 ]

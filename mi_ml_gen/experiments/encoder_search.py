@@ -32,6 +32,8 @@ from mi_ml_gen.report import tables as report
 READOUTS = {"sgd": "linear", "knn": "kNN"}
 N_STEPS = 2
 """Steps of a candidate in its turn, when speeds are measured."""
+CHECKED_PX = 32
+"""Side of the images when it is only looked whether they are there."""
 
 
 class Trial(NamedTuple):
@@ -78,12 +80,15 @@ def search(settings: SearchConfig, progress: bool = True) -> Search:
     config.validate(settings)
     settings.check()
     folder = settings.save_folder
+    if not (folder / "config.yaml").exists():  # which would keep a wrong set, and refuse the right one
+        probe_splits(ComparisonConfig(data_path=settings.data_path), CHECKED_PX, settings.seeds[0])
     queue = Cells(folder / "cells")
     with queue.alone("folder"), runs.RunFolder.open(folder, config.to_dict(settings), **config.resuming(SearchConfig)):
         pass  # the settings agree with the folder's
     if settings.time_s:
         with queue.alone("speeds"):
-            write_json(folder / "speeds.json", [one._asdict() for one in measure_speeds(settings)])
+            if not are_timed(settings):
+                write_json(folder / "speeds.json", [one._asdict() for one in measure_speeds(settings)])
 
     def measured(name: str) -> Mapping[str, Any]:
         return _trial(settings, *settings.cells[name], progress)._asdict()
@@ -120,6 +125,19 @@ def _trial(settings: SearchConfig, candidate: str, samples: int, seed: int, prog
 
 
 # --- speeds -------------------------------------------------------------------------------------------------
+
+
+def stored_speeds(settings: SearchConfig) -> list[Speed]:
+    """What the folder has."""
+    path = settings.save_folder / "speeds.json"
+    return [Speed(**one) for one in read_json(path, list)] if path.exists() else []
+
+
+def are_timed(settings: SearchConfig) -> bool:
+    """Whether the folder has the speeds of all candidates on this device. They are not measured again: while another
+    process trains, or this one did before, they would be lower."""
+    device = device_name(runtime.resolve_device(settings.device))
+    return set(settings.candidates) <= {one.candidate for one in stored_speeds(settings) if one.device == device}
 
 
 def measure_speeds(settings: SearchConfig) -> list[Speed]:
@@ -214,8 +232,7 @@ def _write(settings: SearchConfig, queue: Cells) -> tuple[list[Trial], list[Spee
     """The table of all that is in the folder, and the trials as trials.json."""
     results = (queue.result(name) for name in settings.cells)
     trials = [Trial(**result) for result in results if result is not None]
-    path = settings.save_folder / "speeds.json"
-    speeds = [Speed(**one) for one in read_json(path, list)] if path.exists() else []
+    speeds = stored_speeds(settings)
     if trials:
         search_table(trials, speeds, settings).write(settings.save_folder, "search")
         text = json.dumps([trial._asdict() for trial in trials], indent=2) + "\n"

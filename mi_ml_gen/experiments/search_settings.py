@@ -44,7 +44,7 @@ class SearchConfig(Precise, InFolder):
     time_s: float = option(
         0.0, at_least=0, free=True,
         help="also measure, before anything else and for about so many seconds in all, how fast each candidate is on "
-        "this machine; the candidates take turns",
+        "this machine; the candidates take turns. Once all of them are in speeds.json they are not measured again",
     )  # fmt: skip
     cuda_graphs: bool = option(
         False, free=True, help="record what a step launches on the GPU and replay it as CUDA graphs"
@@ -56,6 +56,11 @@ class SearchConfig(Precise, InFolder):
 
     def __post_init__(self) -> None:
         check_distinct(self, "candidates", "samples", "seeds")
+        names: dict[str, str] = {}
+        for candidate in self.candidates:
+            other = names.setdefault(cell_name(candidate), candidate)
+            if other != candidate:
+                raise UsageError(f"--candidates: {other} and {candidate} have the same name of a file; leave one out")
 
     @property
     def cells(self) -> dict[str, tuple[str, int, int]]:

