@@ -23,6 +23,8 @@ from mi_ml_gen.walkers.budget import miss
 
 READOUTS = {"sgd": "linear", "ridge": "ridge", "knn": "kNN"}
 """Readouts of probes, and their names in tables."""
+OUT_OF_REACH = "out_of_reach"
+"""In the file of a budget that cannot be reached: why."""
 LABEL_SHARE = 0.045
 """Height of a label beside the figure, as a share of the axis."""
 FIGURE_CAPTION = (
@@ -77,12 +79,14 @@ class Shared(NamedTuple):
 
 
 def shared_of(rows: Sequence[str], settings: ComparisonConfig) -> dict[str, Shared]:
-    """What the folder has for these rows; without those of which it has nothing."""
+    """What the folder has for these rows; without those of which it has nothing, and budgets that are out of reach."""
     found = {}
     for row in rows:
         solved, measured = (settings.save_folder / what / f"{row}.json" for what in ("budgets", "nats"))
         if solved.exists():
             content = read_json(solved)
+            if OUT_OF_REACH in content:
+                continue
             found[row] = Shared(Estimate.from_json(content["achieved"]), content["budget_nats"])
         elif measured.exists():
             found[row] = Shared(Estimate.from_json(read_json(measured)), None)
@@ -101,6 +105,10 @@ def nats_table(cells: Sequence[Cell], settings: ComparisonConfig) -> report.Tabl
         missed = None if asked is None else miss(asked, nats)
         why = nats.reason if missed is None else f"{missed}; {nats.reason}"
         lines.append([settings.methods[row].title, asked, nats.nats, nats.low_nats, str(nats.verdict), why])
+    for row, method in settings.methods.items():
+        path = settings.save_folder / "budgets" / f"{row}.json"
+        if path.exists() and (why := read_json(path).get(OUT_OF_REACH)):
+            lines.append([method.title, method.budget_nats, None, None, "out of reach", why])
     if not lines:
         return None
     columns = ["views", "asked for", "nats", "at least (95%)", "verdict", "why"]

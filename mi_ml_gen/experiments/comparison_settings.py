@@ -154,7 +154,7 @@ class ComparisonConfig(Compiled, InFolder, FromGenerator):
         for chunks in self.budget_chunks:
             for nats in sorted(self.budgets):
                 what = {"all": "all chunks", "fine": "fine chunks"}.get(chunks, f"chunks {chunks}")
-                title = f"{nats:g} nats shared, {what}"
+                title = f"{nats:g} nat{'s' if nats != 1 else ''} shared, {what}"
                 row = Method(title, "generated", f"random, {what}", self.budget_Tx, nats, chunks)
                 found[budget_row(nats, chunks)] = row
         return found

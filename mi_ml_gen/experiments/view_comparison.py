@@ -32,7 +32,7 @@ from mi_ml_gen.encoders.loading import load_encoder
 from mi_ml_gen.encoders.settings import EncoderConfig
 from mi_ml_gen.encoders.training import train_encoder
 from mi_ml_gen.experiments import table1
-from mi_ml_gen.experiments.comparison_report import READOUTS, Cell, write_report
+from mi_ml_gen.experiments.comparison_report import OUT_OF_REACH, READOUTS, Cell, write_report
 from mi_ml_gen.experiments.comparison_settings import METHODS, ComparisonConfig, Method
 from mi_ml_gen.features.base import FeatureNetwork
 from mi_ml_gen.features.registry import load_network
@@ -243,7 +243,8 @@ class Work:
         """What the pairs of a row share before T_x, in nats; None where they are twice the same image, or a mixture.
 
         It is measured once for all seeds. A budget is solved once for all seeds, and what was found is left in the
-        encoder's run folder, which goes by it; its nats are those that the search found on new pairs.
+        encoder's run folder, which goes by it; its nats are those that the search found on new pairs. A budget that
+        cannot be reached is remembered, too. Raises UsageError for one.
         """
         if own.Tz is None or own.mixture is not None:
             return None
@@ -253,10 +254,15 @@ class Work:
 
         def solve() -> dict[str, Any]:
             device = device_of(self.generator)
-            (solved,) = budget.solved(budget.walker_by(own.Tz, self.generator, noise, 0, device))
+            try:
+                (solved,) = budget.solved(budget.walker_by(own.Tz, self.generator, noise, 0, device))
+            except UsageError as error:
+                return {OUT_OF_REACH: str(error)}
             return solved
 
         found = self.once("budgets", row, solve)
+        if OUT_OF_REACH in found:
+            raise UsageError(found[OUT_OF_REACH])
         if not (path / budget.RECORD).exists():
             write_json(path / budget.RECORD, [found])
         return float(found["achieved"]["nats"])

@@ -254,12 +254,12 @@ def test_nats_that_may_not_be_believed_are_told_everywhere(tmp_path):
         lines["random walkers"]["at least (95%)"] == pytest.approx(7.48)
         and lines["random walkers"]["asked for"] is None
     )
-    assert lines["1 nats shared, all chunks"]["why"].startswith(
+    assert lines["1 nat shared, all chunks"]["why"].startswith(
         "the check on new pairs finds 0.50 nats, less than asked"
     )
     assert lines["2 nats shared, all chunks"]["why"] == "because of 2.0"
     table, page = (tmp_path / "comparison.md").read_text(), (tmp_path / "index.html").read_text()
-    told = 'lower bound, saturated: "random walkers"; not to be trusted: "1 nats shared, all chunks".'
+    told = 'lower bound, saturated: "random walkers"; not to be trusted: "1 nat shared, all chunks".'
     assert told in table and html.escape(told) in page
     assert "less than asked for" in page
     (axes,) = comparison_report.nats_figure(cells, settings).axes
@@ -370,8 +370,15 @@ def test_budgets_pairs_and_a_failure(monkeypatch, capsys, tmp_path, kit, shared)
     assert tried == [0.2, 4.9]
     assert "failed 2 times" in call(monkeypatch, capsys, "compare_views", *argv)[1]
     assert "failed 2 times" in call(monkeypatch, capsys, "compare_views", *argv)[1]
-    assert tried == [0.2, 4.9, 4.9]
     assert "failed 3 times" in call(monkeypatch, capsys, "compare_views", *argv, "--retry")[1]
+    more = [*argv[: argv.index("--seeds")], "--seeds", 0, 1, *argv[argv.index("--budgets") :], "--rows", "pixels"]
+    assert (
+        "failed 1 times: budget4.9_all_seed1: budget 4.9: out of reach"
+        in call(monkeypatch, capsys, "compare_views", *more)[1]
+    )
+    assert tried == [0.2, 4.9]  # once for all seeds and attempts
+    (line,) = [row for row in json.loads((tmp_path / "table" / "nats.json").read_text()) if row["asked for"] == 4.9]
+    assert (line["nats"], line["verdict"], line["why"]) == (None, "out of reach", "budget 4.9: out of reach")
 
 
 def test_a_budget_is_solved_once_for_all_seeds(monkeypatch, capsys, tmp_path, shared):
