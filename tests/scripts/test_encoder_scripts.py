@@ -118,6 +118,14 @@ def test_the_papers_configurations_are_all_there():
     assert len(PUBLISHED) == 18 and any(name.startswith("simclr") for name in names())
 
 
+def test_hours_of_published_configurations_are_those_of_the_cost_sheet():
+    sheet = (Path(__file__).parents[2] / "bench" / "results" / "costs.md").read_text()
+    counted = {cells[1]: cells[4] for line in sheet.splitlines() if len(cells := line.replace(" ", "").split("|")) > 4}
+    for name in PUBLISHED:
+        text = Path(named_configuration(name)).read_text()
+        assert f"# Hours      {counted[name]} on one GPU at 180 TFLOP/s" in text, name
+
+
 @pytest.mark.parametrize("name", names())
 def test_a_bundled_configuration_resolves(name):
     path = Path(named_configuration(name))
