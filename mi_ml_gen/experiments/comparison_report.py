@@ -49,6 +49,8 @@ class Cell(NamedTuple):
     """Of training the encoder, where this call did all of it."""
     nats: float | None = None
     """What the pairs share before T_x; None for rows without a walker and for cells of earlier versions."""
+    samples: int | None = None
+    """What the encoder was trained on; None where nothing was trained and for cells of earlier versions."""
 
 
 def rows_of(cells: Sequence[Cell], settings: ComparisonConfig) -> list[str]:
@@ -140,9 +142,9 @@ def comparison_table(cells: Sequence[Cell], settings: ComparisonConfig) -> repor
         f"Top-1 on {cells[0].n_test:,} real test images; mean and standard deviation over seeds. "
         + ("A row of one seed does not say what another would give. " if alone else "")
         + f"Other test images would move a number by up to {of_images:.1f} points (95%). "
-        f"ResNet-{settings.depth} of width {settings.width}, SimCLR on {settings.samples:,} samples each; probes on at "
-        f"most {settings.probe_images:,} labelled images. Nats: a lower bound of what image and perturbed image share, "
-        f"before T_x{_warned(cells, settings)}.{_hours(cells)}"
+        f"ResNet-{settings.depth} of width {settings.width}, SimCLR on {_samples(cells, settings)} samples "
+        f"each; probes on at most {settings.probe_images:,} labelled images. Nats: a lower bound of what image and "
+        f"perturbed image share, before T_x{_warned(cells, settings)}.{_hours(cells)}"
     )
     return report.Table(columns, lines, caption, dict.fromkeys(columns[3:7], ".2f"))
 
@@ -155,6 +157,14 @@ def _warned(cells: Sequence[Cell], settings: ComparisonConfig) -> str:
         rows = [row for row, one in found.items() if one.nats.verdict is verdict]
         parts.append(f"{verdict}: {_titles(rows, settings)}")
     return f". Verdicts on them, which nats.md explains: {'; '.join(parts)}" if parts else ""
+
+
+def _samples(cells: Sequence[Cell], settings: ComparisonConfig) -> str:
+    """How many samples the encoders saw, in words."""
+    own = sorted({cell.samples for cell in cells if cell.samples is not None})
+    if len(own) > 1:
+        return f"{own[0]:,} to {own[-1]:,}"
+    return f"{own[0] if own else settings.samples:,}"
 
 
 def _titles(rows: Sequence[str], settings: ComparisonConfig) -> str:

@@ -1,8 +1,9 @@
 """Which views make the better encoder? The same small SimCLR on real, generated and perturbed images, then probed.
 
-Every encoder sees the same number of samples, with the T_x that the paper pairs with its T_z (Serez et al., 2025,
-section 6), and is judged on the real test images of a labelled set: by a linear layer, nearest neighbours and ridge
-regression. References: the pixels themselves, a backbone that was never trained, and features learned on ImageNet.
+Every encoder sees the same number of samples (up to whole batches of an epoch), with the T_x that the paper pairs with
+its T_z (Serez et al., 2025, section 6), and is judged on the real test images of a labelled set: by a linear layer,
+nearest neighbours and ridge regression. References: the pixels themselves, a backbone that was never trained, and
+features learned on ImageNet.
 
 A row and a seed are a cell of a queue (`core/cells.py`). `comparison_report` has the tables and figures.
 """
@@ -10,7 +11,6 @@ A row and a seed are a cell of a queue (`core/cells.py`). `comparison_report` ha
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -204,7 +204,7 @@ class Work:
     def cell(self, row: str, seed: int) -> Cell:
         """Train the encoder of a row and seed, and probe it."""
         settings, method = self.settings, self.settings.methods[row]
-        seconds, nats = None, None
+        seconds, nats, samples = None, None, None
         view_px = Augment("none", self.generator.resolution).crop_size
         if row == "pixels":
             grey = bool((self.stored.images == self.stored.images[:, :1]).all())
@@ -225,6 +225,8 @@ class Work:
             nats = self.shared(row, own, path)
             is_new, started = not (path / "checkpoints").exists(), time.monotonic()
             trained = train_encoder(own, generator, source, path=path, progress=self.progress)
+            per_epoch = source.n_images if source is not None else own.samples_per_epoch or 0
+            samples = own.max_epochs * (per_epoch // own.cumulative_bs) * own.cumulative_bs
             seconds = round(time.monotonic() - started, 1) if is_new else None
             backbone = load_encoder(trained.path).backbone
         probe = ProbeConfig(
@@ -237,7 +239,7 @@ class Work:
             progress=self.progress,
         )  # fmt: skip
         top1 = {name: found.top1.value for name, found in result.evaluations.items()}
-        return Cell(row, seed, top1, result.evaluations["sgd"].top1.n, seconds, nats)
+        return Cell(row, seed, top1, result.evaluations["sgd"].top1.n, seconds, nats, samples)
 
     def shared(self, row: str, own: EncoderConfig, path: Path) -> float | None:
         """What the pairs of a row share before T_x, in nats; None where they are twice the same image, or a mixture.
@@ -370,8 +372,7 @@ def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
     """The settings of one encoder; those of all rows differ in what the row is about alone."""
     settings = work.settings
     is_generated = method.images == "generated"
-    n_epochs = epochs(settings, work.pairs if method.images == "pairs" else work.stored)
-    per_epoch = settings.samples // n_epochs
+    n_epochs, per_epoch = course(settings, work.pairs if method.images == "pairs" else work.stored)
     return EncoderConfig(
         encoder="simclr",
         generator=settings.generator if is_generated else None,
@@ -403,16 +404,31 @@ def encoder_settings(work: Work, method: Method, seed: int) -> EncoderConfig:
     )
 
 
-def epochs(settings: ComparisonConfig, stored: ImageSource) -> int:
-    """The least number of epochs in which the real images suffice for all samples."""
-    return math.ceil(settings.samples / stored.n_images)
+def course(settings: ComparisonConfig, stored: ImageSource) -> tuple[int, int]:
+    """Number of epochs, and samples in each: the fewest epochs in which the images suffice for all samples.
+
+    An epoch has whole batches, so that all of its samples are trained on. One epoch more is taken where that comes
+    nearer to the steps asked for, so rows of few images are trained as long as those of many.
+    """
+    size = min(settings.batch_size, stored.n_images)
+    n_steps, most = max(1, settings.samples // size), stored.n_images // size
+
+    def steps_of(n_epochs: int) -> int:
+        return min(most, round(n_steps / n_epochs))
+
+    fewest = max(1, n_steps // most)
+    n_epochs = min(fewest, fewest + 1, key=lambda n: abs(n * steps_of(n) - n_steps))
+    return n_epochs, steps_of(n_epochs) * size
 
 
 def real_images(settings: ComparisonConfig, stored: ImageSource, seed: int) -> ImageSource:
-    """As many of the stored images (or pairs) as an epoch has samples, chosen by the seed."""
-    n = settings.samples // epochs(settings, stored)
+    """As many of the stored images (or pairs) as an epoch has samples, chosen by the seed; all of them where those that
+    are left fill no batch, since each epoch leaves out others."""
+    n = course(settings, stored)[1]
+    if stored.n_images - n < settings.batch_size:
+        return stored
     order = torch.randperm(stored.n_images, generator=runtime.stream(seed, "compared images", 0, 0))
-    return stored if n == stored.n_images else some(stored, order[:n], f"{stored.name}, {n:,} images")
+    return some(stored, order[:n], f"{stored.name}, {n:,} images")
 
 
 def probe_splits(settings: ComparisonConfig, image_size: int, seed: int) -> Splits:

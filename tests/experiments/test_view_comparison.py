@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_rows_pair_T_z_and_T_x_as_the_paper(row):
 
 
 def settings_of(row: str, samples: int = 100, n_stored: int = 60, **changes):
-    settings = ComparisonConfig(samples=samples, rows=list(METHODS), budgets=[2.0], budget_chunks=["0_2"], **changes)
+    given = dict(samples=samples, batch_size=10, rows=list(METHODS), budgets=[2.0], budget_chunks=["0_2"])
+    settings = ComparisonConfig(**given | changes)
     generator = make_small_generator()
     generator.layout = LatentLayout((2, 2, 2, 2))
     work = Work(settings, generator, Chunks(1, 4), False, {"1_2": "a", "2_3": "b", "3_4": "c"}, learned_nats=1.23)
@@ -88,15 +90,30 @@ def test_every_row_is_the_same_work():
     assert described["mixture"]["mixture"] == 0.5 and described["mixture"]["Tx"] == "torchvision"
 
 
-@pytest.mark.parametrize(("samples", "n_epochs", "n_images"), [(30, 1, 30), (60, 1, 60), (61, 2, 30), (180, 3, 60)])
+@pytest.mark.parametrize(
+    ("samples", "n_epochs", "n_images"),
+    [(30, 1, 30), (60, 1, 60), (69, 1, 60), (80, 2, 40), (180, 3, 60), (190, 3, 60), (200, 4, 50)],
+)
 def test_real_images_suffice_for_all_samples(samples, n_epochs, n_images):
-    settings, stored = ComparisonConfig(samples=samples), make_source(60)
-    assert view_comparison.epochs(settings, stored) == n_epochs
+    settings, stored = ComparisonConfig(samples=samples, batch_size=10), make_source(60)
+    assert view_comparison.course(settings, stored) == (n_epochs, n_images)
     chosen = view_comparison.real_images(settings, stored, seed=0)
     assert chosen.n_images == n_images
     if isinstance(chosen, Subset):
         assert len(set(chosen.indices.tolist())) == n_images
         assert not view_comparison.real_images(settings, stored, seed=1).indices.equal(chosen.indices)
+
+
+@pytest.mark.parametrize("n_images", [1523, 4529, 8774, 60_000])
+@pytest.mark.parametrize("samples", [16_384, 48_000, 120_000, 153_600, 700_416])
+@pytest.mark.parametrize("size", [128, 256])
+def test_sets_of_all_sizes_give_the_same_number_of_steps(n_images, samples, size):
+    """Sizes of emoji-pairs, emoji and Fashion-MNIST: whole batches of small epochs cost pairs 16% of their steps."""
+    settings = ComparisonConfig(samples=samples, batch_size=size)
+    n_epochs, n = view_comparison.course(settings, SimpleNamespace(n_images=n_images))
+    assert n <= n_images and n % size == 0
+    assert abs(n_epochs * n / size / (samples // size) - 1) < 0.035
+    assert (n_epochs - 1) * (n_images // size * size) < samples
 
 
 def test_probes_get_some_of_both_and_all_test_images(monkeypatch):
