@@ -15,7 +15,7 @@ from mi_ml_gen.core import config, runs
 from mi_ml_gen.core.errors import UsageError
 from mi_ml_gen.core.student import MeanInterval, over_units, paired
 from mi_ml_gen.experiments.mim_image_settings import GENERATIVE, METHODS, Cell, MimComparisonConfig
-from mi_ml_gen.mim.images.likelihood import FEW_DRAWS
+from mi_ml_gen.mim.images.likelihood import of_few_draws
 from mi_ml_gen.report.figures import bars, curves
 from mi_ml_gen.report.page import Page
 from mi_ml_gen.report.tables import Estimate, Table
@@ -94,24 +94,13 @@ def main_table(cells: Sequence[Measured], settings: MimComparisonConfig) -> Tabl
     n = {one.results["images_seen"] for one in cells}
     seen = f"{min(n):,}" if len(n) == 1 else f"{min(n):,} to {max(n):,}"
     width = int(cells[0].value("embeddings", OWN, "dimensions") or 0)
+    few = of_few_draws(one.results["likelihood"] for one in cells if "likelihood" in one.results)
     caption = (
         f"{settings.dataset_name}, {settings.model_name}: mean ± standard error over seeds; a number without ± is of "
         f"one seed. Each method saw {seen} images. Embeddings: the encoder's mean, {width} numbers; decoder: its "
-        f"states.{of_few_draws(cells)}"
+        f"states. {few}".rstrip()
     )
     return Table(columns, rows, caption, formats)
-
-
-def of_few_draws(cells: Sequence[Measured]) -> str:
-    """How many estimates of log p(x) rest on few draws, as a sentence behind others; empty where there are none."""
-    known = [one.results["likelihood"] for one in cells if "likelihood" in one.results]
-    n_uncertain, n_images = (sum(own[name] for own in known) for name in ("n_uncertain", "n_images"))
-    if not n_images:
-        return ""
-    return (
-        f" {n_uncertain:,} of the {n_images:,} estimates of log p(x) rest on fewer than {FEW_DRAWS:.0f} effective "
-        "draws, and are too low."
-    )
 
 
 def embedding_table(cells: Sequence[Measured]) -> Table:

@@ -12,9 +12,9 @@ pseudo-inputs are encoded once, no graph is kept, and logarithms are added up in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,6 +96,19 @@ class LogLikelihood:
     def n_uncertain(self) -> int:
         """Images whose estimate rests on fewer than FEW_DRAWS effective draws."""
         return int((self.effective_draws < FEW_DRAWS).sum())
+
+
+def of_few_draws(found: Iterable[Mapping[str, Any]]) -> str:
+    """How many estimates rest on few draws, as a sentence; empty where there are none. found: of each model, what
+    `evaluation.likelihood_values` gives."""
+    counts = [(own["n_uncertain"], own["n_images"]) for own in found]
+    n_uncertain, n_images = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    if not n_images:
+        return ""
+    return (
+        f"{n_uncertain:,} of the {n_images:,} estimates of log p(x) rest on fewer than {FEW_DRAWS:.0f} effective "
+        "draws, and are too low."
+    )
 
 
 def _over_images(values: Tensor) -> Estimate:
@@ -233,4 +246,4 @@ def _floats_of_a_row(model: Measurable, images: Tensor) -> int:
     return height * width * max(2 * widest, 3 * channels)
 
 
-__all__ = ["LogLikelihood", "Measurable", "log_likelihood", "top_density"]
+__all__ = ["LogLikelihood", "Measurable", "log_likelihood", "of_few_draws", "top_density"]

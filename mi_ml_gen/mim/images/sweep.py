@@ -233,7 +233,7 @@ def sweep_table(found: Sequence[Measured]) -> report.Table:
         ])  # fmt: skip
     caption = (
         "Test images. ±: standard error, over seeds where there are several, otherwise over test images. "
-        f"{_of_few_draws(found)}"
+        f"{likelihood.of_few_draws(one.results['likelihood'] for one in found)}"
     )
     formats = dict.fromkeys(columns[5:8], ".1f") | dict.fromkeys(columns[8:10], ".2f")
     return report.Table(columns, lines, caption, formats | {columns[10]: ".1f", columns[11]: ".3f"})
@@ -281,16 +281,6 @@ def differences_table(found: Sequence[Measured]) -> report.Table | None:
     )
     formats = {name: f"+{form}" for name, (_, form) in quantities.items()}
     return report.Table([*columns, "seeds"], lines, caption, formats)
-
-
-def _of_few_draws(found: Sequence[Measured]) -> str:
-    """How many estimates of log p(x) rest on few draws, in a sentence."""
-    known = [one.results["likelihood"] for one in found]
-    n_uncertain, n_images = (sum(own[name] for own in known) for name in ("n_uncertain", "n_images"))
-    return (
-        f"{n_uncertain:,} of the {n_images:,} estimates of log p(x) rest on fewer than {likelihood.FEW_DRAWS:.0f} "
-        "effective draws, and are too low."
-    )
 
 
 def _percent(found: dict[str, float] | None) -> float | None:
