@@ -81,14 +81,12 @@ class Shared(NamedTuple):
 
 
 def shared_of(rows: Sequence[str], settings: ComparisonConfig) -> dict[str, Shared]:
-    """What the folder has for these rows; without those of which it has nothing, and budgets that are out of reach."""
+    """What the folder has for these rows, which have cells; without those of which it has nothing."""
     found = {}
     for row in rows:
         solved, measured = (settings.save_folder / what / f"{row}.json" for what in ("budgets", "nats"))
         if solved.exists():
             content = read_json(solved)
-            if OUT_OF_REACH in content:
-                continue
             found[row] = Shared(Estimate.from_json(content["achieved"]), content["budget_nats"])
         elif measured.exists():
             found[row] = Shared(Estimate.from_json(read_json(measured)), None)

@@ -89,7 +89,7 @@ def main_table(cells: Sequence[Measured], settings: MimComparisonConfig) -> Tabl
         "training (s)",
     ]  # fmt: skip
     formats = {name: ".2f" for name in columns[2:6]} | {
-        "bits/dim": ".4f", "log p(x) (nats)": ".2f", "training (s)": ".0f",
+        "bits/dim": ".4f", "log p(x) (nats)": ".2f", "training (s)": ".1f",
     }  # fmt: skip
     n = {one.results["images_seen"] for one in cells}
     seen = f"{min(n):,}" if len(n) == 1 else f"{min(n):,} to {max(n):,}"
